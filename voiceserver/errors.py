@@ -1,0 +1,57 @@
+"""Every error that can reach a caller: whose fault it is, its code on the wire, and whether to try again.
+
+The text of an internal exception never leaves the server; only ``WireError`` texts do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Fault(Enum):
+    CLIENT = "client"
+    SERVER = "server"
+    LOAD = "load"
+
+
+class VoiceServerError(Exception):
+    """Base of what voiceserver raises on purpose."""
+
+
+class ConfigError(VoiceServerError):
+    """A setting is wrong. ``key`` is its dotted path, ``source`` where it came from."""
+
+    def __init__(self, key: str, message: str, source: str = "") -> None:
+        where = f" (from {source})" if source else ""
+        super().__init__(f"{key}: {message}{where}")
+        self.key = key
+        self.message = message
+        self.source = source
+
+
+class IllegalTransition(VoiceServerError):
+    """A state machine was given input that its table does not allow. Nothing was changed."""
+
+
+class ProtocolError(VoiceServerError):
+    """A client broke the wire protocol. ``param`` names the field. ``close_code`` is set when the connection cannot go on."""
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, event_id: str | None = None, close_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.event_id = event_id
+        self.close_code = close_code
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer, not a fault: no place now. ``retry_after_ms`` is an honest estimate, before jitter."""
+
+    reason: str
+    retry_after_ms: float
+    stage: str | None = None

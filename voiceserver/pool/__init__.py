@@ -1,0 +1,89 @@
+"""Where a stage's work is done: the Pool and Stream protocols.
+
+A stage that computes is a pool of processes (``local``); a stage that waits for a network is a pool of tasks on the
+loop (``http``); tests run a worker in the same thread (``inline``). All three pass ``tests/conformance/pool``.
+Rule R6: nothing here waits for a worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from voiceserver.errors import Refusal
+from workers.ipc.messages import Record, RequestKind, StreamParams
+
+LossReason = Literal["worker_lost", "worker_hung", "worker_memory", "quarantined"]
+
+
+class StreamOwner(Protocol):
+    """Whoever opened a stream. All calls come from the loop's thread, never from inside ``try_open`` or ``send``."""
+
+    def on_result(self, stage: str, record: Record) -> None:
+        """One result, in order. Do the bookkeeping only; ``on_tick`` follows in the same loop turn."""
+
+    def on_stream_lost(self, stage: str, reason: LossReason) -> None:
+        """The stream is gone (its worker died, or it was quarantined). Its object must not be used again."""
+
+    def on_room(self, stage: str) -> None:
+        """A place or ring space may be free again, after ``try_open`` or ``send`` said no."""
+
+    def on_tick(self) -> None:
+        """Called once per owner after a burst of the calls above: the moment to pump."""
+
+
+class Stream(Protocol):
+    """A session's sticky lane through one worker."""
+
+    def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
+        """Put one request on the way. False is full: nothing was taken, ``on_room`` will be called. Never blocks, never
+        drops. Raises ValueError for a payload that could never fit."""
+
+    def close(self) -> None:
+        """End the stream (CLOSE). Idempotent; no callback follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    index: int
+    pid: int
+    state: Literal["starting", "ready", "hung", "dead", "backoff"]
+    generation: int
+    streams: int
+    queued: int  # requests on the ring that the worker has not taken
+    queue_age_ms: float  # age of the oldest of them (an estimate for a lane that is moving)
+    batches: int
+    items: int
+    service_ms: float  # moving average of one engine step
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    stage: str
+    engine: str
+    workers: tuple[WorkerStats, ...]
+    streams: int
+    free: int | None  # places for more streams; None: no limit
+    lag_ms: float  # the worst queue age of its live workers
+    restarts: int
+    mean_batch: float
+
+
+class Pool(Protocol):
+    stage: str
+
+    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
+        """A new stream on the least loaded live worker, or a Refusal (all places taken, no live worker). ``key`` names
+        the session, so that input which kills workers can be traced and quarantined."""
+
+    def is_ready(self) -> bool:
+        """At least one worker has loaded its engine and answers."""
+
+    def stats(self) -> PoolStats: ...
+
+    async def start(self) -> None:
+        """Start the workers and return at once; ``is_ready`` tells when they can be used. Raises ConfigError for an engine
+        that cannot be found or loaded at all."""
+
+    async def stop(self) -> None:
+        """End every worker and free every segment. Idempotent."""

@@ -1,0 +1,1 @@
+"""The chefs: worker processes that batch across sessions. Imports nothing of voiceserver or clients (R1)."""

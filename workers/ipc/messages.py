@@ -1,0 +1,109 @@
+"""What crosses the ring: record kinds and the meaning of every field.
+
+A record is ``(kind, stream, turn, seq, payload)``. Records of one stream keep their order in each
+direction. ``seq`` is a *position*, not a counter of records:
+
+========  ===============================================  ==========================================
+stage     seq of a request                                 seq of a result
+========  ===============================================  ==========================================
+vad, stt  samples of the session's input clock, at the     how far the worker has consumed
+          end of this payload
+reply     number of the request (1, 2, ...)                the request answered
+tts       number of the sentence (1, 2, ...)               the sentence this audio belongs to
+========  ===============================================  ==========================================
+
+Payloads by kind (all text is UTF-8, all audio is PCM16 little-endian mono):
+
+Requests
+    OPEN     JSON of StreamParams
+    DATA     vad, stt: audio at ``StreamParams.rate_hz``; reply: JSON request; tts: text of a sentence
+    FLUSH    stt: the utterance of ``turn`` ends here, give FINAL
+    CANCEL   forget everything of ``turn`` and older; no result of those turns follows
+    CLOSE    the stream ends; its id is never used again
+
+Results
+    OPENED   JSON, what the engine tells about the stream (``{"engine": "silero"}``)
+    CONSUMED input up to ``seq`` was taken and had nothing else to say
+    SPEECH   vad: float64 start_ms of the first window on the input clock, float64 window_ms, then float32
+             speech probabilities, one per window (see ``pack_speech`` / ``unpack_speech``)
+    TEXT     stt: the whole stable hypothesis so far; reply: the next sentence (a delta, spaces kept)
+    FINAL    stt: the transcript of ``turn`` (may be empty)
+    TOOL     reply: JSON of a tool call delta ``{"index", "call_id", "name", "arguments"}``
+    AUDIO    tts: audio at ``StreamParams.rate_hz``
+    DONE     reply: JSON ``{"finish_reason", "usage"}``; tts: sentence ``seq`` is complete (JSON, may be empty)
+    FAILED   JSON ``{"code", "message"}``: this turn failed in the engine, the stream lives on
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class RequestKind(IntEnum):
+    OPEN = 1
+    DATA = 2
+    FLUSH = 3
+    CANCEL = 4
+    CLOSE = 5
+
+
+class ResultKind(IntEnum):
+    OPENED = 65
+    CONSUMED = 66
+    SPEECH = 67
+    TEXT = 68
+    FINAL = 69
+    TOOL = 70
+    AUDIO = 71
+    DONE = 72
+    FAILED = 73
+
+
+class Record(NamedTuple):
+    """One message of a ring. ``payload`` is a copy that the receiver owns."""
+
+    kind: int
+    stream: int
+    turn: int
+    seq: int
+    payload: bytes
+    sent_ns: int = 0  # time.monotonic_ns() at the push; the age of a queued request
+
+
+@dataclass(frozen=True, slots=True)
+class StreamParams:
+    """How a stream is opened.
+
+    ``rate_hz``: rate of the audio on the ring (input of vad and stt, output of tts); the worker resamples to and
+    from the engine's own rate. ``start_seq``: the first sample's position on the session's input clock.
+    ``options``: engine options of this session (voice, language, ...), validated by the engine.
+    """
+
+    rate_hz: int = 16000
+    start_seq: int = 0
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> StreamParams:
+        return cls(**json.loads(payload))
+
+
+_SPEECH_HEAD = struct.Struct("<dd")
+
+
+def pack_speech(start_ms: float, window_ms: float, probabilities: Sequence[float]) -> bytes:
+    return _SPEECH_HEAD.pack(start_ms, window_ms) + struct.pack(f"<{len(probabilities)}f", *probabilities)
+
+
+def unpack_speech(payload: bytes) -> tuple[float, float, Sequence[float]]:
+    """``(start_ms, window_ms, probabilities)``."""
+    start_ms, window_ms = _SPEECH_HEAD.unpack_from(payload)
+    return start_ms, window_ms, memoryview(payload)[_SPEECH_HEAD.size :].cast("f")

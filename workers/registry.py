@@ -1,0 +1,186 @@
+"""Engines by name: where an engine lives, what it needs, and a clear answer when it is not there.
+
+The server imports this module, so it is stdlib only and finds out whether a package is installed without importing
+it. Only :func:`load` imports an engine, and only workers call it.
+
+A name is one of
+
+- a built-in: ``silero``, ``pocketsphinx``, ``espeak``, ``concierge``, ``chat``
+- an entry point of group ``voiceserver.engines``, from somebody's package
+- ``module:attr``, anything importable
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from workers.engine import EngineFactory, Stage
+
+ENTRY_POINT_GROUP = "voiceserver.engines"
+
+# Which extra of voiceserver brings which package.
+_EXTRA_OF = {
+    "numpy": "workers",
+    "soxr": "workers",
+    "torch": "workers",
+    "silero_vad": "silero",
+    "pocketsphinx": "pocketsphinx",
+    "espeakng_loader": "espeak",
+    "httpx": "chat",
+}
+_WORKER_PACKAGES = ("numpy", "soxr")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class EngineLookupError(Exception):
+    """An engine cannot be had under this name. The message is meant for whoever wrote the configuration."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class EngineNotFound(EngineLookupError):
+    """Nobody knows the name. ``nearest`` is the known name most like it, if one is."""
+
+    def __init__(self, name: str, message: str, nearest: str | None = None) -> None:
+        super().__init__(name, message)
+        self.nearest = nearest
+
+
+class EngineMissing(EngineLookupError):
+    """The engine is known, but packages it needs are not installed. ``install`` is the command that helps."""
+
+    def __init__(self, name: str, packages: tuple[str, ...], install: str) -> None:
+        noun = "package" if len(packages) == 1 else "packages"
+        super().__init__(name, f"engine {name!r} needs the {noun} {', '.join(packages)}: {install}")
+        self.packages = packages
+        self.install = install
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """name as configured; target ``module:attr`` of the factory (empty if remote); stages it can serve (empty: only the
+    engine knows); extra of voiceserver that provides it (empty: none); packages it imports; is_remote: it waits for a
+    network, so it runs in the server's http pool and not in a worker."""
+
+    name: str
+    target: str
+    stages: tuple[Stage, ...] = ()
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+    is_remote: bool = False
+
+
+_BUILT_IN = {
+    spec.name: spec
+    for spec in (
+        EngineSpec(
+            "silero",
+            "workers.engines.silero:Silero",
+            ("vad",),
+            "silero",
+            (*_WORKER_PACKAGES, "torch", "silero_vad"),
+        ),
+        EngineSpec(
+            "pocketsphinx",
+            "workers.engines.pocketsphinx:PocketSphinx",
+            ("stt",),
+            "pocketsphinx",
+            (*_WORKER_PACKAGES, "pocketsphinx"),
+        ),
+        EngineSpec(
+            "espeak", "workers.engines.espeak:Espeak", ("tts",), "espeak", (*_WORKER_PACKAGES, "espeakng_loader")
+        ),
+        EngineSpec("concierge", "workers.engines.concierge:Concierge", ("reply",), "workers", _WORKER_PACKAGES),
+        EngineSpec("chat", "", ("reply",), "chat", ("httpx",), is_remote=True),
+    )
+}
+
+
+def known_names() -> list[str]:
+    """Built-in and entry point names, sorted."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def resolve(name: str) -> EngineSpec:
+    """What is known about ``name`` without importing it. Raises EngineNotFound."""
+    built_in = _BUILT_IN.get(name)
+    if built_in is not None:
+        return built_in
+    if _TARGET.fullmatch(name):
+        return EngineSpec(name, name)
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _spec_of(point)
+    known = known_names()
+    nearest = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
+    raise EngineNotFound(
+        name,
+        f"no engine is called {name!r}.{hint} Known: {', '.join(known)}; or give 'module:attr'.",
+        nearest,
+    )
+
+
+def check(name: str, stage: Stage | None = None) -> EngineSpec:
+    """Resolve ``name`` and verify, importing nothing, that it can be loaded and serves ``stage``.
+
+    Raises EngineNotFound (unknown name, module that does not exist, wrong stage) or EngineMissing.
+    """
+    spec = resolve(name)
+    missing = tuple(package for package in spec.packages if importlib.util.find_spec(package) is None)
+    if missing:
+        raise EngineMissing(name, missing, _install_command(missing))
+    if spec.target and name not in _BUILT_IN:
+        module = spec.target.partition(":")[0]
+        if not _module_exists(module):
+            raise EngineNotFound(name, f"engine {name!r}: there is no module {module!r} on the import path")
+    if stage is not None and spec.stages and stage not in spec.stages:
+        fitting = ", ".join(other.name for other in _BUILT_IN.values() if stage in other.stages)
+        serves = ", ".join(spec.stages)
+        raise EngineNotFound(name, f"engine {name!r} serves {serves}, not {stage}; for {stage} there is {fitting}")
+    return spec
+
+
+def load(name: str) -> EngineFactory:
+    """Import the factory of ``name``. Raises EngineNotFound, EngineMissing, or what the engine's module raises."""
+    spec = check(name)
+    if spec.is_remote:
+        raise EngineNotFound(name, f"engine {name!r} runs in the server, not in a worker")
+    module_name, _, attribute = spec.target.partition(":")
+    module = importlib.import_module(module_name)
+    try:
+        return cast("EngineFactory", reduce(getattr, attribute.split("."), module))
+    except AttributeError:
+        raise EngineNotFound(name, f"engine {name!r}: module {module_name!r} has no {attribute!r}") from None
+
+
+def _spec_of(point: EntryPoint) -> EngineSpec:
+    return EngineSpec(point.name, f"{point.module}:{point.attr}", packages=_WORKER_PACKAGES)
+
+
+def _install_command(packages: Iterable[str]) -> str:
+    extras = dict.fromkeys(_EXTRA_OF[package] for package in packages)
+    return f"pip install 'voiceserver[{','.join(extras)}]'"
+
+
+def _module_exists(dotted: str) -> bool:
+    # find_spec on a dotted name would import the parents, which may be heavy: walk the paths instead.
+    head, *rest = dotted.split(".")
+    spec = importlib.util.find_spec(head)
+    for index in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        name = ".".join((head, *rest[: index + 1]))
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return spec is not None

@@ -1,7 +1,7 @@
 """Engines by name: where an engine lives, what it needs, and a clear answer when it is not there.
 
-The server imports this module, so it is stdlib only and finds out whether a package is installed without importing
-it. Only :func:`load` imports an engine, and only workers call it.
+The server imports this module, so it is stdlib only and finds out whether a package is installed without
+importing it. Only :func:`load` imports an engine, and only workers call it.
 
 A name is one of
 
@@ -70,9 +70,12 @@ class EngineMissing(EngineLookupError):
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """name as configured; target ``module:attr`` of the factory (empty if remote); stages it can serve (empty: only the
-    engine knows); extra of voiceserver that provides it (empty: none); packages it imports; is_remote: it waits for a
-    network, so it runs in the server's http pool and not in a worker."""
+    """What is known about an engine without importing it.
+
+    name: as configured. target: ``module:attr`` of the factory (empty if remote). stages: those it can serve
+    (empty: only the engine knows). extra: the extra of voiceserver that provides it (empty: none). packages:
+    what it imports. is_remote: it waits for a network, so it runs in the server's http pool, not in a worker.
+    """
 
     name: str
     target: str
@@ -85,24 +88,16 @@ class EngineSpec:
 _BUILT_IN = {
     spec.name: spec
     for spec in (
-        EngineSpec(
-            "silero",
-            "workers.engines.silero:Silero",
-            ("vad",),
-            "silero",
-            (*_WORKER_PACKAGES, "torch", "silero_vad"),
-        ),
+        EngineSpec("silero", "workers.engines.silero:Silero", ("vad",), "silero", ("torch", "silero_vad")),
         EngineSpec(
             "pocketsphinx",
             "workers.engines.pocketsphinx:PocketSphinx",
             ("stt",),
             "pocketsphinx",
-            (*_WORKER_PACKAGES, "pocketsphinx"),
+            ("pocketsphinx",),
         ),
-        EngineSpec(
-            "espeak", "workers.engines.espeak:Espeak", ("tts",), "espeak", (*_WORKER_PACKAGES, "espeakng_loader")
-        ),
-        EngineSpec("concierge", "workers.engines.concierge:Concierge", ("reply",), "workers", _WORKER_PACKAGES),
+        EngineSpec("espeak", "workers.engines.espeak:Espeak", ("tts",), "espeak", ("espeakng_loader",)),
+        EngineSpec("concierge", "workers.engines.concierge:Concierge", ("reply",), "workers"),
         EngineSpec("chat", "", ("reply",), "chat", ("httpx",), is_remote=True),
     )
 }
@@ -138,7 +133,8 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
     Raises EngineNotFound (unknown name, module that does not exist, wrong stage) or EngineMissing.
     """
     spec = resolve(name)
-    missing = tuple(package for package in spec.packages if importlib.util.find_spec(package) is None)
+    packages = spec.packages if spec.is_remote else (*_WORKER_PACKAGES, *spec.packages)
+    missing = tuple(package for package in packages if importlib.util.find_spec(package) is None)
     if missing:
         raise EngineMissing(name, missing, _install_command(missing))
     if spec.target and name not in _BUILT_IN:
@@ -148,12 +144,14 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
     if stage is not None and spec.stages and stage not in spec.stages:
         fitting = ", ".join(other.name for other in _BUILT_IN.values() if stage in other.stages)
         serves = ", ".join(spec.stages)
-        raise EngineNotFound(name, f"engine {name!r} serves {serves}, not {stage}; for {stage} there is {fitting}")
+        raise EngineNotFound(
+            name, f"engine {name!r} serves {serves}, not {stage}; for {stage} there is {fitting}"
+        )
     return spec
 
 
 def load(name: str) -> EngineFactory:
-    """Import the factory of ``name``. Raises EngineNotFound, EngineMissing, or what the engine's module raises."""
+    """Import the factory of ``name``. Raises EngineNotFound, EngineMissing, or what its module raises."""
     spec = check(name)
     if spec.is_remote:
         raise EngineNotFound(name, f"engine {name!r} runs in the server, not in a worker")
@@ -166,7 +164,7 @@ def load(name: str) -> EngineFactory:
 
 
 def _spec_of(point: EntryPoint) -> EngineSpec:
-    return EngineSpec(point.name, f"{point.module}:{point.attr}", packages=_WORKER_PACKAGES)
+    return EngineSpec(point.name, f"{point.module}:{point.attr}")
 
 
 def _install_command(packages: Iterable[str]) -> str:

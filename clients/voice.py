@@ -1,0 +1,435 @@
+"""An async client of the native wire: audio in, typed events out.
+
+::
+
+    async with VoiceClient.connect("ws://127.0.0.1:8765/v1/stream", rate_hz=16_000) as client:
+        await client.send_audio(pcm)
+        async for event in client.events():
+            match event:
+                case ReplyAudio(pcm=pcm): speaker.play(pcm)
+                case ReplyDone(): break
+
+The rule it keeps: it never sends more than the server asked for. While a ``server.busy`` stands, ``send_audio`` waits once its
+``credit_ms`` is used up. With a :class:`Reconnect` policy a lost connection is picked up by the session's resume token, and
+audio continues from the position that the server has received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websocket_connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from clients.sending import BYTES_PER_SAMPLE, AudioLog, Credit
+from voiceserver.errors import VoiceServerError
+from voiceserver.events import (
+    ClientEvent,
+    ErrorEvent,
+    InputCommit,
+    ReplyAudio,
+    ReplyCancel,
+    ReplyStarted,
+    ServerBusy,
+    ServerEvent,
+    ServerReady,
+    SessionClose,
+    SessionReady,
+)
+
+MAX_MESSAGE_MS: Final = 100  # a longer send is split, so that credit is honoured in small steps
+MAX_WAITING_EVENTS: Final = 1024  # then the client stops reading, and the server knows
+NORMAL_CLOSE: Final = 1000
+TRY_AGAIN_CLOSE: Final = 1013
+OVERLOAD_STATUSES: Final = (429, 503)
+
+_decode_event = msgspec.json.Decoder(ServerEvent).decode
+_decode_any = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode_event = msgspec.json.Encoder().encode
+
+
+class Refused(VoiceServerError):
+    """The server has no place now. ``retry_after_ms`` is its own estimate."""
+
+    def __init__(self, reason: str, retry_after_ms: float) -> None:
+        super().__init__(f"refused: {reason}; try again in {retry_after_ms / 1000:.1f} s")
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+
+
+class ConnectFailed(VoiceServerError):
+    """There is no voiceserver there, or it will not speak to us. ``status`` is the HTTP status, 0 if there was none."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConnectionLost(VoiceServerError):
+    """The connection ended before its time. ``code`` is the WebSocket close code (1006: no close frame came)."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"connection lost (close code {code}{': ' + reason if reason else ''})")
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """How a lost connection is picked up. ``keep_ms`` of sent audio are kept to be sent again."""
+
+    attempts: int = 8
+    first_ms: float = 200.0
+    longest_ms: float = 10_000.0
+    keep_ms: float = 30_000.0
+
+    def delay_ms(self, attempt: int, retry_after_ms: float = 0.0, *, draw: float | None = None) -> float:
+        """Full jitter over an exponential window, never sooner than the server asked. ``draw`` in [0, 1) replaces chance."""
+        chance = random.random() if draw is None else draw
+        window_ms = min(self.longest_ms, self.first_ms * 2**attempt)
+        return retry_after_ms + chance * window_ms
+
+
+class VoiceClient:
+    """One session. Made by :meth:`connect`; use as an async context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        rate_hz: int,
+        *,
+        reconnect: Reconnect | None = None,
+        headers: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        open_timeout_s: float = 10.0,
+    ) -> None:
+        self.url = url
+        self.rate_hz = rate_hz
+        self.ready: SessionReady | None = None
+        self.reconnects = 0
+        self.lost_ms = 0.0  # audio that the server lacks after resumes and that was no longer kept here
+        self._policy = reconnect
+        self._headers = headers or {}
+        self._tls = tls
+        self._open_timeout_s = open_timeout_s
+        self._log = AudioLog(rate_hz, reconnect.keep_ms if reconnect else 0.0)
+        self._credit = Credit()
+        self._may_send = asyncio.Condition()
+        self._sending = asyncio.Lock()
+        self._socket: ClientConnection | None = None
+        self._events: asyncio.Queue[ServerEvent | VoiceServerError | None] = asyncio.Queue(MAX_WAITING_EVENTS)
+        self._ready = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._ending: VoiceServerError | None = None
+        self._has_ended = False
+        self._is_closing = False
+        self._reply_turn = 0
+        self._last_error: ErrorEvent | None = None
+        self._retry_after_ms = 0.0
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        *,
+        rate_hz: int = 16_000,
+        reconnect: Reconnect | None = None,
+        headers: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        open_timeout_s: float = 10.0,
+    ) -> Self:
+        """A client for ``async with``. Entering raises Refused (503, with its retry time) or ConnectFailed."""
+        return cls(url, rate_hz, reconnect=reconnect, headers=headers, tls=tls, open_timeout_s=open_timeout_s)
+
+    async def __aenter__(self) -> Self:
+        self._socket = await self._open(resume_token="")
+        self._reader = asyncio.create_task(self._read_until_end(), name="voice-client")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_closing = True
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._socket is not None:
+            await self._socket.close()
+
+    # ------------------------------------------------------------------------------------------------ to the server
+
+    async def send_audio(self, pcm: bytes) -> None:
+        """PCM16 little-endian mono at ``rate_hz``. Waits while the server's credit is used up, or while reconnecting.
+
+        Raises ConnectionLost once the session has ended, ValueError for half a sample.
+        """
+        step = self.rate_hz * MAX_MESSAGE_MS // 1000 * BYTES_PER_SAMPLE
+        for start in range(0, len(pcm), step):
+            self._log.append(pcm[start : start + step])
+        async with self._sending:
+            while (chunk := self._log.peek()) is not None:
+                await self._send_chunk(chunk)
+
+    async def send(self, event: ClientEvent) -> None:
+        """Raises ConnectionLost once the session has ended."""
+        message = _encode_event(event).decode()
+        if isinstance(event, SessionClose):
+            self._is_closing = True
+        while True:
+            socket = await self._connected()
+            try:
+                return await socket.send(message)
+            except ConnectionClosed:
+                await self._wait_for_other(socket)
+
+    async def commit(self) -> None:
+        """End the utterance by hand."""
+        await self.send(InputCommit())
+
+    async def cancel_reply(self) -> None:
+        await self.send(ReplyCancel())
+
+    async def finish(self) -> None:
+        """Ask the server to finish the turn in progress and close; ``events`` then ends by itself."""
+        await self.send(SessionClose())
+
+    # ---------------------------------------------------------------------------------------------- from the server
+
+    async def wait_ready(self) -> SessionReady:
+        """The session's own data. Raises what ended the session if that came first."""
+        await self._ready.wait()
+        if self.ready is None:
+            raise self._ending or ConnectionLost(NORMAL_CLOSE, "closed before it was ready")
+        return self.ready
+
+    async def events(self) -> AsyncIterator[ServerEvent]:
+        """Everything the server says, audio as ReplyAudio. Ends with the session; raises ConnectionLost or Refused."""
+        while not (self._has_ended and self._events.empty()):
+            event = await self._events.get()
+            if event is None:
+                return
+            if isinstance(event, VoiceServerError):
+                raise event
+            yield event
+        if self._ending is not None:
+            raise self._ending
+
+    @property
+    def credit_ms(self) -> float:
+        """Audio that may leave now."""
+        return self._credit.left_ms(self._now_ms())
+
+    @property
+    def sent_ms(self) -> float:
+        """Audio of this session that has left."""
+        return self._log.sent_ms
+
+    # ------------------------------------------------------------------------------------------------------ inside
+
+    async def _send_chunk(self, chunk: bytes) -> None:
+        duration_ms = len(chunk) / BYTES_PER_SAMPLE * 1000 / self.rate_hz
+        async with self._may_send:
+            while not self._has_ended and (wait_ms := self._wait_ms(duration_ms)) > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        self._may_send.wait(), None if wait_ms == math.inf else wait_ms / 1000
+                    )
+        if self._has_ended or (socket := self._socket) is None:
+            raise self._ending or ConnectionLost(NORMAL_CLOSE, "the session is closed")
+        if self._log.peek() is not chunk:
+            return  # a resume moved the cursor while this waited
+        self._credit.take(duration_ms, self._now_ms())
+        self._log.advance()
+        try:
+            await socket.send(chunk)
+        except ConnectionClosed:
+            await self._wait_for_other(socket)
+
+    def _wait_ms(self, duration_ms: float) -> float:
+        return math.inf if self._socket is None else self._credit.wait_ms(duration_ms, self._now_ms())
+
+    @staticmethod
+    def _now_ms() -> float:
+        return asyncio.get_running_loop().time() * 1000
+
+    async def _connected(self) -> ClientConnection:
+        async with self._may_send:
+            await self._may_send.wait_for(lambda: self._has_ended or self._socket is not None)
+        if self._has_ended or self._socket is None:
+            raise self._ending or ConnectionLost(NORMAL_CLOSE, "the session is closed")
+        return self._socket
+
+    async def _wait_for_other(self, socket: ClientConnection) -> None:
+        async with self._may_send:
+            await self._may_send.wait_for(lambda: self._has_ended or self._socket not in (socket, None))
+
+    async def _open(self, resume_token: str) -> ClientConnection:
+        try:
+            return await websocket_connect(
+                stream_url(self.url, self.rate_hz, resume_token),
+                additional_headers=self._headers,
+                ssl=self._tls,
+                compression=None,  # audio does not compress, and a deflate window costs the server 32 KB
+                max_size=None,
+                open_timeout=self._open_timeout_s,
+                proxy=None,
+            )
+        except InvalidStatus as error:
+            raise _error_of(error) from None
+        except InvalidURI as error:
+            raise ConnectFailed(f"{self.url} is not a ws:// or wss:// address") from error
+        except (OSError, InvalidHandshake, TimeoutError, EOFError) as error:
+            raise ConnectFailed(f"no answer from {self.url}: {error or type(error).__name__}") from error
+
+    async def _read_until_end(self) -> None:
+        ending: VoiceServerError | None = None
+        try:
+            while (socket := self._socket) is not None:
+                try:
+                    async for message in socket:
+                        await self._receive(message)
+                except ConnectionClosed:
+                    pass  # the close code is read below
+                ending = self._ending_of(socket)
+                if ending is None or self._policy is None or self._is_closing:
+                    break
+                ending = await self._reconnect(self._policy, ending)
+                if ending is not None:
+                    break
+        finally:
+            await self._end(ending)
+
+    async def _end(self, ending: VoiceServerError | None) -> None:
+        self._ending = ending
+        self._has_ended = True
+        self._ready.set()
+        if not self._events.full():
+            self._events.put_nowait(ending)  # wakes a waiting reader; otherwise it sees _has_ended
+        async with self._may_send:
+            self._may_send.notify_all()
+
+    def _ending_of(self, socket: ClientConnection) -> VoiceServerError | None:
+        code = socket.close_code if socket.close_code is not None else 1006
+        if code == NORMAL_CLOSE:
+            return None
+        if code == TRY_AGAIN_CLOSE:
+            reason = (
+                self._last_error.message if self._last_error else (socket.close_reason or "server overloaded")
+            )
+            return Refused(reason, self._retry_after_ms)
+        return ConnectionLost(code, socket.close_reason or "")
+
+    async def _receive(self, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            await self._events.put(ReplyAudio(self._reply_turn, message))
+            return
+        try:
+            event = _decode_event(message)
+        except msgspec.ValidationError:
+            if "type" in _decode_any(message):
+                return  # an event of a newer server
+            raise
+        match event:
+            case ReplyStarted(turn=turn):
+                self._reply_turn = turn
+            case ServerBusy(credit_ms=credit_ms, retry_after_ms=retry_after_ms):
+                self._retry_after_ms = retry_after_ms
+                self._credit.receive_busy(credit_ms, self._now_ms())
+                await self._wake_senders()
+            case ServerReady(credit_ms=credit_ms):
+                self._credit.receive_ready(credit_ms, self._now_ms())
+                await self._wake_senders()
+            case SessionReady():
+                await self._begin(event)
+            case ErrorEvent():
+                self._last_error = event
+        await self._events.put(event)
+
+    async def _begin(self, ready: SessionReady) -> None:
+        if self.ready is not None:  # a second one: after a reconnect
+            if ready.is_resumed:
+                self.lost_ms += self._log.rewind(ready.received_ms)
+            else:
+                self.lost_ms += self._log.sent_ms
+                self._log.restart()
+        self.ready = ready
+        self._credit.receive_ready(ready.credit_ms, self._now_ms())
+        self._ready.set()
+        await self._wake_senders()
+
+    async def _wake_senders(self) -> None:
+        async with self._may_send:
+            self._may_send.notify_all()
+
+    async def _reconnect(self, policy: Reconnect, lost: VoiceServerError) -> VoiceServerError | None:
+        """None when connected again, else what to tell the caller."""
+        self._socket = None
+        self._credit.receive_busy(
+            0.0, self._now_ms()
+        )  # audio waits until the new session.ready says where to go on
+        token = self.ready.resume_token if self.ready is not None else ""
+        retry_after_ms = lost.retry_after_ms if isinstance(lost, Refused) else 0.0
+        for attempt in range(policy.attempts):
+            await asyncio.sleep(policy.delay_ms(attempt, retry_after_ms) / 1000)
+            try:
+                socket = await self._open(token)
+            except Refused as refusal:
+                lost, retry_after_ms = refusal, refusal.retry_after_ms
+            except ConnectFailed as failure:
+                if 400 <= failure.status < 500:
+                    return failure  # asking again will not help
+                lost, retry_after_ms = failure, 0.0
+            else:
+                self.reconnects += 1
+                self._socket = socket
+                return None
+        return lost
+
+
+def stream_url(url: str, rate_hz: int, resume_token: str = "") -> str:
+    """``url`` with the session's rate, and with the token of the session to pick up."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    query.setdefault("rate", str(rate_hz))
+    if resume_token:
+        query["resume"] = resume_token
+    return urlunsplit(parts._replace(path=parts.path or "/v1/stream", query=urlencode(query)))
+
+
+def _error_of(error: InvalidStatus) -> Refused | ConnectFailed:
+    response = error.response
+    status = response.status_code
+    text = response.body.decode(errors="replace").strip() if response.body else response.reason_phrase
+    text = _message_in(text)
+    if status in OVERLOAD_STATUSES:
+        return Refused(text, _retry_after_ms(response.headers.get("Retry-After", "")))
+    return ConnectFailed(f"the server answered {status}: {text}", status)
+
+
+def _message_in(text: str) -> str:
+    """The message of a JSON error body, else the text itself."""
+    try:
+        body = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.DecodeError:
+        return text[:300]
+    inner = body.get("error", body)
+    message = inner.get("message") if isinstance(inner, dict) else inner
+    return str(message) if message else text[:300]
+
+
+def _retry_after_ms(value: str) -> float:
+    try:
+        return float(value) * 1000
+    except ValueError:
+        return 0.0

@@ -248,7 +248,7 @@ def test_close_is_idempotent_and_returns_every_fd() -> None:
             worker.close()
             server.close()
         assert len(os.listdir("/dev/fd")) == before
-        with pytest.raises(ValueError, match="closed|released"):
+        with pytest.raises(ValueError, match=r"closed|released"):
             server.try_send(2, 1, 0, 0)
 
 

@@ -97,7 +97,7 @@ class Reconnect:
     def delay_ms(self, attempt: int, retry_after_ms: float = 0.0, *, draw: float | None = None) -> float:
         """Full jitter over an exponential window, never sooner than the server asked. ``draw`` in [0, 1) replaces chance."""
         chance = random.random() if draw is None else draw
-        window_ms = min(self.longest_ms, self.first_ms * 2**attempt)
+        window_ms = min(self.longest_ms, self.first_ms * 2.0**attempt)
         return retry_after_ms + chance * window_ms
 
 

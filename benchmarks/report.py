@@ -58,7 +58,7 @@ def percentiles(values: Iterable[float], at: Sequence[float] = (50, 90, 95, 99, 
     if not ordered:
         raise ValueError("percentiles of no values")
     count = len(ordered)
-    summary = {f"p{rank:g}": ordered[max(0, math.ceil(rank / 100 * count) - 1)] for rank in at}
+    summary = {f"p{rank:g}": ordered[max(0, math.ceil(round(rank * count / 100, 9)) - 1)] for rank in at}
     return {
         "count": float(count),
         "mean": math.fsum(ordered) / count,
@@ -87,8 +87,7 @@ def children_cpu_seconds() -> float:
 
 
 def pss_bytes(pid: int | None = None) -> int:
-    """Memory of a process with shared pages divided among their users (Linux); RSS would count them for each.
-    """
+    """Memory of a process with shared pages divided among their users (Linux); RSS would count them for each."""
     for line in Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

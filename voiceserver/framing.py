@@ -1,0 +1,255 @@
+"""A connection's frames, sans I/O: the short path, and the judge of everything else.
+
+Complete, unfragmented, masked text, binary, ping and pong frames are read here. Whatever else arrives (fragments, close
+frames, reserved bits, bad opcodes, unmasked or oversized frames) goes to the judge, ``websockets``' own ``ServerProtocol``, made
+when the first such byte arrives and dropped at the next message boundary. ``tests/laws/test_frames_differential.py`` holds the
+two against each other: what a caller gets may not depend on which of them read a frame.
+
+Bounds: a message by ``max_message_bytes``, its fragments by ``MAX_FRAGMENTS``, the frames handled in one go by
+``FRAMES_PER_TURN``, so that a flood of tiny messages takes turns with everybody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from voiceserver.wire.frames import BINARY, INCOMPLETE, PING, PONG, TEXT, build_head, find_payload
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a build of websockets without its C extension
+    from websockets.utils import apply_mask
+
+FRAMES_PER_TURN: Final = 256
+MAX_FRAGMENTS: Final = 4_096
+_JUDGE_SLICE_BYTES: Final = 4_096
+
+# The judge reports every connection at info level; its only news for us is a fault of its own.
+_judge_log: Final = logging.getLogger("voiceserver.websockets")
+_judge_log.setLevel(logging.ERROR)
+
+
+class Judge(ServerProtocol):
+    """``ServerProtocol`` from an open connection on, which also puts fragments together and checks text for UTF-8."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        super().__init__(state=State.OPEN, max_size=max_message_bytes, logger=_judge_log)
+        self.messages: list[tuple[int, bytes]] = []  # (TEXT, BINARY or PONG, payload), in order
+        self.is_own_close = False
+        self._is_at_boundary = False  # no byte came after the last whole frame
+        self._head = 0
+        self._parts = bytearray()
+        self._fragments = 0
+
+    @property
+    def is_between_messages(self) -> bool:
+        return self._is_at_boundary and self.state is State.OPEN and self.current_size is None
+
+    def receive_data(self, data: bytes | bytearray) -> None:
+        self._is_at_boundary = False
+        super().receive_data(data)
+
+    def recv_frame(self, frame: Frame) -> None:
+        # An exception from here is one from the parser: it fails the connection with the right code.
+        is_open = self.state is State.OPEN
+        self._is_at_boundary = not self.reader.buffer
+        super().recv_frame(frame)
+        if not is_open:
+            return
+        if frame.opcode is Opcode.PONG:
+            self.messages.append((PONG, bytes(frame.data)))
+        elif frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._receive_fragment(frame)
+
+    def _receive_fragment(self, frame: Frame) -> None:
+        if frame.opcode is not Opcode.CONT:
+            self._head = TEXT if frame.opcode is Opcode.TEXT else BINARY
+        self._parts += frame.data
+        self._fragments += 1
+        if frame.fin:
+            payload = bytes(self._parts)
+            self._parts.clear()
+            self._fragments = 0
+            if self._head == TEXT:
+                payload.decode()
+            self.messages.append((self._head, payload))
+        elif self._fragments >= MAX_FRAGMENTS:
+            self.fail(CloseCode.MESSAGE_TOO_BIG, f"more than {MAX_FRAGMENTS} fragments")
+
+
+class Framing:
+    """Bytes in by ``feed``, messages out by the ``receive_*`` hooks, bytes out by ``write``. Subclasses give the hooks."""
+
+    __slots__ = ("_inbox", "_judge", "_needed")
+
+    def __init__(self) -> None:
+        self._inbox: bytearray | None = (
+            None  # bytes that are not yet a frame, or wait for this connection's turn
+        )
+        self._needed = 0  # how long the inbox must be before it is worth reading again
+        self._judge: Judge | None = None
+
+    # ------------------------------------------------------------------------------------------------------- hooks
+
+    @property
+    def max_message_bytes(self) -> int:
+        raise NotImplementedError
+
+    def receive_binary(self, payload: bytes) -> None:
+        raise NotImplementedError
+
+    def receive_text(self, payload: bytes) -> None:
+        """``payload`` is valid UTF-8."""
+        raise NotImplementedError
+
+    def receive_close(self, code: int, reason: str) -> None:
+        """The peer closes; the answer is written next."""
+        raise NotImplementedError
+
+    def receive_violation(self, code: int, reason: str) -> None:
+        """The peer broke the standard. The close frame is written next: the moment for a last word."""
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def end_stream(self) -> None:
+        """Nothing more will be written, and nothing more is read: close the socket when what was written has left."""
+        raise NotImplementedError
+
+    def wait_for_turn(self) -> None:
+        """Enough for now. Stop reading, and call ``feed(b"")`` later to go on."""
+        raise NotImplementedError
+
+    # --------------------------------------------------------------------------------------------------------- in
+
+    @property
+    def is_closing(self) -> bool:
+        return self._judge is not None and self._judge.state is not State.OPEN
+
+    @property
+    def has_partial_message(self) -> bool:
+        return self._inbox is not None or self._judge is not None
+
+    def feed(self, data: bytes | bytearray) -> int:  # hot
+        """Read what arrived; the number of frames that were complete. Never raises for what a peer sent."""
+        inbox = self._inbox
+        if inbox is not None:
+            inbox += data
+            if len(inbox) < self._needed:
+                return 0
+            self._inbox = None
+            data = inbox
+        at = 0
+        size = len(data)
+        limit = self.max_message_bytes
+        frames = 0
+        while at < size:
+            if frames >= FRAMES_PER_TURN:
+                self._keep(data, at, 0)
+                self.wait_for_turn()
+                break
+            if self._judge is not None:
+                frames += self._ask_judge(data[at : at + _JUDGE_SLICE_BYTES])
+                at += _JUDGE_SLICE_BYTES
+                continue
+            start, end = find_payload(data, at, limit)
+            if start < 0:
+                if start == INCOMPLETE:
+                    self._keep(data, at, end - at)
+                    break
+                self._judge = Judge(limit)
+                continue
+            head = data[at]
+            at = end
+            frames += 1
+            payload = apply_mask(data[start:end], data[start - 4 : start])
+            if head == BINARY:
+                self.receive_binary(payload)
+            else:
+                self._receive_other(head, payload)
+        return frames
+
+    def _keep(self, data: bytes | bytearray, at: int, needed: int) -> None:
+        self._inbox = bytearray(data[at:])
+        self._needed = needed
+
+    def _receive_other(self, head: int, payload: bytes) -> None:
+        if head == PING:
+            self.write(build_head(PONG, len(payload)) + payload)
+        elif head == TEXT:
+            try:
+                payload.decode()
+            except UnicodeDecodeError as error:
+                self.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
+            else:
+                self.receive_text(payload)
+
+    def _ask_judge(self, data: bytes | bytearray) -> int:
+        judge = self._judge
+        assert judge is not None
+        was_open = judge.state is State.OPEN
+        judge.receive_data(data)
+        frames = len(judge.events_received())
+        messages, judge.messages = judge.messages, []
+        for head, payload in messages:
+            if judge.is_own_close:  # closed by one of these messages: what follows it is discarded
+                break
+            if head == BINARY:
+                self.receive_binary(payload)
+            elif head == TEXT:
+                self.receive_text(payload)
+        if was_open and judge.state is not State.OPEN and not judge.is_own_close:
+            self._tell_why(judge)
+        self._speak(judge)
+        if judge.is_between_messages:
+            self._judge = None
+        return frames
+
+    def _tell_why(self, judge: Judge) -> None:
+        if judge.close_rcvd is not None and judge.parser_exc is None:
+            self.receive_close(judge.close_rcvd.code, judge.close_rcvd.reason)
+        elif judge.close_sent is not None:
+            self.receive_violation(judge.close_sent.code, judge.close_sent.reason)
+
+    # -------------------------------------------------------------------------------------------------------- out
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake. Nothing is sent after it. Does nothing on a connection that is closing."""
+        judge = self._judge
+        if judge is None:
+            judge = self._judge = Judge(self.max_message_bytes)
+            self._needed = 0
+        if judge.state is State.OPEN:
+            judge.is_own_close = True
+            judge.send_close(code, _fit(reason))
+            self._speak(judge)
+
+    def fail(self, code: int, reason: str) -> None:
+        """Close because of the peer, without waiting for its answer."""
+        if not self.is_closing:
+            self.receive_violation(code, reason)
+        judge = self._judge
+        if judge is None:
+            judge = self._judge = Judge(self.max_message_bytes)
+        if not judge.eof_sent:
+            judge.is_own_close = True
+            judge.fail(code, _fit(reason))
+            self._speak(judge)
+
+    def _speak(self, judge: Judge) -> None:
+        for data in judge.data_to_send():
+            if data:
+                self.write(data)
+            else:
+                self.end_stream()
+
+
+def _fit(reason: str) -> str:
+    """At most the 123 bytes that a close frame has for its reason."""
+    return reason.encode()[:123].decode(errors="ignore")

@@ -1,0 +1,183 @@
+"""The native wire, ``/v1/stream``: binary messages are PCM16, text messages are the neutral events as JSON.
+
+It has no state of its own, so all connections with the same rates share one codec. A text message is an object with
+``type`` and the fields of that event in ``voiceserver.events``; ``event_id``, if given, comes back in an error about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from typing import Final, get_args
+
+import msgspec
+
+from voiceserver import events
+from voiceserver.errors import ProtocolError
+from voiceserver.events import ClientEvent, ErrorEvent, ReplyAudio, ServerEvent
+from voiceserver.wire import Audio, Frame
+
+PATH: Final = "/v1/stream"
+MIN_RATE_HZ: Final = 8_000
+MAX_RATE_HZ: Final = 48_000
+DEFAULT_RATE_HZ: Final = 16_000
+PARAMETERS: Final = ("rate", "reply_rate", "resume")
+
+_BY_TYPE: Final[Mapping[str, type[msgspec.Struct]]] = {
+    str(kind.__struct_config__.tag): kind for kind in get_args(events.ClientEvent)
+}
+_ENVELOPE: Final = ("type", "event_id")
+_objects: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_events: Final[msgspec.json.Decoder[ClientEvent]] = msgspec.json.Decoder(ClientEvent)
+_encode: Final = msgspec.json.Encoder().encode
+_WHERE: Final = re.compile(r" - at `\$\.?(.*)`$")
+
+
+class NativeCodec:
+    """One wire protocol between frames and neutral events. Immutable; ``codec_for`` shares it."""
+
+    __slots__ = ("input_rate_hz", "output_rate_hz")
+
+    name = "native"
+    subprotocol: str | None = None
+
+    def __init__(self, input_rate_hz: int, output_rate_hz: int) -> None:
+        self.input_rate_hz = input_rate_hz
+        self.output_rate_hz = output_rate_hz
+
+    def receive_binary(self, message: bytes) -> list[ClientEvent | Audio]:  # hot
+        """PCM16. Raises ProtocolError ``audio_misaligned`` for half a sample; nothing of the message is used."""
+        if len(message) & 1:
+            raise ProtocolError(
+                "audio_misaligned",
+                f"A binary message must be whole 16-bit samples; this one has {len(message)} bytes. It was not used.",
+            )
+        return [Audio(message)] if message else []
+
+    def receive_text(self, message: bytes) -> list[ClientEvent | Audio]:
+        """One JSON event. Raises ProtocolError that names the field and what is allowed."""
+        try:
+            fields = _objects.decode(message)
+        except msgspec.ValidationError:
+            raise ProtocolError(
+                "invalid_event", "A text message must be a JSON object with a 'type'."
+            ) from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+            raise ProtocolError("invalid_json", f"A text message must be JSON: {reason}.") from None
+        event_id = _text_field(fields, "event_id", None)
+        kind = _kind_of(fields, event_id)
+        _check_names(kind, fields, event_id)
+        try:
+            return [_events.decode(message)]
+        except RecursionError:
+            raise ProtocolError("invalid_json", "The event is nested too deep.", event_id=event_id) from None
+        except msgspec.ValidationError as error:
+            raise _field_error(error, event_id) from None
+
+    def encode(self, event: ServerEvent) -> list[Frame]:  # hot
+        if type(event) is ReplyAudio:
+            return [event.pcm]
+        return [_encode(event).decode()]
+
+    def encode_protocol_error(self, error: ProtocolError) -> list[Frame]:
+        return self.encode(
+            ErrorEvent(code=error.code, message=str(error), param=error.param, event_id=error.event_id)
+        )
+
+    def frames_to_send(self) -> list[Frame]:
+        return []
+
+
+@functools.lru_cache(maxsize=256)
+def codec_for(input_rate_hz: int, output_rate_hz: int) -> NativeCodec:
+    return NativeCodec(input_rate_hz, output_rate_hz)
+
+
+def codec_from_query(query: Mapping[str, str], default_reply_rate_hz: int) -> NativeCodec:
+    """The codec that ``?rate=16000&reply_rate=24000`` asks for. Raises ProtocolError for anything else."""
+    for name in query:
+        if name not in PARAMETERS:
+            raise ProtocolError(
+                "unknown_parameter", _not_one_of(f"parameter {name!r}", name, PARAMETERS), param=name
+            )
+    return codec_for(
+        _rate(query, "rate", DEFAULT_RATE_HZ),
+        _rate(query, "reply_rate", default_reply_rate_hz),
+    )
+
+
+def _rate(query: Mapping[str, str], name: str, default: int) -> int:
+    text = query.get(name)
+    if text is None:
+        return default
+    if text.isascii() and text.isdigit() and len(text) <= 6 and MIN_RATE_HZ <= int(text) <= MAX_RATE_HZ:
+        return int(text)
+    raise ProtocolError(
+        "unsupported_rate",
+        f"{name} must be a whole number of Hz from {MIN_RATE_HZ} to {MAX_RATE_HZ}, not {text[:40]!r}.",
+        param=name,
+    )
+
+
+def _kind_of(fields: Mapping[str, msgspec.Raw], event_id: str | None) -> type[msgspec.Struct]:
+    name = _text_field(fields, "type", event_id)
+    if name is None:
+        raise ProtocolError(
+            "missing_field", f"'type' is missing; it is one of {_listed(_BY_TYPE)}.", param="type"
+        )
+    kind = _BY_TYPE.get(name)
+    if kind is None:
+        raise ProtocolError(
+            "unknown_type",
+            _not_one_of(f"type {name[:80]!r}", name, _BY_TYPE),
+            param="type",
+            event_id=event_id,
+        )
+    return kind
+
+
+def _check_names(kind: type[msgspec.Struct], fields: Mapping[str, msgspec.Raw], event_id: str | None) -> None:
+    allowed = (*_ENVELOPE, *kind.__struct_encode_fields__)
+    for name in fields:
+        if name not in allowed:
+            message = _not_one_of(f"field {name[:80]!r}", name, allowed)
+            raise ProtocolError("unknown_field", message, param=name[:80], event_id=event_id)
+
+
+def _text_field(fields: Mapping[str, msgspec.Raw], name: str, event_id: str | None) -> str | None:
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except msgspec.DecodeError:
+        raise ProtocolError(
+            "invalid_field", f"{name!r} must be a string.", param=name, event_id=event_id
+        ) from None
+
+
+def _field_error(error: msgspec.ValidationError, event_id: str | None) -> ProtocolError:
+    message = str(error)
+    found = _WHERE.search(message)
+    param = found[1] if found else ""
+    if found:
+        message = message[: found.start()]
+    where = f"{param!r}: " if param else ""
+    missing = message.startswith("Object missing required field")
+    if missing or message.startswith("Object contains unknown field"):
+        param = ".".join(filter(None, (param, message.split("`")[1])))
+    code = "missing_field" if missing else "invalid_field"
+    return ProtocolError(code, f"{where}{message}.", param=param or None, event_id=event_id)
+
+
+def _not_one_of(what: str, name: str, allowed: Mapping[str, object] | tuple[str, ...]) -> str:
+    nearest = difflib.get_close_matches(name[:80], list(allowed), n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"There is no {what}.{hint} Allowed: {_listed(allowed)}."
+
+
+def _listed(names: Mapping[str, object] | tuple[str, ...]) -> str:
+    return ", ".join(names)

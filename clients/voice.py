@@ -37,6 +37,7 @@ from voiceserver.errors import VoiceServerError
 from voiceserver.events import (
     ClientEvent,
     ErrorEvent,
+    InputClear,
     InputCommit,
     ReplyAudio,
     ReplyCancel,
@@ -131,9 +132,11 @@ class VoiceClient:
         self._events: asyncio.Queue[ServerEvent | VoiceServerError | None] = asyncio.Queue(MAX_WAITING_EVENTS)
         self._ready = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Task[None] | None = None
         self._ending: VoiceServerError | None = None
         self._has_ended = False
-        self._is_closing = False
+        self._is_leaving = False
+        self._is_finishing = False
         self._reply_turn = 0
         self._last_error: ErrorEvent | None = None
         self._retry_after_ms = 0.0
@@ -160,10 +163,11 @@ class VoiceClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_closing = True
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+        self._is_leaving = True
+        tasks = [task for task in (self._reader, self._resuming) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._socket is not None:
             await self._socket.close()
 
@@ -178,14 +182,21 @@ class VoiceClient:
         for start in range(0, len(pcm), step):
             self._log.append(pcm[start : start + step])
         async with self._sending:
-            while (chunk := self._log.peek()) is not None:
-                await self._send_chunk(chunk)
+            await self._send_log()
 
     async def send(self, event: ClientEvent) -> None:
-        """Raises ConnectionLost once the session has ended."""
+        """What refers to the audio before it keeps its place behind that audio. Raises ConnectionLost once the session
+        has ended."""
+        if isinstance(event, InputCommit | InputClear | SessionClose):
+            async with self._sending:
+                await self._send_log()
+                await self._send_event(event)
+        else:
+            await self._send_event(event)
+
+    async def _send_event(self, event: ClientEvent) -> None:
         message = _encode_event(event).decode()
-        if isinstance(event, SessionClose):
-            self._is_closing = True
+        self._is_finishing = self._is_finishing or isinstance(event, SessionClose)
         while True:
             socket = await self._connected()
             try:
@@ -302,7 +313,7 @@ class VoiceClient:
                 except ConnectionClosed:
                     pass  # the close code is read below
                 ending = self._ending_of(socket)
-                if ending is None or self._policy is None or self._is_closing:
+                if ending is None or self._policy is None or self._is_leaving:
                     break
                 ending = await self._reconnect(self._policy, ending)
                 if ending is not None:
@@ -363,10 +374,24 @@ class VoiceClient:
             else:
                 self.lost_ms += self._log.sent_ms
                 self._log.restart()
+            if self._resuming is not None:
+                self._resuming.cancel()
+            self._resuming = asyncio.create_task(self._resume_sending(), name="voice-client-resume")
         self.ready = ready
         self._credit.receive_ready(ready.credit_ms, self._now_ms())
         self._ready.set()
         await self._wake_senders()
+
+    async def _resume_sending(self) -> None:
+        with suppress(VoiceServerError):  # another loss: the next session.ready starts this again
+            async with self._sending:
+                await self._send_log()
+                if self._is_finishing:
+                    await self._send_event(SessionClose())  # the first one may be lost
+
+    async def _send_log(self) -> None:
+        while (chunk := self._log.peek()) is not None:
+            await self._send_chunk(chunk)
 
     async def _wake_senders(self) -> None:
         async with self._may_send:

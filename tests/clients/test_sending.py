@@ -47,7 +47,9 @@ class TestCredit:
     def test_a_microphone_never_waits(self, jitter: list[float]) -> None:
         credit = Credit()
         credit.receive_ready(1_000, now_ms=0)
-        for index, late in enumerate(jitter):  # a 20 ms chunk every 20 ms, delivered late but within the window
+        for index, late in enumerate(
+            jitter
+        ):  # a 20 ms chunk every 20 ms, delivered late but within the window
             now_ms = index * 20 + late
             if credit.left_ms(now_ms) > 500:
                 assert credit.wait_ms(20, now_ms) == 0

@@ -122,9 +122,13 @@ class Stopped(BaseException):
     """The process died here."""
 
 
+def die() -> None:
+    raise Stopped
+
+
 @contextmanager
-def stop_after(instructions: int) -> Iterator[list[int]]:
-    """Die after that many bytecode instructions inside the ring module. Yields the count executed."""
+def interrupt_after(instructions: int, action: Callable[[], object] = die) -> Iterator[list[int]]:
+    """Run ``action`` after that many bytecode instructions inside the ring module. Yields the count executed."""
     executed = [0]
 
     def trace(frame: FrameType, event: str, _arg: object) -> Any:
@@ -133,7 +137,7 @@ def stop_after(instructions: int) -> Iterator[list[int]]:
         frame.f_trace_opcodes = True
         if event == "opcode":
             if executed[0] == instructions:
-                raise Stopped
+                action()
             executed[0] += 1
         return trace
 
@@ -161,7 +165,7 @@ def test_a_producer_stopped_after_any_instruction_exposes_all_of_a_record_or_not
         producer = Producer(memory, words, LAYOUT, is_store_ordered=ordered)
         for record in earlier:
             assert producer.try_send(*record)
-        with stop_after(instructions) as executed:
+        with interrupt_after(instructions) as executed:
             producer.try_send(*last)
         seen = Consumer(memory, words, LAYOUT).receive()
         assert seen in (earlier, [*earlier, last])
@@ -174,22 +178,34 @@ def test_a_producer_stopped_after_any_instruction_exposes_all_of_a_record_or_not
     assert outcomes[-1] is True
 
 
+@pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("size", [0, SLOT_BYTES, PAYLOAD_MAX])
-def test_a_consumer_stopped_after_any_instruction_has_given_back_all_of_a_burst_or_nothing(size: int) -> None:
-    freed: list[int] = []
+def test_a_producer_that_fills_the_ring_at_any_moment_of_a_receive_never_touches_what_is_read(
+    size: int, ordered: bool
+) -> None:
+    earlier = [Record(1, 1, 0, 0, make_payload(0, size), 5), Record(1, 1, 0, 1, b"second", 6)]
+    room = SLOTS - slots_of(size) - 1
+    pushed: list[int] = []
     for instructions in range(10_000):
         memory, words = make_memory(SLOTS - 2)
-        producer = Producer(memory, words, LAYOUT)
-        assert producer.try_send(1, 1, 0, 0, make_payload(0, size))
-        assert producer.try_send(1, 1, 0, 1, b"second")
-        consumer = Consumer(memory, words, LAYOUT)
-        with stop_after(instructions) as executed:
-            consumer.receive()
-        freed.append(producer.free_slots())
-        if executed[0] < instructions:
+        producer = Producer(memory, words, LAYOUT, is_store_ordered=ordered)
+        consumer = Consumer(memory, words, LAYOUT, is_store_ordered=ordered)
+        assert all(producer.try_send(*record) for record in earlier)
+
+        def fill(producer: Producer = producer) -> None:
+            pushed.append(sum(producer.try_send(9, 9, 9, 9, b"\xff" * 9) for _ in range(2 * SLOTS)))
+
+        with interrupt_after(instructions, fill) as executed:
+            seen = consumer.receive()
+        fresh = seen[len(earlier) :]
+        assert seen[: len(earlier)] == earlier
+        assert all(record == Record(9, 9, 9, 9, b"\xff" * 9, 0) for record in fresh)
+        if len(pushed) == instructions:
+            assert executed[0] <= instructions  # the receive was over before it could be interrupted
             break
-    assert set(freed) == {SLOTS - slots_of(size) - 1, SLOTS}
-    assert freed == sorted(freed)
+        assert len(fresh) + len(consumer.receive()) == pushed[-1]
+    assert set(pushed) == {room, SLOTS}  # given back at one moment, and whole
+    assert pushed == sorted(pushed)
 
 
 class Turns:

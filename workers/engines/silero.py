@@ -43,7 +43,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class SileroNet(nn.Module):
-    """The 16 kHz model: ``gates`` prepares the LSTM's input, ``cell`` advances it, ``probability`` reads it."""
+    """The 16 kHz model: ``gates`` feeds the LSTM, ``cell`` advances it, ``probability`` reads it."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -1,0 +1,150 @@
+"""Talk to a voiceserver from the command line: ``python -m clients.talk FILE… [--mic]``.
+
+Exit codes: 0 everything was answered; 1 something was not; 2 a bad file or bad usage; 3 refused (the retry time is printed);
+4 the connection was lost or never came about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from clients.conversation import Conversation, OnEvent, TurnReport
+from clients.recording import BadRecording, Recording, read_recording, write_wav
+from clients.timeline import Timeline, latency_table, speech_seconds
+from clients.voice import ConnectFailed, ConnectionLost, Reconnect, Refused, VoiceClient
+from voiceserver.events import ReplyAudio, ServerEvent
+
+DEFAULT_URL = "ws://127.0.0.1:8765/v1/stream"
+EXIT_UNANSWERED, EXIT_USAGE, EXIT_REFUSED, EXIT_LOST = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said. rate_hz is the rate on the wire; files are resampled to it."""
+
+    url: str
+    rate_hz: int
+    out: Path | None
+    is_json: bool
+    is_realtime: bool
+    reconnects: bool
+
+
+def talk(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Recordings to speak, one turn after the other.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = DEFAULT_URL,
+    out: Annotated[Path | None, typer.Option(help="Write the reply's speech here, as WAV.")] = None,
+    rate: Annotated[
+        int, typer.Option(help="Sampling rate on the wire, in Hz.", min=8_000, max=48_000)
+    ] = 16_000,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per event instead of the timeline.")
+    ] = False,
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime/--fast", help="As a microphone would, or as fast as the server allows."),
+    ] = True,
+    mic: Annotated[bool, typer.Option("--mic", help="Speak yourself; the reply is played.")] = False,
+    reconnect: Annotated[bool, typer.Option(help="Pick a lost connection up again.")] = True,
+) -> None:
+    """Hold a spoken conversation with a voiceserver and show it as it happens."""
+    options = Options(url, rate, out, json, realtime, reconnect)
+    if bool(files) == mic:
+        _fail("give recordings to speak, or --mic to speak yourself", EXIT_USAGE)
+    try:
+        recordings = [read_recording(path, rate) for path in files or []]
+    except BadRecording as error:
+        _fail(str(error), EXIT_USAGE)
+    raise typer.Exit(run(recordings, options, uses_microphone=mic))
+
+
+def run(recordings: list[Recording], options: Options, *, uses_microphone: bool = False) -> int:
+    """Exit code of the conversation."""
+    try:
+        if uses_microphone:
+            from clients.microphone import MicrophoneMissing, converse_live
+
+            try:
+                asyncio.run(converse_live(options.url, options.rate_hz, Timeline(Console()).show_event))
+            except MicrophoneMissing as error:
+                return _complain(str(error), EXIT_USAGE)
+            return 0
+        return asyncio.run(_converse(recordings, options))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Refused as refusal:
+        return _complain(str(refusal), EXIT_REFUSED)
+    except (ConnectFailed, ConnectionLost) as error:
+        return _complain(str(error), EXIT_LOST)
+
+
+async def _converse(recordings: list[Recording], options: Options) -> int:
+    console = Console()
+    timeline = Timeline(console)
+    on_event: OnEvent = _print_json if options.is_json else timeline.show_event
+    on_speak = None if options.is_json else timeline.show_recording
+    policy = Reconnect() if options.reconnects else None
+    async with VoiceClient.connect(options.url, rate_hz=options.rate_hz, reconnect=policy) as client:
+        conversation = Conversation(client, on_event, is_realtime=options.is_realtime, on_speak=on_speak)
+        try:
+            reports = await conversation.hold(recordings)
+        finally:
+            _write_reply(conversation, options.out)
+    if not options.is_json:
+        _print_summary(console, conversation, reports, options.out)
+    is_answered = bool(reports) and all(report.done is not None for report in reports)
+    return 0 if is_answered else EXIT_UNANSWERED
+
+
+def _write_reply(conversation: Conversation, out: Path | None) -> None:
+    exchange = conversation.exchange
+    if out is not None and exchange.reply_audio:
+        write_wav(out, bytes(exchange.reply_audio), exchange.output_rate_hz)
+
+
+def _print_summary(
+    console: Console, conversation: Conversation, reports: list[TurnReport], out: Path | None
+) -> None:
+    console.print()
+    console.print(latency_table(reports))
+    if not reports:
+        console.print("The server heard no speech.")
+    if out is not None and conversation.exchange.reply_audio:
+        length_s = speech_seconds(conversation.exchange.reply_audio, conversation.exchange.output_rate_hz)
+        console.print(f"Reply written to {out} ({length_s:.1f} s)")
+
+
+def _print_json(at_ms: float, event: ServerEvent) -> None:
+    if isinstance(event, ReplyAudio):
+        body: dict[str, object] = {"type": "reply.audio", "turn": event.turn, "bytes": len(event.pcm)}
+    else:
+        body = msgspec.to_builtins(event)
+    print(msgspec.json.encode({"at_ms": round(at_ms, 3), **body}).decode(), flush=True)
+
+
+def _complain(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def _fail(message: str, code: int) -> None:
+    raise typer.Exit(_complain(message, code))
+
+
+def main() -> None:
+    typer.run(talk)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""clients.talk end to end against a scripted server, and the pure parts beneath it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from clients import talk
+from clients.conversation import EMPTY_TURN_MS, Exchange
+from clients.recording import BadRecording, read_recording, write_wav
+from clients.talk import EXIT_LOST, EXIT_REFUSED, EXIT_UNANSWERED, EXIT_USAGE, Options
+from clients.timeline import describe
+from tests.clients.native_server import Caller, native_server
+from voiceserver.events import (
+    Accounting,
+    ErrorEvent,
+    ReplyAudio,
+    ReplyDone,
+    ReplyStarted,
+    ReplyText,
+    ServerBusy,
+    ServerEvent,
+    SessionClose,
+    SessionClosing,
+    SessionReady,
+    SpeechStarted,
+    SpeechStopped,
+    Timings,
+    TranscriptFinal,
+)
+
+RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "audio"
+READY = SessionReady("s1", 16_000, 24_000, "token")
+
+
+def tone(path: Path, rate_hz: int, channels: int, seconds: float = 0.3) -> Path:
+    wave = 0.5 * np.sin(2 * math.pi * 440 * np.arange(int(rate_hz * seconds)) / rate_hz)
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate_hz)
+    return path
+
+
+class TestRecording:
+    @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+    @pytest.mark.parametrize("channels", [1, 2, 6])
+    @pytest.mark.parametrize("suffix", ["wav", "flac"])
+    def test_any_rate_and_channels_become_mono_at_the_session_rate(
+        self, tmp_path: Path, rate_hz: int, channels: int, suffix: str
+    ) -> None:
+        recording = read_recording(tone(tmp_path / f"tone.{suffix}", rate_hz, channels), 16_000)
+        samples = np.frombuffer(recording.pcm, "<i2")
+        assert recording.duration_ms == pytest.approx(300, abs=1)
+        spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+        assert np.argmax(spectrum) * 16_000 / len(samples) == pytest.approx(440, abs=4)
+        assert 0.45 < np.abs(samples).max() / 32_767 < 0.55
+
+    def test_what_cannot_be_spoken_says_why(self, tmp_path: Path) -> None:
+        text = tmp_path / "notes.wav"
+        text.write_text("not audio")
+        soundfile.write(tmp_path / "empty.wav", np.zeros((0, 1)), 16_000)
+        for path, reason in (
+            (tmp_path / "no.wav", "no such file"),
+            (text, "not a sound file"),
+            (tmp_path, "no such"),
+        ):
+            with pytest.raises(BadRecording, match=reason):
+                read_recording(path, 16_000)
+        with pytest.raises(BadRecording, match="no audio"):
+            read_recording(tmp_path / "empty.wav", 16_000)
+
+    @pytest.mark.skipif(not RECORDED.is_dir(), reason="the recordings in ../shared/audio are not here")
+    @pytest.mark.parametrize(
+        ("name", "seconds"), [("jfk.flac", 11.0), ("goforward.wav", 2.79), ("austen-0890.wav", 5.3)]
+    )
+    def test_real_recordings(self, name: str, seconds: float) -> None:
+        recording = read_recording(RECORDED / name, 16_000)
+        assert recording.duration_ms / 1000 == pytest.approx(seconds, abs=0.05)
+        assert np.abs(np.frombuffer(recording.pcm, "<i2")).max() > 3_000
+
+    def test_written_wav_reads_back(self, tmp_path: Path) -> None:
+        pcm = np.arange(-500, 500, dtype="<i2").tobytes()
+        write_wav(tmp_path / "out.wav", pcm, 24_000)
+        samples, rate_hz = soundfile.read(tmp_path / "out.wav", dtype="int16")
+        assert (samples.tobytes(), rate_hz) == (pcm, 24_000)
+
+
+class TestExchange:
+    def test_settled_when_every_turn_is_answered(self) -> None:
+        exchange = Exchange()
+        assert exchange.is_settled(0)
+        steps: list[tuple[ServerEvent, bool]] = [
+            (SpeechStarted(1, 0), False),
+            (SpeechStopped(1, 900), False),
+            (TranscriptFinal(1, "hello"), False),
+            (ReplyStarted(1), False),
+            (ReplyDone(1, "completed"), True),
+            (SpeechStarted(2, 2_000), False),
+        ]
+        for now_ms, (event, is_settled) in enumerate(steps):
+            exchange.receive_event(event, now_ms)
+            assert exchange.is_settled(now_ms) is is_settled, event
+
+    def test_a_turn_without_words_may_stay_unanswered(self) -> None:
+        exchange = Exchange()
+        for event in (SpeechStarted(1, 0), SpeechStopped(1, 900), TranscriptFinal(1, "")):
+            exchange.receive_event(event, 100)
+        assert not exchange.is_settled(100 + EMPTY_TURN_MS - 1)
+        assert exchange.is_settled(100 + EMPTY_TURN_MS)
+
+    def test_playback_ends_when_the_audio_has_been_heard_or_interrupted(self) -> None:
+        exchange = Exchange()
+        second = bytes(24_000 * 2)
+        exchange.receive_event(READY, 0)
+        exchange.receive_event(ReplyAudio(1, second), 100)
+        exchange.receive_event(ReplyAudio(1, second), 150)
+        assert exchange.playing_until_ms == 2_100
+        exchange.receive_event(SpeechStarted(2, 0, interrupted_turn=1), 500)
+        assert exchange.playing_until_ms == 500
+
+
+class TestTimeline:
+    def test_busy_is_told_with_its_numbers(self) -> None:
+        row = describe(ServerBusy("stt", "no_free_stream", 412, 90, 1_500, dropped_ms=20, position=3))
+        assert row is not None
+        for number in ("412 ms behind", "credit 90 ms", "20 ms dropped", "place 3", "1.5 s"):
+            assert number in row.what
+
+    def test_closing_tells_the_conservation_law(self) -> None:
+        row = describe(SessionClosing("client", Accounting(1_000, 700, 200, 100)))
+        assert row is not None
+        assert "1000 ms received = 700 consumed + 200 dropped + 100 discarded" in row.what
+
+    def test_errors_carry_their_code(self) -> None:
+        row = describe(ErrorEvent("input_empty", "nothing to commit"))
+        assert row == ("error", "input_empty: nothing to commit", False)
+
+
+async def answer_all(caller: Caller) -> None:
+    """A server that hears one turn in the first 300 ms of audio and answers it."""
+    await caller.say(READY)
+    await caller.receive_audio(16_000 * 2 * 3 // 10)
+    await caller.say(
+        SpeechStarted(1, 0),
+        SpeechStopped(1, 300),
+        TranscriptFinal(1, "a tone"),
+        ReplyStarted(1),
+        ReplyText(1, "I heard a tone."),
+        b"\x10\x00" * 2_400,
+        ReplyDone(
+            1, "completed", Timings(endpointing_ms=500, stt_ms=12.5, first_audio_ms=9.25, audio_ms=100)
+        ),
+    )
+    while not isinstance(await caller.receive(), SessionClose):
+        pass
+    await caller.say(SessionClosing("client", Accounting(1_800, 1_800, 0, 0)))
+
+
+async def run_talk(
+    script: Callable[[Caller], Awaitable[None]],
+    path: Path,
+    *,
+    out: Path | None = None,
+    is_json: bool = False,
+    refusals: tuple[tuple[int, str, str], ...] = (),
+) -> int:
+    async with native_server(script, refusals=refusals) as server:
+        options = Options(server.url, 16_000, out, is_json, is_realtime=False, reconnects=False)
+        recordings = [read_recording(path, 16_000)]
+        return await asyncio.to_thread(talk.run, recordings, options)
+
+
+class TestTalk:
+    async def test_timeline_split_and_reply_file(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        reply = tmp_path / "reply.wav"
+        assert await run_talk(answer_all, tone(tmp_path / "t.wav", 44_100, 2), out=reply) == 0
+        shown = capsys.readouterr().out
+        for text in (
+            "plays t.wav",
+            "44.1 kHz stereo",
+            "“a tone”",
+            "“I heard a tone.”",
+            "12.5",
+            "9.2",
+            "reply.wav",
+        ):
+            assert text in shown, shown
+        samples, rate_hz = soundfile.read(reply, dtype="int16")
+        assert (len(samples), rate_hz, set(samples)) == (2_400, 24_000, {16})
+
+    async def test_json_is_one_object_per_event(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert await run_talk(answer_all, tone(tmp_path / "t.wav", 16_000, 1), is_json=True) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["type"] for line in lines][-2:] == ["reply.done", "session.closing"]
+        assert all(line["at_ms"] >= 0 for line in lines)
+
+    async def test_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tone(tmp_path / "t.wav", 16_000, 1)
+        assert (
+            await run_talk(answer_all, path, refusals=((503, "7", "all places are taken"),)) == EXIT_REFUSED
+        )
+        assert "all places are taken; try again in 7.0 s" in capsys.readouterr().err
+
+    async def test_lost(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        async def cut(caller: Caller) -> None:
+            await caller.say(READY)
+            await caller.receive()
+            caller.socket.transport.abort()
+
+        assert await run_talk(cut, tone(tmp_path / "t.wav", 16_000, 1)) == EXIT_LOST
+        assert "connection lost (close code 1006)" in capsys.readouterr().err
+
+    async def test_silence_all_the_way_is_said(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        async def deaf(caller: Caller) -> None:
+            await caller.say(READY)
+            while not isinstance(await caller.receive(), SessionClose):
+                pass
+
+        assert await run_talk(deaf, tone(tmp_path / "t.wav", 16_000, 1)) == EXIT_UNANSWERED
+        assert "heard no speech" in capsys.readouterr().out
+
+    def test_bad_file_and_bad_usage(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        import typer
+        from typer.testing import CliRunner
+
+        app = typer.Typer()
+        app.command()(talk.talk)
+        runner = CliRunner()
+        missing = runner.invoke(app, [str(tmp_path / "no.wav")])
+        assert (missing.exit_code, "no such file" in missing.stderr) == (EXIT_USAGE, True)
+        nothing = runner.invoke(app, [])
+        assert (nothing.exit_code, "give recordings" in nothing.stderr) == (EXIT_USAGE, True)

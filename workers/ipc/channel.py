@@ -123,14 +123,14 @@ class ServerEnd:
         Raises OSError when memory or fds are not to be had.
         """
         platform = platform or choose_platform()
-        fds: list[int] = []
+        segment_fd, segment = create_segment(config, generation, platform)
+        fds = [segment_fd]
         try:
-            segment_fd, segment = create_segment(config, generation, platform)
-            fds.append(segment_fd)
             request_bell, worker_request_bell = platform.create_doorbell()
             fds += request_bell, worker_request_bell
             result_bell, worker_result_bell = platform.create_doorbell()
         except OSError:
+            segment.close()
             for fd in fds:
                 os.close(fd)
             raise

@@ -60,7 +60,7 @@ class HistoryItem(msgspec.Struct, frozen=True, omit_defaults=True):
 class SessionUpdate(_Event, frozen=True, tag="session.update"):
     """Only fields that are set change. ``turn_detection=None`` is a value (by hand), UNSET leaves it."""
 
-    turn_detection: TurnDetection | None | msgspec.UnsetType = msgspec.UNSET
+    turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
     instructions: str | msgspec.UnsetType = msgspec.UNSET
     voice: str | msgspec.UnsetType = msgspec.UNSET
     language: str | msgspec.UnsetType = msgspec.UNSET
@@ -70,8 +70,8 @@ class SessionUpdate(_Event, frozen=True, tag="session.update"):
     replies: bool | msgspec.UnsetType = msgspec.UNSET  # False: a transcription-only session
     tools: tuple[Tool, ...] | msgspec.UnsetType = msgspec.UNSET
     tool_choice: str | msgspec.UnsetType = msgspec.UNSET
-    max_output_tokens: int | None | msgspec.UnsetType = msgspec.UNSET
-    temperature: float | None | msgspec.UnsetType = msgspec.UNSET
+    max_output_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
+    temperature: float | msgspec.UnsetType | None = msgspec.UNSET
     audible_busy: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -79,6 +79,7 @@ class InputCommit(_Event, frozen=True, tag="input.commit"):
     """The caller's utterance ends here (turn detection by hand, or impatience). Error ``input_empty`` if there is none."""
 
     key: str = ""
+    creates_reply: bool = True
 
 
 class InputClear(_Event, frozen=True, tag="input.clear"):

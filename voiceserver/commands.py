@@ -1,0 +1,128 @@
+"""What each client event does to a session: one function an event, in a table. Each checks first, then changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from voiceserver import events as ev
+from voiceserver.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from voiceserver.session import Session
+
+REPLY_QUEUE = 8
+ALLOWED_WHILE_DRAINING = (ev.ReplyCancel, ev.ReplyPlayed, ev.SessionClose)
+
+
+def handle(session: Session, event: ev.ClientEvent, now_ms: float) -> None:
+    """Raises ProtocolError; the session is unchanged then."""
+    _HANDLERS[type(event)](session, event, now_ms)
+
+
+def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
+    settings = session.settings
+    changes = {
+        name: value
+        for name in event.__struct_fields__
+        if (value := getattr(event, name)) is not msgspec.UNSET
+    }
+    if changes.get("turn_detection") is not None and "vad" not in settings.stages:
+        raise ProtocolError(
+            "turn_detection_unavailable",
+            "this server has no vad engine: only null is possible",
+            param="turn_detection",
+        )
+    if changes.get("speaks") and not settings.can_speak:
+        raise ProtocolError("speech_unavailable", "this server has no tts engine", param="speaks")
+    if changes.get("transcribes") and "stt" not in settings.stages:
+        raise ProtocolError("transcription_unavailable", "this server has no stt engine", param="transcribes")
+    if changes.get("replies") and "reply" not in settings.stages:
+        raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
+    ear = session.ear
+    if "turn_detection" in changes and ear is not None:
+        if changes["turn_detection"] is None and ear.detector is not None and ear.capturing_turn:
+            session.end_turn("commit", now_ms)
+        ear.detect(changes["turn_detection"])
+    session.options = msgspec.structs.replace(session.options, **changes)
+    session.emit(ev.SessionUpdated())
+
+
+def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:
+    utterance = session.end_turn("commit", now_ms)
+    if utterance is None:
+        raise ProtocolError("input_empty", "there is no audio to commit")
+    utterance.creates_reply = event.creates_reply
+
+
+def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
+    ear, transcripts = session.ear, session.transcripts
+    if ear is not None and transcripts is not None and ear.capturing_turn:
+        transcripts.forget(ear.capturing_turn)
+        ear.capture.discard_turn(ear.capturing_turn)
+        session.the_lanes.reset(session.settings.hears_with)
+        ear.clear()
+    session.emit(ev.InputCleared())
+
+
+def _append(session: Session, event: ev.ItemAppend, now_ms: float) -> None:
+    session.mouth.history.append(event.item, event.after_key)
+
+
+def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
+    session.mouth.history.delete(event.key)
+
+
+def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
+    if "reply" not in session.settings.stages or session.settings.hears_with == "reply":
+        raise ProtocolError("reply_unavailable", "this server has no reply engine that takes text")
+    if session.reply is not None and not event.is_out_of_band:
+        raise ProtocolError("reply_active", f"the reply of turn {session.reply.turn} is still in progress")
+    if session.queue is not None and len(session.queue) >= REPLY_QUEUE:
+        raise ProtocolError("reply_queue_full", f"at most {REPLY_QUEUE} replies can wait")
+    session.enqueue_reply(event)
+
+
+def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
+    if session.reply is None and not session.queue:
+        raise ProtocolError("reply_not_active", "no reply is in progress")
+    session.stop_reply("cancelled", now_ms)
+
+
+def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:
+    session.mouth.receive_played(event.turn, event.played_ms, event.is_final)
+
+
+def _digit(session: Session, event: ev.Digit, now_ms: float) -> None:
+    session.emit(ev.DigitHeard(digit=event.digit))
+
+
+def _close(session: Session, event: ev.SessionClose, now_ms: float) -> None:
+    session.begin_close(1000, "client", session.settings.close_timeout_ms, now_ms)
+
+
+def caller_is_idle(session: Session) -> None:
+    """``idle_timeout_ms`` passed without speech after a reply: say so, and have the agent speak up."""
+    detection = session.options.turn_detection
+    clock_ms = session.ear.ms(session.ear.received_seq) if session.ear is not None else 0.0
+    idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
+    session.idle_handled()
+    session.emit(ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1)))
+    if session.options.replies and session.reply is None:
+        session.enqueue_reply(ev.ReplyCreate())
+
+
+_HANDLERS: dict[type[object], Callable[[Session, Any, float], None]] = {
+    ev.SessionUpdate: _update,
+    ev.InputCommit: _commit,
+    ev.InputClear: _clear,
+    ev.ItemAppend: _append,
+    ev.ItemDelete: _delete,
+    ev.ReplyCreate: _create,
+    ev.ReplyCancel: _cancel,
+    ev.ReplyPlayed: _played,
+    ev.Digit: _digit,
+    ev.SessionClose: _close,
+}

@@ -1,0 +1,139 @@
+"""The listening half of a session: every sample goes to ``vad``; what belongs to a turn is captured for ``stt``.
+
+::
+
+    received --> [ear outbox: vad] --consumed--> detector --Start--> begin(turn) ... --Stop--> end()
+                        |                                               |
+                        '-- kept: padding, for capture and replay --> [capture outbox: stt] --FINAL--> committed
+
+Audio is captured on the audio clock, only as far as vad has consumed it, so a turn's cut does not depend on timing.
+Where nothing detects turns (by hand, or no vad engine) audio passes straight through to the capture.
+"""
+
+from __future__ import annotations
+
+from voiceserver.events import TurnDetection
+from voiceserver.outbox import Outbox
+from voiceserver.turn import TurnDetector
+from workers.ipc.messages import RequestKind
+
+WARM_MS = 200.0  # kept beside the padding, so that a replayed detector starts warm
+
+
+class Ear:
+    __slots__ = (
+        "_captured_seq",
+        "_keep",
+        "_turn",
+        "capture",
+        "detector",
+        "limit",
+        "outbox",
+        "rate_hz",
+        "received_seq",
+    )
+
+    def __init__(
+        self, rate_hz: int, detection: TurnDetection | None, max_backlog_ms: float, start_seq: int = 0
+    ) -> None:
+        self.rate_hz = rate_hz
+        self.limit = self.samples(max_backlog_ms)  # of both backlogs together
+        self.outbox = Outbox()
+        self.capture = Outbox()
+        self.received_seq = start_seq
+        self._captured_seq = start_seq
+        self._turn = 0
+        self.detector: TurnDetector | None = None
+        self._keep = 0
+        self.detect(detection)
+
+    def detect(self, detection: TurnDetection | None) -> None:
+        """Change how turns are found. None: by hand."""
+        if detection is None:
+            self.detector = None
+            self._keep = 0
+            return
+        self._keep = self.samples(detection.prefix_padding_ms + detection.min_speech_ms + WARM_MS)
+        if self.detector is None:
+            self.detector = TurnDetector(detection)
+            self.detector.clock_ms = self.ms(self.outbox.consumed_seq)
+        else:
+            self.detector.settings = detection
+
+    def ms(self, samples: int) -> float:
+        return samples * 1000.0 / self.rate_hz
+
+    def samples(self, ms: float) -> int:
+        return int(ms * self.rate_hz / 1000.0)
+
+    @property
+    def capturing_turn(self) -> int:
+        """The turn whose audio is being captured, 0 for none."""
+        return self._turn
+
+    @property
+    def lag_ms(self) -> float:
+        return self.ms(self.outbox.backlog + self.capture.backlog)
+
+    def receive(self, pcm: bytes, now_ms: float) -> None:  # hot
+        samples = len(pcm) >> 1
+        self.received_seq += samples
+        self.outbox.append(RequestKind.DATA, 0, self.received_seq, pcm, samples, now_ms)
+
+    def pass_through(self) -> None:
+        """Nothing detects turns: what was received counts as heard, and is captured."""
+        self.consume(self.received_seq)
+
+    def consume(self, seq: int) -> None:  # hot
+        self.outbox.consume(seq)
+        if self._turn:
+            self._capture_until(self.outbox.consumed_seq)
+        self.outbox.commit(self.outbox.consumed_seq - self._keep)
+
+    def begin(self, turn: int, from_ms: float, decided_ms: float, now_ms: float) -> float:
+        """Capture for ``turn`` from ``from_ms`` on, but nothing twice; returns where it really begins.
+
+        What was heard before the decision at ``decided_ms`` counts as waiting from now on: it was not needed sooner.
+        """
+        self._turn = turn
+        self._captured_seq = begun = max(self._captured_seq, self.samples(from_ms))
+        self._capture_until(min(self.samples(decided_ms), self.outbox.consumed_seq), now_ms)
+        return self.ms(begun)
+
+    def end(self, until_ms: float, now_ms: float) -> int:
+        """The turn ends at ``until_ms``: hand its last audio over and mark its end. Returns its turn."""
+        turn = self._turn
+        self._capture_until(min(self.samples(until_ms), self.outbox.consumed_seq))
+        self.capture.append(RequestKind.FLUSH, turn, self._captured_seq, b"", 0, now_ms)
+        self._turn = 0
+        return turn
+
+    def clear(self) -> None:
+        """Forget the turn being captured."""
+        self._turn = 0
+        self._captured_seq = max(self._captured_seq, self.outbox.consumed_seq)
+        if self.detector is not None:
+            self.detector.reset()
+
+    def _capture_until(self, seq: int, waits_from_ms: float | None = None) -> None:  # hot
+        if seq <= self._captured_seq:
+            return
+        for entry in self.outbox.span(self._captured_seq, seq):
+            at_ms = entry.at_ms if waits_from_ms is None else waits_from_ms
+            self.capture.append(RequestKind.DATA, self._turn, entry.seq, entry.payload, entry.units, at_ms)
+        self._captured_seq = seq
+
+    def shed(self, limit_ms: float) -> float:
+        """Keep the backlog of both outboxes under ``limit_ms``; returns the ms dropped (oldest first)."""
+        limit = self.samples(limit_ms)
+        excess = self.outbox.backlog + self.capture.backlog - limit
+        if excess <= 0:
+            return 0.0
+        dropped = self.capture.shed(max(self.capture.backlog - excess, 0))
+        if dropped < excess:
+            dropped += self.outbox.shed(max(self.outbox.backlog - (excess - dropped), 0))
+        return self.ms(dropped)
+
+    def check(self) -> None:
+        self.outbox.check()
+        self.capture.check()

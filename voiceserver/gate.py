@@ -1,0 +1,96 @@
+"""The busy gate: turns waiting into an explicit signal by a deadline, and recovery into ``server.ready``.
+
+::
+
+    READY --(something waits busy_after_ms, or a loss, or a shed)--> BUSY    server.busy at once
+    BUSY  --(every busy_repeat_ms while something waits)-----------> BUSY    server.busy with fresh numbers
+    BUSY  --(nothing has waited longer than ready_below_ms)--------> READY   server.ready
+
+Rule: from the moment a caller's work is overdue to the signal no more than one timer passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from voiceserver.config import BackpressureConfig
+from voiceserver.events import ServerBusy, ServerReady
+
+
+class Wait(NamedTuple):
+    """A stage that has not taken work since ``since_ms``. ``patience_ms``: how long that is fine. ``lag_ms``: audio waiting
+    there; None where requests wait, whose lag is their age."""
+
+    stage: str
+    reason: str
+    since_ms: float
+    patience_ms: float
+    lag_ms: float | None
+    retry_after_ms: float = 0.0
+    turn: int = 0
+    position: int = 0
+
+    @property
+    def due_ms(self) -> float:
+        return self.since_ms + self.patience_ms
+
+
+class BusyGate:
+    __slots__ = ("_config", "_last_stage", "dropped_ms", "is_busy", "signalled_ms", "signals")
+
+    def __init__(self, config: BackpressureConfig) -> None:
+        self._config = config
+        self._last_stage = ""
+        self.is_busy = False
+        self.signalled_ms = -math.inf
+        self.signals = 0
+        self.dropped_ms = 0.0  # shed and not announced yet
+
+    def deadline_ms(self, waits: Sequence[Wait]) -> float:
+        """When ``evaluate`` must be called next."""
+        if self.is_busy:
+            return self.signalled_ms + self._config.busy_repeat_ms
+        return min((wait.due_ms for wait in waits), default=math.inf)
+
+    def evaluate(
+        self, waits: Sequence[Wait], credit_ms: float, now_ms: float
+    ) -> ServerBusy | ServerReady | None:
+        overdue = [wait for wait in waits if now_ms >= wait.due_ms]
+        if self.is_busy:
+            if now_ms >= self.signalled_ms + self._config.busy_repeat_ms and (overdue or self.dropped_ms):
+                return self._signal(overdue or waits, credit_ms, now_ms)
+            calm = self._config.ready_below_ms
+            if self.dropped_ms or any(now_ms - wait.since_ms > min(calm, wait.patience_ms) for wait in waits):
+                return None
+            self.is_busy = False
+            return ServerReady(stage=self._last_stage, credit_ms=round(credit_ms, 1))
+        if overdue or self.dropped_ms:
+            return self._signal(overdue or waits, credit_ms, now_ms)
+        return None
+
+    def announce(self, wait: Wait, credit_ms: float, now_ms: float) -> ServerBusy:
+        """Say so at once: a worker was lost, audio was shed, a place was refused."""
+        return self._signal([wait], credit_ms, now_ms)
+
+    def _signal(self, waits: Sequence[Wait], credit_ms: float, now_ms: float) -> ServerBusy:
+        worst = max(
+            waits, key=lambda wait: now_ms - wait.due_ms, default=Wait("vad", "shed", now_ms, 0.0, 0.0)
+        )
+        self.is_busy = True
+        self.signalled_ms = now_ms
+        self.signals += 1
+        self._last_stage = worst.stage
+        dropped_ms, self.dropped_ms = self.dropped_ms, 0.0
+        lag_ms = max(now_ms - worst.since_ms if worst.lag_ms is None else worst.lag_ms, 0.0)
+        return ServerBusy(
+            stage=worst.stage,
+            reason=worst.reason,
+            lag_ms=round(lag_ms, 1),
+            credit_ms=round(credit_ms, 1),
+            retry_after_ms=round(worst.retry_after_ms or max(lag_ms, self._config.busy_after_ms), 1),
+            dropped_ms=round(dropped_ms, 3),
+            position=worst.position,
+            turn=worst.turn,
+        )

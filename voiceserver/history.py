@@ -1,0 +1,77 @@
+"""The conversation so far, as the reply stage needs it. Bounded; the oldest items go first, system items last."""
+
+from __future__ import annotations
+
+from voiceserver.errors import ProtocolError
+from voiceserver.events import HistoryItem
+
+
+class History:
+    __slots__ = ("_items", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        self._items: list[HistoryItem] = []
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def items(self) -> tuple[HistoryItem, ...]:
+        return tuple(self._items)
+
+    def append(self, item: HistoryItem, after_key: str = "") -> None:
+        """Raises ProtocolError ``item_not_found`` for an unknown ``after_key`` and ``item_exists`` for a used key."""
+        if item.key and any(one.key == item.key for one in self._items):
+            raise ProtocolError(
+                "item_exists", f"an item with the key {item.key!r} exists already", param="item.key"
+            )
+        position = len(self._items)
+        if after_key == "root":
+            position = 0
+        elif after_key:
+            position = self._find(after_key) + 1
+        self._items.insert(position, item)
+        if len(self._items) > self._limit:
+            oldest = next((i for i, one in enumerate(self._items) if one.role != "system"), 0)
+            del self._items[oldest]
+
+    def delete(self, key: str) -> None:
+        del self._items[self._find(key)]
+
+    def cut(self, turn: int, text: str) -> None:
+        """The reply of ``turn`` was heard only as far as ``text``; unheard replies leave the history."""
+        for index in range(len(self._items) - 1, -1, -1):
+            item = self._items[index]
+            if item.role == "assistant" and item.turn == turn and not item.call_id:
+                if text:
+                    self._items[index] = HistoryItem(role="assistant", text=text, turn=turn, key=item.key)
+                else:
+                    del self._items[index]
+                return
+
+    def _find(self, key: str) -> int:
+        for index, item in enumerate(self._items):
+            if item.key == key:
+                return index
+        raise ProtocolError("item_not_found", f"no item has the key {key!r}", param="key")
+
+
+def chat_messages(items: tuple[HistoryItem, ...]) -> list[dict[str, object]]:
+    """The items in the shape of a chat-completions request; neighbouring tool calls share one assistant message."""
+    messages: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
+    for item in items:
+        if item.role == "assistant" and item.call_id:
+            function: dict[str, object] = {"name": item.name, "arguments": item.arguments}
+            call: dict[str, object] = {"id": item.call_id, "type": "function", "function": function}
+            if not calls:
+                messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+            calls.append(call)
+            continue
+        calls = []
+        message: dict[str, object] = {"role": item.role, "content": item.text}
+        if item.role == "tool":
+            message["tool_call_id"] = item.call_id
+        messages.append(message)
+    return messages

@@ -1,0 +1,75 @@
+"""The lanes of a session: which stages need a stream, which have one, which were refused one, and what waits for them.
+
+The shell asks; a lane never opens anything itself. A lane that is ``reset`` is closed and, if still needed, opened
+afresh: that is how work in progress is cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from voiceserver.errors import Refusal
+from voiceserver.outbox import Outbox
+
+RETRY_OPEN_MS = 100.0  # a refused stream is asked for again after this, or when the pool says there is room
+
+
+class Lanes:
+    __slots__ = ("_opened", "_refused", "_reset", "_stages")
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        self._stages = stages
+        self._opened: tuple[str, ...] = ()
+        self._refused: dict[str, tuple[Refusal, float]] = {}
+        self._reset: tuple[str, ...] = ()
+
+    def wanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
+        opened, refused = self._opened, self._refused
+        return [
+            stage for stage in self._stages if stage not in opened and stage not in refused and needs(stage)
+        ]
+
+    def unwanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
+        reset = self._reset
+        return [stage for stage in self._opened if stage in reset or not needs(stage)]
+
+    def sendable(self, outbox_of: Callable[[str], Outbox | None]) -> list[str]:  # hot
+        ready = []
+        for stage in self._opened:
+            outbox = outbox_of(stage)
+            if outbox is not None and outbox.has_unsent() and stage not in self._reset:
+                ready.append(stage)
+        return ready
+
+    def opened(self, stage: str) -> None:
+        self._opened = (*self._opened, stage)
+        self._refused.pop(stage, None)
+
+    def closed(self, stage: str) -> None:
+        self._opened = tuple(one for one in self._opened if one != stage)
+        self._reset = tuple(one for one in self._reset if one != stage)
+
+    def reset(self, stage: str) -> None:
+        """What the stage is doing for this session is worthless now."""
+        if stage in self._opened and stage not in self._reset:
+            self._reset = (*self._reset, stage)
+
+    def refuse(self, stage: str, refusal: Refusal, now_ms: float) -> None:
+        self._refused[stage] = (refusal, now_ms + RETRY_OPEN_MS)
+
+    def refusal(self, stage: str) -> Refusal | None:
+        """Why the stage has no stream; it is remembered while it is asked for again."""
+        refused = self._refused.get(stage)
+        return refused[0] if refused is not None else None
+
+    def retry(self, stage: str) -> None:
+        self._refused.pop(stage, None)
+
+    def retry_due(self, now_ms: float) -> None:
+        for stage in [stage for stage, (_, retry_ms) in self._refused.items() if now_ms >= retry_ms]:
+            del self._refused[stage]
+
+    @property
+    def retry_ms(self) -> float:
+        return min((retry_ms for _, retry_ms in self._refused.values()), default=math.inf)

@@ -1,0 +1,268 @@
+"""The speaking half of a session: at most one reply in progress, what is still being heard of the last, and the history.
+
+::
+
+    start --> [ask outbox: reply] --TEXT--> [say outbox: tts] --AUDIO--> caller     finish: exactly one ReplyDone
+                                                                                    interrupt: cut the history to what was heard
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from voiceserver.events import (
+    HistoryItem,
+    PlaybackStop,
+    ReplyAudio,
+    ReplyCreate,
+    ReplyDone,
+    ReplyStarted,
+    ReplyText,
+    ReplyToolCall,
+    ServerEvent,
+)
+from voiceserver.history import History
+from voiceserver.reply import Reason, Reply, ToolCall
+from workers.ipc.messages import Record, RequestKind, ResultKind
+
+FINISH_REASONS: dict[str, Reason] = {"length": "limited", "content_filter": "filtered"}
+
+
+class ToolDelta(msgspec.Struct):
+    index: int = 0
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Finish(msgspec.Struct):
+    finish_reason: str = "stop"
+    usage: Usage | None = None
+
+
+class Failure(msgspec.Struct):
+    code: str = "engine_failed"
+    message: str = "the engine failed"
+
+
+_decode_tool = msgspec.json.Decoder(ToolDelta).decode
+_decode_finish = msgspec.json.Decoder(Finish).decode
+_decode_failure = msgspec.json.Decoder(Failure).decode
+
+
+class Mouth:
+    __slots__ = (
+        "_events",
+        "_played_ms",
+        "_playing",
+        "_rate_hz",
+        "history",
+        "interruptions",
+        "replies",
+        "reply",
+        "samples_sent",
+    )
+
+    def __init__(self, events: list[ServerEvent], history: History, output_rate_hz: int) -> None:
+        self._events = events
+        self._rate_hz = output_rate_hz
+        self.history = history
+        self.reply: Reply | None = None
+        self._playing: Reply | None = None  # the last reply that had audio
+        self._played_ms: float | None = None  # what the client told of it
+        self.replies = 0
+        self.interruptions = 0
+        self.samples_sent = 0
+
+    def start(self, turn: int, create: ReplyCreate, speaks: bool, request: bytes, now_ms: float) -> Reply:
+        reply = Reply(turn, create, speaks, self._rate_hz, now_ms)
+        reply.ask.append(RequestKind.DATA, turn, 1, request, 1, now_ms)
+        self.reply = reply
+        self.replies += 1
+        started = ReplyStarted(turn=turn, key=create.key, speaks=speaks, is_out_of_band=create.is_out_of_band)
+        self._events.append(started)
+        return reply
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    def receive_reply(self, record: Record, now_ms: float) -> None:
+        """A result of the reply stage. Results of another turn were cancelled: they are dropped at the door."""
+        reply = self.reply
+        if reply is None or record.turn != reply.turn:
+            return
+        kind = record.kind
+        reply.ask.consume(1)
+        if kind == ResultKind.TEXT:
+            text = record.payload.decode()
+            if reply.first_text_at_ms is not None and not text[:1].isspace():
+                text = " " + text
+            if reply.receive_text(text, now_ms):
+                self._events.append(ReplyText(turn=reply.turn, text=text))
+        elif kind == ResultKind.AUDIO:  # a speech-to-speech engine needs no tts
+            self._audio(reply, 1, record.payload, now_ms)
+        elif kind == ResultKind.TOOL:
+            self._tool(reply, record.payload)
+        elif kind == ResultKind.DONE:
+            finish = _decode_finish(record.payload) if record.payload else Finish()
+            reply.is_finished_asking = True
+            reply.finish_reason = FINISH_REASONS.get(finish.finish_reason, "completed")
+            if finish.usage is not None:
+                reply.input_tokens, reply.output_tokens = (
+                    finish.usage.prompt_tokens,
+                    finish.usage.completion_tokens,
+                )
+            reply.ask.commit(1)
+            self._finish_if_complete(now_ms)
+        elif kind == ResultKind.FAILED:
+            self.fail(*failure_of(record.payload), now_ms=now_ms)
+
+    def receive_tts(self, record: Record, now_ms: float) -> None:
+        reply = self.reply
+        if reply is None or record.turn != reply.turn:
+            return
+        if record.kind == ResultKind.AUDIO:
+            self._audio(reply, record.seq, record.payload, now_ms)
+        elif record.kind == ResultKind.DONE:
+            reply.finish_sentence(record.seq)
+            self._finish_if_complete(now_ms)
+        elif record.kind == ResultKind.FAILED:
+            self.fail(*failure_of(record.payload), now_ms=now_ms)
+
+    def _audio(self, reply: Reply, sentence: int, pcm: bytes, now_ms: float) -> None:  # hot
+        pcm = reply.receive_audio(sentence, pcm, now_ms)
+        if pcm:
+            self.samples_sent += len(pcm) >> 1
+            if self._playing is not reply:
+                self._playing = reply
+                self._played_ms = None
+            self._events.append(ReplyAudio(turn=reply.turn, pcm=pcm))
+
+    def _tool(self, reply: Reply, payload: bytes) -> None:
+        delta = _decode_tool(payload)
+        call = reply.tool_calls.setdefault(delta.index, ToolCall())
+        call.call_id = call.call_id or delta.call_id
+        call.name = call.name or delta.name
+        call.arguments += delta.arguments
+        self._events.append(
+            ReplyToolCall(
+                turn=reply.turn,
+                index=delta.index,
+                call_id=call.call_id,
+                name=call.name,
+                arguments=delta.arguments,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------- endings
+
+    def _finish_if_complete(self, now_ms: float) -> None:
+        reply = self.reply
+        if reply is not None and reply.is_complete:
+            self._finish(reply, reply.finish_reason)
+
+    def fail(self, code: str, message: str, *, now_ms: float) -> None:
+        if self.reply is not None:
+            self._finish(self.reply, "failed", code, message)
+
+    def stop(self, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
+        """Barge-in or a cancel: the turn of the reply that was cut off, 0 if nothing was being said or heard.
+
+        The order on the wire is the caller's: call it after the event that explains it.
+        """
+        reply = self.reply
+        played_ms = self.played_ms(now_ms)
+        if reply is not None:
+            if reason == "interrupted":
+                self.interruptions += 1
+            self._finish(reply, reason, heard_ms=played_ms if reply.speaks else None)
+            self._playing = None
+            return reply.turn
+        playing = self._playing
+        if playing is None or reason == "cancelled" or now_ms >= self.playing_until_ms:
+            return 0
+        self.interruptions += 1
+        self._playing = None
+        self.history.cut(playing.turn, playing.heard_text(played_ms).strip())
+        self._events.append(PlaybackStop(turn=playing.turn, played_ms=round(played_ms, 1)))
+        return playing.turn
+
+    def _finish(
+        self, reply: Reply, reason: Reason, code: str = "", message: str = "", heard_ms: float | None = None
+    ) -> None:
+        self.reply = None
+        for index, call in sorted(reply.tool_calls.items()):
+            if reason in ("completed", "limited"):
+                done = ReplyToolCall(reply.turn, index, call.call_id, call.name, call.arguments, is_done=True)
+                self._events.append(done)
+        text = reply.text if heard_ms is None else reply.heard_text(heard_ms)
+        if not reply.create.is_out_of_band:
+            items = reply.history_items() if reason in ("completed", "limited") else []
+            if not items and text.strip():
+                items = [
+                    HistoryItem(
+                        role="assistant", text=text.strip(), turn=reply.turn, key=f"reply:{reply.turn}"
+                    )
+                ]
+            for item in items:
+                self.history.append(item)
+        reply.ask.discard()
+        reply.say.discard()
+        self._events.append(
+            ReplyDone(
+                turn=reply.turn,
+                reason=reason,
+                timings=reply.timings(),
+                text=reply.text.strip(),
+                code=code,
+                message=message,
+                key=reply.create.key,
+                input_tokens=reply.input_tokens,
+                output_tokens=reply.output_tokens,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------ playback
+
+    @property
+    def playing_until_ms(self) -> float:
+        """When a client that plays without a pause has played everything that was sent."""
+        playing = self._playing
+        if playing is None or playing.first_audio_at_ms is None:
+            return -math.inf
+        if self._played_ms is not None and self._played_ms >= playing.audio_ms:
+            return -math.inf
+        return playing.first_audio_at_ms + playing.audio_ms
+
+    def played_ms(self, now_ms: float) -> float:
+        """How much of the last reply was heard: what the client told, else an estimate by time."""
+        playing = self._playing
+        if playing is None or playing.first_audio_at_ms is None:
+            return 0.0
+        if self._played_ms is not None:
+            return min(self._played_ms, playing.audio_ms)
+        return min(max(now_ms - playing.first_audio_at_ms, 0.0), playing.audio_ms)
+
+    def receive_played(self, turn: int, played_ms: float, is_final: bool) -> None:
+        playing = self._playing
+        if playing is None or playing.turn != turn:
+            return
+        self._played_ms = played_ms
+        if is_final and self.reply is None:
+            self.history.cut(turn, playing.heard_text(played_ms).strip())
+            self._playing = None
+
+    def is_interruptible(self, now_ms: float) -> bool:
+        return self.reply is not None or now_ms < self.playing_until_ms
+
+
+def failure_of(payload: bytes) -> tuple[str, str]:
+    failure = _decode_failure(payload) if payload else Failure()
+    return failure.code, failure.message

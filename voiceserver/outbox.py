@@ -1,0 +1,222 @@
+"""The outbox: one send window per stage, one deque, three cursors.
+
+::
+
+      committed          consumed            sent              received
+          |  kept for replay |  in the ring    |  waiting here     |
+    ------+------------------+-----------------+-------------------+--->
+          '------------------ entries of the deque ----------------'
+
+Its backlog (received and not consumed) is the lag meter and the backpressure bound; what is not committed is the
+replay log. Rule, checked by ``check``, in units (samples for audio, requests for text)::
+
+    received = consumed + backlog + dropped + discarded
+
+``rewind`` moves only the sent cursor: after a crash entries are sent again, but never counted as consumed twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from workers.ipc.messages import RequestKind
+
+
+class Entry(NamedTuple):
+    """One request. ``seq`` is the position at the end of ``payload``; ``at_ms`` when it was received."""
+
+    kind: RequestKind
+    turn: int
+    seq: int
+    payload: bytes
+    units: int
+    at_ms: float
+
+
+class Outbox:
+    __slots__ = (
+        "_consumed_entries",
+        "_consumed_seq",
+        "_entries",
+        "_sent_entries",
+        "backlog",
+        "consumed",
+        "discarded",
+        "dropped",
+        "received",
+    )
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque()
+        self._sent_entries = 0
+        self._consumed_entries = 0
+        self._consumed_seq = 0
+        self.received = 0
+        self.consumed = 0
+        self.backlog = 0
+        self.dropped = 0
+        self.discarded = 0
+
+    def append(
+        self, kind: RequestKind, turn: int, seq: int, payload: bytes, units: int, at_ms: float
+    ) -> None:  # hot
+        self._entries.append(Entry(kind, turn, seq, payload, units, at_ms))
+        self.received += units
+        self.backlog += units
+
+    def refuse(self, units: int) -> None:
+        """Count audio that came too late to be taken: received and discarded."""
+        self.received += units
+        self.discarded += units
+
+    def next_unsent(self) -> Entry | None:  # hot
+        entries = self._entries
+        sent = self._sent_entries
+        return entries[sent] if sent < len(entries) else None
+
+    def has_unsent(self) -> bool:
+        return self._sent_entries < len(self._entries)
+
+    def mark_sent(self) -> None:  # hot
+        self._sent_entries += 1
+
+    def consume(self, seq: int) -> None:  # hot
+        """The worker has taken everything up to ``seq``. Older positions (a replay) change nothing."""
+        if seq <= self._consumed_seq:
+            return
+        entries = self._entries
+        index = self._consumed_entries
+        units = 0
+        while index < len(entries) and entries[index].seq <= seq:
+            units += entries[index].units
+            index += 1
+        self._consumed_entries = index
+        self._consumed_seq = seq
+        self.consumed += units
+        self.backlog -= units
+        if index > self._sent_entries:
+            self._sent_entries = index
+
+    def commit(self, seq: int) -> None:  # hot
+        """Forget consumed entries up to ``seq``: they will never be replayed."""
+        entries = self._entries
+        while self._consumed_entries and entries[0].seq <= seq:
+            entries.popleft()
+            self._consumed_entries -= 1
+            self._sent_entries -= 1
+        if self._sent_entries < 0:
+            self._sent_entries = 0
+
+    def commit_turn(self, turn: int) -> None:
+        """The stage has answered ``turn``: everything of it and older is consumed and forgotten."""
+        entries = self._entries
+        while entries and entries[0].turn <= turn:
+            entry = entries.popleft()
+            if self._consumed_entries:
+                self._consumed_entries -= 1
+            else:
+                self.consumed += entry.units
+                self.backlog -= entry.units
+            self._consumed_seq = max(self._consumed_seq, entry.seq)
+            self._sent_entries = max(0, self._sent_entries - 1)
+
+    def discard_turn(self, turn: int) -> int:
+        """Forget what is not consumed of ``turn``, the latest; returns the units discarded."""
+        discarded = 0
+        while len(self._entries) > self._consumed_entries and self._entries[-1].turn == turn:
+            discarded += self._entries.pop().units
+        while self._entries and self._entries[-1].turn == turn:
+            self._entries.pop()
+            self._consumed_entries -= 1
+        self._sent_entries = min(self._sent_entries, len(self._entries))
+        self.discarded += discarded
+        self.backlog -= discarded
+        return discarded
+
+    def rewind(self) -> None:
+        """The stream is lost: send everything that is not committed again."""
+        self._sent_entries = 0
+
+    def shed(self, limit: int) -> int:
+        """Drop the oldest unsent audio until the backlog is at most ``limit`` units; returns the units dropped."""
+        entries = self._entries
+        dropped = 0
+        index = max(self._sent_entries, self._consumed_entries)
+        while self.backlog - dropped > limit and index < len(entries):
+            if entries[index].kind is not RequestKind.DATA or not entries[index].units:
+                index += 1
+                continue
+            dropped += entries[index].units
+            del entries[index]
+        self.dropped += dropped
+        self.backlog -= dropped
+        return dropped
+
+    def discard(self) -> int:
+        """Forget everything that is not consumed (close, clear); returns the units discarded."""
+        discarded = self.backlog
+        self.discarded += discarded
+        self.backlog = 0
+        self._entries.clear()
+        self._sent_entries = self._consumed_entries = 0
+        return discarded
+
+    @property
+    def oldest_at_ms(self) -> float | None:
+        """When the oldest entry that is not consumed was received."""
+        entries = self._entries
+        index = self._consumed_entries
+        return entries[index].at_ms if index < len(entries) else None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._entries
+
+    @property
+    def consumed_seq(self) -> int:
+        return self._consumed_seq
+
+    @property
+    def first_seq(self) -> int:
+        """Where the first entry kept for replay begins; the end of what was consumed if nothing is kept."""
+        if not self._entries:
+            return self._consumed_seq
+        first = self._entries[0]
+        return first.seq - first.units
+
+    def span(self, begin: int, end: int) -> list[Entry]:
+        """Audio positions [begin, end) from the kept entries, cut at the sample; what is gone is left out."""
+        cut: list[Entry] = []
+        for entry in reversed(self._entries):
+            if entry.seq <= begin:
+                break
+            start = entry.seq - entry.units
+            if start >= end or not entry.units:
+                continue
+            if start >= begin and entry.seq <= end:
+                cut.append(entry)
+                continue
+            left = max(begin - start, 0)
+            right = min(end, entry.seq) - start
+            payload = entry.payload[left * 2 : right * 2]
+            cut.append(entry._replace(payload=payload, units=right - left, seq=start + right))
+        cut.reverse()
+        return cut
+
+    def check(self) -> None:
+        """Raises AssertionError if the law does not hold or a cursor is out of order."""
+        waiting = sum(
+            entry.units for index, entry in enumerate(self._entries) if index >= self._consumed_entries
+        )
+        if waiting != self.backlog:
+            raise AssertionError(f"outbox holds {waiting} units but counts {self.backlog}")
+        if self.received != self.consumed + self.backlog + self.dropped + self.discarded:
+            raise AssertionError(
+                f"received {self.received} != consumed {self.consumed} + backlog {self.backlog}"
+                f" + dropped {self.dropped} + discarded {self.discarded}"
+            )
+        if not 0 <= self._consumed_entries <= len(self._entries) or not 0 <= self._sent_entries <= len(
+            self._entries
+        ):
+            raise AssertionError("a cursor is outside the deque")

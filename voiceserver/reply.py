@@ -1,0 +1,194 @@
+"""One reply: its request, its sentences on the way through tts, and what the caller has heard of it.
+
+Everything here is idempotent by position, so that a stage which died can be replayed: sentences that were received before
+are passed over by count, audio of a sentence that was sent before by samples. Nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from voiceserver.events import HistoryItem, ReplyCreate, Timings
+from voiceserver.outbox import Outbox
+from workers.ipc.messages import RequestKind
+
+Reason = Literal["completed", "interrupted", "cancelled", "failed", "limited", "filtered"]
+
+
+class ToolCall:
+    __slots__ = ("arguments", "call_id", "name")
+
+    def __init__(self) -> None:
+        self.call_id = ""
+        self.name = ""
+        self.arguments = ""
+
+
+class Reply:
+    __slots__ = (
+        "_audio_ends",
+        "_replayed_samples",
+        "_replayed_texts",
+        "_sentences",
+        "ask",
+        "asked_ms",
+        "create",
+        "decided_ms",
+        "end_of_speech_ms",
+        "endpointing_ms",
+        "finish_reason",
+        "first_audio_at_ms",
+        "first_text_at_ms",
+        "input_tokens",
+        "is_finished_asking",
+        "output_rate_hz",
+        "output_tokens",
+        "samples_sent",
+        "say",
+        "speaks",
+        "stt_ms",
+        "tool_calls",
+        "turn",
+    )
+
+    def __init__(
+        self, turn: int, create: ReplyCreate, speaks: bool, output_rate_hz: int, now_ms: float
+    ) -> None:
+        self.turn = turn
+        self.create = create
+        self.speaks = speaks
+        self.output_rate_hz = output_rate_hz
+        self.asked_ms = now_ms
+        self.decided_ms = now_ms
+        self.end_of_speech_ms: float | None = None
+        self.endpointing_ms: float | None = None
+        self.stt_ms: float | None = None
+        self.ask = Outbox()
+        self.say = Outbox()
+        self.first_text_at_ms: float | None = None
+        self.first_audio_at_ms: float | None = None
+        self.is_finished_asking = False
+        self.finish_reason: Reason = "completed"
+        self.samples_sent = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.tool_calls: dict[int, ToolCall] = {}
+        self._sentences: list[str] = []
+        self._audio_ends: list[int] = []  # samples of the whole reply at the end of each sentence
+        self._replayed_texts = 0  # sentences still to be passed over after a replay
+        self._replayed_samples = 0
+
+    @property
+    def text(self) -> str:
+        """What was answered so far; the pieces bring their own spaces."""
+        return "".join(self._sentences)
+
+    @property
+    def has_begun(self) -> bool:
+        return self.first_text_at_ms is not None or bool(self.tool_calls) or self.samples_sent > 0
+
+    @property
+    def audio_ms(self) -> float:
+        return self.samples_sent * 1000.0 / self.output_rate_hz
+
+    def receive_text(self, text: str, now_ms: float) -> bool:
+        """False: this sentence was received before the replay."""
+        if self._replayed_texts:
+            self._replayed_texts -= 1
+            return False
+        self._sentences.append(text)
+        if self.first_text_at_ms is None:
+            self.first_text_at_ms = now_ms
+        if self.speaks:
+            self.say.append(
+                RequestKind.DATA, self.turn, len(self._sentences), text.strip().encode(), 1, now_ms
+            )
+        return True
+
+    def receive_audio(self, sentence: int, pcm: bytes, now_ms: float) -> bytes:
+        """What of ``pcm`` is new to the caller."""
+        if sentence <= len(self._audio_ends):
+            return b""
+        if self._replayed_samples:
+            passed = min(self._replayed_samples, len(pcm) >> 1)
+            self._replayed_samples -= passed
+            pcm = pcm[passed * 2 :]
+        if pcm and self.first_audio_at_ms is None:
+            self.first_audio_at_ms = now_ms
+        self.samples_sent += len(pcm) >> 1
+        self.say.consume(sentence)
+        return pcm
+
+    def finish_sentence(self, sentence: int) -> None:
+        self.say.consume(sentence)
+        self.say.commit(sentence)
+        while len(self._audio_ends) < sentence:
+            self._audio_ends.append(self.samples_sent)
+        self._replayed_samples = 0
+
+    def replay_ask(self) -> None:
+        """The reply stage died and will be asked again."""
+        self.ask.rewind()
+        self._replayed_texts = len(self._sentences)
+
+    def replay_say(self) -> None:
+        """The tts stage died: the sentence in progress is made again from its beginning."""
+        self.say.rewind()
+        self._replayed_samples = self.samples_sent - (self._audio_ends[-1] if self._audio_ends else 0)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.is_finished_asking and (not self.speaks or self.say.is_empty)
+
+    def heard_text(self, played_ms: float) -> str:
+        """The text that fits into ``played_ms`` of audio: whole sentences, and words in proportion of the last."""
+        played = int(played_ms * self.output_rate_hz / 1000.0)
+        heard: list[str] = []
+        begin = 0
+        for index, sentence in enumerate(self._sentences):
+            end = self._audio_ends[index] if index < len(self._audio_ends) else self.samples_sent
+            if played >= end and index < len(self._audio_ends):
+                heard.append(sentence)
+                begin = end
+                continue
+            if end > begin and played > begin:
+                words = sentence.split()
+                heard.append(" ".join(words[: int(len(words) * min((played - begin) / (end - begin), 1.0))]))
+            break
+        return " ".join(part.strip() for part in heard if part.strip())
+
+    def timings(self) -> Timings:
+        def since(later: float | None, earlier: float | None) -> float | None:
+            return None if later is None or earlier is None else round(later - earlier, 2)
+
+        return Timings(
+            end_of_speech_ms=self.end_of_speech_ms,
+            endpointing_ms=self.endpointing_ms,
+            stt_ms=self.stt_ms,
+            reply_ms=since(self.first_text_at_ms, self.asked_ms),
+            tts_ms=since(self.first_audio_at_ms, self.first_text_at_ms),
+            first_audio_ms=since(self.first_audio_at_ms, self.decided_ms),
+            audio_ms=round(self.audio_ms, 1),
+        )
+
+    def history_items(self) -> list[HistoryItem]:
+        items: list[HistoryItem] = []
+        if self._sentences:
+            items.append(
+                HistoryItem(
+                    role="assistant", text=self.text.strip(), turn=self.turn, key=f"reply:{self.turn}"
+                )
+            )
+        for index, call in sorted(self.tool_calls.items()):
+            key = f"call:{self.turn}:{index}"
+            items.append(
+                HistoryItem(
+                    role="assistant",
+                    call_id=call.call_id,
+                    name=call.name,
+                    arguments=call.arguments,
+                    turn=self.turn,
+                    key=key,
+                )
+            )
+        return items

@@ -1,0 +1,117 @@
+"""Turn-taking on the audio clock: when a caller starts and stops to speak. Wall time plays no part.
+
+A window of speech probability moves a two-state machine::
+
+    SILENT   --(min_speech_ms of speech)------------------> SPEAKING   Start(at = first speech window)
+    SPEAKING --(silence_duration_ms below the threshold)--> SILENT     Stop(at = last speech window, "silence")
+    SPEAKING --(max_turn_ms since the start)--------------> SILENT     Stop(at = now, "max_turn")
+
+Hysteresis as in silero-vad's ``VADIterator``: speech begins at ``threshold`` and ends below ``threshold - 0.15``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from voiceserver.events import TurnDetection
+
+HYSTERESIS = 0.15
+SLACK_MS = 0.01  # rounding of window positions
+
+
+class Start(NamedTuple):
+    at_ms: float
+    decided_ms: float
+
+
+class Stop(NamedTuple):
+    """``at_ms``: the end of speech; ``decided_ms``: the audio clock at the decision."""
+
+    at_ms: float
+    decided_ms: float
+    reason: Literal["silence", "max_turn", "commit", "close"]
+
+
+class TurnDetector:
+    __slots__ = (
+        "_last_speech_ms",
+        "_run_ms",
+        "_run_start_ms",
+        "_started_ms",
+        "clock_ms",
+        "is_speaking",
+        "settings",
+    )
+
+    def __init__(self, settings: TurnDetection) -> None:
+        self.settings = settings
+        self.clock_ms = 0.0
+        self.is_speaking = False
+        self._run_ms = 0.0
+        self._run_start_ms = 0.0
+        self._started_ms = 0.0
+        self._last_speech_ms = 0.0
+
+    def receive(
+        self, start_ms: float, window_ms: float, probabilities: Sequence[float]
+    ) -> list[Start | Stop]:  # hot
+        """Windows that were seen before (a replay after a crash) are passed over."""
+        if (
+            not self.is_speaking
+            and not self._run_ms
+            and max(probabilities, default=0.0) < self.settings.threshold
+        ):
+            self.clock_ms = max(self.clock_ms, start_ms + window_ms * len(probabilities))
+            return []
+        decisions: list[Start | Stop] = []
+        for probability in probabilities:
+            end_ms = start_ms + window_ms
+            if end_ms > self.clock_ms + SLACK_MS:
+                decision = self._window(start_ms, end_ms, probability)
+                if decision is not None:
+                    decisions.append(decision)
+            start_ms = end_ms
+        return decisions
+
+    def _window(self, start_ms: float, end_ms: float, probability: float) -> Start | Stop | None:
+        self.clock_ms = end_ms
+        if not self.is_speaking:
+            return self._silent_window(start_ms, end_ms, probability)
+        if probability >= self.settings.threshold - HYSTERESIS:
+            self._last_speech_ms = end_ms
+        elif end_ms - self._last_speech_ms >= self.settings.silence_duration_ms - SLACK_MS:
+            return self._stop(self._last_speech_ms, "silence")
+        if end_ms - self._started_ms >= self.settings.max_turn_ms:
+            return self._stop(end_ms, "max_turn")
+        return None
+
+    def _silent_window(self, start_ms: float, end_ms: float, probability: float) -> Start | None:
+        limit = self.settings.threshold - (HYSTERESIS if self._run_ms else 0.0)
+        if probability < limit:
+            self._run_ms = 0.0
+            return None
+        if not self._run_ms:
+            self._run_start_ms = start_ms
+        self._run_ms += end_ms - start_ms
+        if self._run_ms < self.settings.min_speech_ms - SLACK_MS:
+            return None
+        self.is_speaking = True
+        self._started_ms = self._run_start_ms
+        self._last_speech_ms = end_ms
+        self._run_ms = 0.0
+        return Start(self._started_ms, end_ms)
+
+    def _stop(self, at_ms: float, reason: Literal["silence", "max_turn", "commit", "close"]) -> Stop:
+        self.is_speaking = False
+        self._run_ms = 0.0
+        return Stop(at_ms, self.clock_ms, reason)
+
+    def stop_now(self, reason: Literal["commit", "close"]) -> Stop | None:
+        """End the caller's turn here. None if nobody is speaking."""
+        return self._stop(self._last_speech_ms, reason) if self.is_speaking else None
+
+    def reset(self) -> None:
+        """Forget a turn in progress; the clock goes on."""
+        self.is_speaking = False
+        self._run_ms = 0.0

@@ -31,7 +31,8 @@ def pcm16_to_float(payload: bytes | bytearray | memoryview) -> Audio:
 def float_to_pcm16(audio: Audio) -> bytes:
     """Float32 (n,) -> PCM16 little-endian. What is louder than full scale is clipped, never wrapped."""
     scaled = np.rint(audio * np.float32(_FULL_SCALE))
-    return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()
+    pcm: bytes = np.clip(scaled, -32768, 32767).astype("<i2").tobytes()
+    return pcm
 
 
 class Resampler:

@@ -1,0 +1,352 @@
+"""What every pool of channels does, whoever runs the workers: streams, results, room, and the one crash path.
+
+``ChannelPool`` knows neither processes nor an event loop: time, ``call_soon`` and the making of workers are given. ``local``
+puts processes behind it, ``inline`` a worker in the same thread. Rules:
+
+- Owners are called from ``drain``, ``bury`` and ``sweep`` only; each burst of calls ends in one ``on_tick`` per owner.
+- Results that were published before a worker died reach their owners before they hear of the death.
+- Whoever was told "full" is called back, first come, first called.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+from voiceserver.errors import Refusal
+from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
+from voiceserver.pool.lane import Lane, LaneState, LaneStream
+from voiceserver.pool.quarantine import Quarantine
+from workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
+from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+
+OnEvent = Callable[[str, Mapping[str, object]], None]
+CallSoon = Callable[[Callable[[], None]], object]
+
+CONTROL_STREAM = 0
+RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
+DEFAULT_TURNOVER_MS = 2_000.0  # between two places becoming free, before it was measured
+MAX_RETRY_MS = 60_000.0
+_BURST = 512
+_BURSTS_PER_DRAIN = 8
+_SMOOTHING = 0.2
+
+
+def ignore_event(name: str, fields: Mapping[str, object]) -> None:
+    """The default ``on_event``."""
+
+
+class ChannelPool(ABC):
+    """``on_event(name, fields)`` hears what happens to workers, for logs and metrics. ``call_soon(callback)`` runs it after
+    the callbacks of this turn of the loop."""
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        engine: str,
+        workers: int,
+        streams_per_worker: int,
+        step_timeout_ms: float,
+        channel: ChannelConfig,
+        call_soon: CallSoon,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        on_event: OnEvent = ignore_event,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self.stage = stage
+        self.engine = engine
+        self.quarantine = quarantine or Quarantine()
+        self._channel = channel
+        self._streams_per_worker = streams_per_worker
+        self._step_timeout_ms = step_timeout_ms
+        self._call_soon = call_soon
+        self._clock_ns = clock_ns
+        self._on_event = on_event
+        self.lanes = [Lane(index, call_soon, clock_ns) for index in range(workers)]
+        self._next_stream = CONTROL_STREAM + 1
+        self._wants_place: dict[int, StreamOwner] = {}
+        self._is_offer_due = False
+        self._is_stopping = False
+        self._turnover_ms = DEFAULT_TURNOVER_MS
+        self._freed_ms = 0.0
+        self.restarts = 0
+
+    # For the sessions
+
+    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
+        now_ms = self._now_ms()
+        left_ms = self.quarantine.left_ms(key, now_ms) if key else 0.0
+        if left_ms:
+            return Refusal("quarantined", left_ms, self.stage)
+        trial_items = self.quarantine.trial_items(key, now_ms) if key else 0
+        payload = params.to_bytes()
+        for lane in sorted(filter(Lane.has_place, self.lanes), key=lambda lane: len(lane.streams)):
+            stream = self._next_stream
+            if lane.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
+                self._next_stream += 1
+                opened = lane.streams[stream] = LaneStream(self, lane, stream, owner, key)
+                self._wants_place.pop(id(owner), None)
+                lane.ring_soon()
+                return opened
+        return self._refuse(owner)
+
+    def forget(self, owner: StreamOwner) -> None:
+        """``owner`` is leaving: no ``on_room`` for it any more."""
+        self._wants_place.pop(id(owner), None)
+
+    def is_ready(self) -> bool:
+        return any(lane.state is LaneState.READY for lane in self.lanes)
+
+    def stats(self) -> PoolStats:
+        workers = tuple(lane.stats() for lane in self.lanes)
+        steps = sum(worker.batches for worker in workers)
+        items = sum(worker.items for worker in workers)
+        return PoolStats(
+            stage=self.stage,
+            engine=self.engine,
+            workers=workers,
+            streams=sum(worker.streams for worker in workers),
+            free=self._free_places(),
+            lag_ms=max((w.queue_age_ms for w in workers if w.state in ("ready", "hung")), default=0.0),
+            restarts=self.restarts,
+            mean_batch=items / steps if steps else 0.0,
+        )
+
+    def close_stream(self, lane: Lane, stream: LaneStream) -> None:
+        """For LaneStream.close."""
+        if lane.streams.pop(stream.id, None) is None:
+            return
+        lane.wants_room.pop(stream.id, None)
+        if lane.unsent_closes or not lane.try_send(RequestKind.CLOSE, stream.id, 0, 0, b"", self._clock_ns()):
+            lane.unsent_closes.append(stream.id)
+        lane.ring_soon()
+        now_ms = self._now_ms()
+        if self._freed_ms:
+            # Clamped, so that one quiet night does not promise the next caller an hour.
+            gap_ms = min(now_ms - self._freed_ms, MAX_RETRY_MS)
+            self._turnover_ms += (gap_ms - self._turnover_ms) * _SMOOTHING
+        self._freed_ms = now_ms
+        self._offer_places_soon()
+
+    # For whoever runs the workers
+
+    def begin(self, lane: Lane) -> ServerEnd:
+        """A fresh channel for the lane's next worker. Raises OSError when there is no memory for it."""
+        end = ServerEnd.create(self._channel, generation=lane.generation + 1)
+        lane.generation += 1
+        lane.begin(end, self._now_ms())
+        return end
+
+    def drain(self, lane: Lane) -> None:
+        """Deliver what the worker has published; stays within a bounded share of a loop turn."""
+        touched: dict[int, StreamOwner] = {}
+        generation = lane.generation
+        try:
+            is_empty = self._deliver(lane, touched, _BURSTS_PER_DRAIN)
+        except RingCorrupt as error:
+            self._tick(touched)
+            self._on_event("ring_corrupt", self._fields(lane, error=str(error)))
+            self.end_worker(lane)
+            self.bury(lane, "worker_lost")
+            return
+        if not is_empty:
+            self._call_soon(lambda: self._drain_again(lane, generation))
+        lane.push_closes()
+        self._offer_ring_room(lane, touched)
+        self._tick(touched)
+
+    def bury(self, lane: Lane, reason: LossReason) -> None:
+        """The worker is dead: the one crash path. Idempotent."""
+        end = lane.end
+        if end is None:
+            return
+        touched: dict[int, StreamOwner] = {}
+        try:
+            self._deliver(lane, touched, None)
+        except RingCorrupt as error:
+            self._on_event("ring_corrupt", self._fields(lane, error=str(error)))
+        if lane.last_words == "out_of_memory":
+            reason = "worker_memory"
+        now_ms = self._now_ms()
+        flight = end.flight()
+        suspects = {lane.streams[s].key for s in flight.streams if s in lane.streams} - {""}
+        guilty = set() if self._is_stopping else self.quarantine.record_crash(suspects, now_ms)
+        lost = list(lane.streams.values())
+        lane.streams.clear()
+        lane.finish(now_ms)
+        self.restarts += 1
+        fields = self._fields(lane, reason=reason, batch=flight.batch_size, streams=len(lost))
+        self._on_event("worker_lost", fields)
+        for stream in lost:
+            told: LossReason = "quarantined" if stream.key in guilty else reason
+            touched[id(stream.owner)] = stream.owner
+            self._call(stream.lose, self.stage, told)
+        for key in guilty:
+            self._on_event("quarantined", self._fields(lane, key=key))
+        self._tick(touched)
+
+    def sweep(self) -> None:
+        """Everything that no event announces: hangs, due respawns, room that came without a result."""
+        now_ms, now_ns = self._now_ms(), self._clock_ns()
+        for lane in self.lanes:
+            if lane.state is LaneState.BACKOFF and now_ms >= lane.respawn_ms and not self._is_stopping:
+                self.spawn(lane)
+            elif lane.state is LaneState.READY:
+                lane.measure()
+                if lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6)):
+                    self._hang(lane)
+                elif lane.wants_room or lane.unsent_closes:
+                    self.drain(lane)
+        if self._wants_place:
+            self._offer_places()
+
+    @abstractmethod
+    def spawn(self, lane: Lane) -> None:
+        """Start a worker for the lane (``begin``)."""
+
+    @abstractmethod
+    def end_worker(self, lane: Lane) -> None:
+        """Kill the lane's worker. Does not wait and does not bury."""
+
+    def on_ready(self, lane: Lane) -> None:
+        """A worker said hello."""
+        took_ms = self._now_ms() - lane.started_ms
+        self._on_event("worker_ready", self._fields(lane, took_ms=took_ms))
+
+    def on_bad_engine(self, lane: Lane, message: str) -> None:
+        """A worker could not make its engine."""
+        self._on_event("bad_engine", self._fields(lane, message=message))
+
+    # Inside
+
+    def _now_ms(self) -> float:
+        return self._clock_ns() / 1e6
+
+    def _hang(self, lane: Lane) -> None:
+        lane.state = LaneState.HUNG
+        self._on_event("worker_hung", self._fields(lane))
+        self.end_worker(lane)
+        self.bury(lane, "worker_hung")
+
+    def _drain_again(self, lane: Lane, generation: int) -> None:
+        if lane.end is not None and lane.generation == generation:
+            self.drain(lane)
+
+    def _deliver(self, lane: Lane, touched: dict[int, StreamOwner], bursts: int | None) -> bool:
+        """Hand out results; ``bursts`` None: until there are none. False: more may be waiting."""
+        end = lane.end
+        while end is not None and (bursts is None or bursts > 0):
+            records = end.receive(_BURST)
+            if records:
+                self._dispatch(lane, records, touched)
+                if bursts is not None:
+                    bursts -= 1
+            elif not end.rearm():
+                return True
+            end = lane.end
+        return end is None
+
+    def _dispatch(
+        self, lane: Lane, records: Sequence[Record], touched: dict[int, StreamOwner]
+    ) -> None:  # hot
+        find, stage = lane.streams.get, self.stage
+        for record in records:
+            stream = find(record.stream)
+            if stream is None:
+                if record.stream == CONTROL_STREAM:
+                    self._hear(lane, record)
+                continue
+            owner = stream.owner
+            touched[id(owner)] = owner
+            try:
+                owner.on_result(stage, record)
+            except Exception as error:
+                self.on_owner_error(error)
+
+    def _hear(self, lane: Lane, record: Record) -> None:
+        told = json.loads(record.payload)
+        if record.kind == ResultKind.FAILED:
+            lane.last_words = told["code"]
+            if told["code"] == "bad_engine":
+                self.on_bad_engine(lane, told["message"])
+        elif record.kind == ResultKind.OPENED and lane.state is LaneState.STARTING:
+            limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
+            lane.max_streams = min(limits, default=0)
+            lane.state = LaneState.READY
+            self.on_ready(lane)
+            self._offer_places_soon()
+
+    def _refuse(self, owner: StreamOwner) -> Refusal:
+        self._wants_place[id(owner)] = owner
+        if not self.is_ready():
+            now_ms = self._now_ms()
+            waits = [lane.respawn_ms - now_ms for lane in self.lanes if lane.state is LaneState.BACKOFF]
+            return Refusal("no_worker", RESPAWN_MS + max(0.0, min(waits, default=0.0)), self.stage)
+        retry_ms = max(RESPAWN_MS, min(MAX_RETRY_MS, self._turnover_ms * len(self._wants_place)))
+        return Refusal("full", retry_ms, self.stage)
+
+    def _free_places(self) -> int | None:
+        ready = [lane for lane in self.lanes if lane.state is LaneState.READY]
+        if any(not lane.max_streams for lane in ready):
+            return None
+        return sum(lane.max_streams - len(lane.streams) for lane in ready)
+
+    def _offer_places_soon(self) -> None:
+        if self._wants_place and not self._is_offer_due:
+            self._is_offer_due = True
+            self._call_soon(self._offer_places)
+
+    def _offer_places(self) -> None:
+        self._is_offer_due = False
+        free = self._free_places() if self.is_ready() else 0
+        count = len(self._wants_place) if free is None else min(free, len(self._wants_place))
+        touched: dict[int, StreamOwner] = {}
+        for _ in range(count):
+            key = next(iter(self._wants_place))
+            owner = touched[key] = self._wants_place.pop(key)
+            self._call(owner.on_room, self.stage)
+        self._tick(touched)
+
+    def _offer_ring_room(self, lane: Lane, touched: dict[int, StreamOwner]) -> None:
+        """Wake those that found the ring full, in their order, once there is room for more than a single record."""
+        if lane.end is None or not lane.wants_room:
+            return
+        free = lane.end.free_slots()
+        if free < lane.end.config.request_slots // 4:
+            return
+        for _ in range(min(free, len(lane.wants_room))):
+            key = next(iter(lane.wants_room))
+            owner = lane.wants_room.pop(key).owner
+            touched[id(owner)] = owner
+            self._call(owner.on_room, self.stage)
+
+    def _tick(self, touched: dict[int, StreamOwner]) -> None:
+        for owner in touched.values():
+            try:
+                owner.on_tick()
+            except Exception as error:
+                self.on_owner_error(error)
+
+    def _call(self, callback: Callable[..., None], *args: str) -> None:
+        try:
+            callback(*args)
+        except Exception as error:
+            self.on_owner_error(error)
+
+    def on_owner_error(self, error: Exception) -> None:
+        """An owner's callback raised: one session's bug must not stop the others. Tests let it raise."""
+        raise error
+
+    def _fields(self, lane: Lane, **more: object) -> dict[str, object]:
+        return {
+            "stage": self.stage,
+            "worker": lane.index,
+            "pid": lane.pid,
+            "generation": lane.generation,
+            **more,
+        }

@@ -1,0 +1,381 @@
+"""One worker: drain the ring, make a batch, step the engine, push the results.
+
+``Worker.poll(now_ms)`` does one round and never blocks, so the same code runs in a process (``workers.process``), in
+a test and in the simulation. Rules:
+
+- Results that find the ring full are kept, and nothing more is taken or stepped until they are out: a slow server
+  makes this worker wait, and a waiting worker makes its request ring fill up, which the server sees.
+- Every item is answered: by its results, by CONSUMED, or by FAILED. After CANCEL no result of those turns follows.
+- An engine that raises on a batch is asked again item by item, so that only the culprit fails.
+- What is being computed is in the flight recorder before the engine is called.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from workers.audio import Resampler, float_to_pcm16, pcm16_to_float
+from workers.batcher import Batcher, BatchLimits, Work
+from workers.engine import Audio, Engine, EngineError, EngineInfo, Item, Output, Piece
+from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+
+log = logging.getLogger(__name__)
+
+CONTROL_STREAM = 0  # the worker itself: OPENED carries its EngineInfo, CLOSE asks it to end
+MAX_PENDING = (
+    256  # requests held outside the ring: enough for batching, few enough that a full ring still tells
+)
+MERGE_BYTES = 32_000
+ENGINE_FAILED = EngineError("engine_failed", "The engine failed on this input.")
+
+_NO_AUDIO: Audio = np.zeros(0, np.float32)
+_AUDIO_IN = ("vad", "stt")
+_PCM16_FRAME_BYTES = 3840  # 20 ms at 96 kHz, 80 ms at 24 kHz; below a slot of any sensible size
+
+
+class Channel(Protocol):
+    """What a worker needs of its end; ``workers.ipc.channel.WorkerEnd`` is one."""
+
+    def receive(self, limit: int = ...) -> list[Record]: ...
+    def try_send(
+        self, kind: int, stream: int, turn: int, seq: int, payload: bytes = ..., sent_ns: int = ...
+    ) -> bool: ...
+    def ring_bell(self) -> None: ...
+    def beat(self) -> None: ...
+    def record_step(self, streams: Sequence[int], deadline_ns: int) -> None: ...
+    def record_idle(self) -> None: ...
+
+
+class _Result(NamedTuple):
+    kind: int
+    stream: int
+    turn: int
+    seq: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class _Stream:
+    """``resampler``: ring to engine rate (vad, stt) or back (tts); ``None``: the rates agree. ``error``: open failed."""
+
+    params: StreamParams
+    resampler: Resampler | None = None
+    error: EngineError | None = None
+    cancelled_turn: int = -1
+
+
+class Worker:
+    """``engine`` is used from the thread that calls ``poll`` only.
+
+    step_timeout_ms: a longer step is a hang. clock_ms: read before each step where given; else the time of the poll.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        channel: Channel,
+        limits: BatchLimits,
+        *,
+        step_timeout_ms: float = 5_000.0,
+        clock_ms: Callable[[], float] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._clock_ms = clock_ms
+        self._channel = channel
+        self._batcher = Batcher(limits)
+        self._step_timeout_ms = step_timeout_ms
+        self._streams: dict[int, _Stream] = {}
+        self._unsent: deque[_Result] = deque()
+        self._has_sent = False
+        self._is_audio_in = engine.info.stage in _AUDIO_IN
+        self.is_stopping = False
+
+    def start(self) -> None:
+        """Say hello: the engine is loaded, and this is what it is."""
+        self._channel.record_idle()
+        self._send(ResultKind.OPENED, CONTROL_STREAM, 0, 0, hello_bytes(self._engine.info))
+        self._ring()
+
+    def poll(self, now_ms: float) -> bool:
+        """One round. True: something was done, call again at once; False: wait for a request or ``due_ms``."""
+        self._channel.beat()
+        has_pushed = self._push_unsent()
+        if self._unsent:
+            self._ring()
+            return has_pushed
+        room = MAX_PENDING - self._batcher.pending
+        records = self._channel.receive(room) if room > 0 else []
+        for record in records:
+            self._receive(record, now_ms)
+        batch = self._batcher.take(now_ms)
+        if batch:
+            self._step(batch, now_ms)
+        self._ring()
+        return bool(records or batch or has_pushed)
+
+    def due_ms(self) -> float | None:
+        """When ``poll`` has work even if no request comes; ``None``: only requests matter."""
+        return self._batcher.due_ms()
+
+    def is_blocked(self) -> bool:
+        """Results wait for room on the ring; nothing rings when there is some."""
+        return bool(self._unsent)
+
+    def stop(self) -> None:
+        """Close every stream; the channel stays open."""
+        for stream in list(self._streams):
+            self._close(stream)
+
+    # Requests
+
+    def _receive(self, record: Record, now_ms: float) -> None:
+        kind, stream = record.kind, record.stream
+        if kind == RequestKind.DATA or kind == RequestKind.FLUSH:
+            self._queue(record, now_ms)
+        elif kind == RequestKind.CANCEL:
+            self._cancel(stream, record.turn)
+        elif kind == RequestKind.OPEN:
+            self._open(record, now_ms)
+        elif kind == RequestKind.CLOSE:
+            if stream == CONTROL_STREAM:
+                self.is_stopping = True
+            else:
+                self._close(stream)
+        else:
+            log.error("unknown request kind %d on stream %d", kind, stream)
+
+    def _queue(self, record: Record, now_ms: float) -> None:
+        state = self._streams.get(record.stream)
+        if state is None or record.turn <= state.cancelled_turn:
+            return
+        if state.error is not None:
+            self._fail(record.stream, record.turn, record.seq, state.error)
+            return
+        is_flush = record.kind == RequestKind.FLUSH
+        self._batcher.put(Work(record.stream, record.turn, record.seq, record.payload, is_flush), now_ms)
+
+    def _open(self, record: Record, now_ms: float) -> None:
+        stream, info = record.stream, self._engine.info
+        state = self._streams[stream] = _Stream(StreamParams())
+        self._channel.record_step((stream,), self._deadline_ns(now_ms))
+        try:
+            state.params = StreamParams.from_bytes(record.payload)
+            self._engine.open(stream, state.params)
+            state.resampler = _make_resampler(info, state.params)
+        except MemoryError:
+            raise
+        except Exception as error:
+            state.error = _as_engine_error(error)
+            self._fail(stream, 0, state.params.start_seq, state.error)
+        else:
+            # OPEN's seq: how many first items are stepped alone, because the stream was near a crash.
+            self._batcher.open(stream, trial_items=record.seq)
+            told = json.dumps({"engine": info.name}).encode()
+            self._send(ResultKind.OPENED, stream, 0, state.params.start_seq, told)
+        finally:
+            self._channel.record_idle()
+
+    def _cancel(self, stream: int, turn: int) -> None:
+        state = self._streams.get(stream)
+        if state is None:
+            return
+        state.cancelled_turn = max(state.cancelled_turn, turn)
+        self._batcher.cancel(stream, turn)
+        self._unsent = deque(r for r in self._unsent if r.stream != stream or r.turn > turn)
+        if state.resampler is not None:
+            state.resampler.reset()
+        if state.error is None:
+            try:
+                self._engine.cancel(stream, turn)
+            except MemoryError:
+                raise
+            except Exception:
+                log.exception("engine %s failed in cancel", self._engine.info.name)
+
+    def _close(self, stream: int) -> None:
+        state = self._streams.pop(stream, None)
+        if state is None:
+            return
+        self._batcher.close(stream)
+        self._unsent = deque(r for r in self._unsent if r.stream != stream)
+        try:
+            self._engine.close(stream)
+        except MemoryError:
+            raise
+        except Exception:
+            log.exception("engine %s failed in close", self._engine.info.name)
+
+    # Steps
+
+    def _step(self, batch: list[Work], now_ms: float) -> None:  # hot
+        works: list[Work] = []
+        items: list[Item] = []
+        for work in batch:
+            try:
+                item = self._item(work)
+            except Exception as error:
+                self._fail(work.stream, work.turn, work.seq, _as_engine_error(error))
+                continue
+            if item is None:
+                self._send(ResultKind.CONSUMED, work.stream, work.turn, work.seq)
+                continue
+            works.append(work)
+            items.append(item)
+        if not items:
+            return
+        for work, output in zip(works, self._outputs(items, now_ms), strict=True):
+            if isinstance(output, EngineError):
+                self._fail(work.stream, work.turn, work.seq, output)
+                continue
+            self._answer(work, output)
+            if output.more:
+                self._batcher.put_continued(work, now_ms)
+
+    def _item(self, work: Work) -> Item | None:
+        """``None``: the resampler took it all and has nothing for the engine yet."""
+        if not self._is_audio_in:
+            text = None if work.is_continued else work.payload.decode()
+            return Item(work.stream, work.turn, _NO_AUDIO, text, 0.0, work.is_flush, work.is_continued)
+        state = self._streams[work.stream]
+        audio = pcm16_to_float(work.payload) if work.payload else _NO_AUDIO
+        if state.resampler is not None and not work.is_continued:
+            audio = state.resampler.process(audio)
+            if work.is_flush:
+                audio = np.concatenate((audio, state.resampler.flush()))
+        if not len(audio) and not work.is_flush and not work.is_continued:
+            return None
+        end_ms = work.seq * 1000.0 / state.params.rate_hz
+        return Item(work.stream, work.turn, audio, None, end_ms, work.is_flush, work.is_continued)
+
+    def _outputs(self, items: list[Item], now_ms: float) -> Sequence[Output | EngineError]:
+        try:
+            return self._call(items, now_ms)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if len(items) == 1:
+                return [_as_engine_error(error)]
+        return [self._outputs([item], now_ms)[0] for item in items]
+
+    def _call(self, items: list[Item], now_ms: float) -> Sequence[Output]:
+        self._channel.record_step([item.stream for item in items], self._deadline_ns(now_ms))
+        try:
+            outputs = self._engine.step(items)
+        finally:
+            self._channel.record_idle()
+        if len(outputs) != len(items):
+            raise RuntimeError(f"engine gave {len(outputs)} outputs for {len(items)} items")
+        return outputs
+
+    def _deadline_ns(self, now_ms: float) -> int:
+        if self._clock_ms is not None:
+            now_ms = self._clock_ms()
+        return int((now_ms + self._step_timeout_ms) * 1e6)
+
+    # Results
+
+    def _answer(self, work: Work, output: Output) -> None:
+        """Encode before sending, so that a piece that cannot be encoded fails the item and not the worker."""
+        try:
+            payloads = [part for piece in output.pieces for part in self._encode(work, piece)]
+        except MemoryError:
+            raise
+        except Exception as error:
+            output.more = False
+            self._fail(work.stream, work.turn, work.seq, _as_engine_error(error))
+            return
+        is_text = not self._is_audio_in
+        if is_text and not output.more and not any(p.kind == ResultKind.DONE for p in output.pieces):
+            payloads += self._encode(work, Piece(ResultKind.DONE))
+        if not payloads and not work.is_continued:
+            payloads.append((ResultKind.CONSUMED, b""))
+        for kind, payload in payloads:
+            self._send(kind, work.stream, work.turn, work.seq, payload)
+
+    def _encode(self, work: Work, piece: Piece) -> list[tuple[int, bytes]]:
+        kind, payload = piece
+        if isinstance(payload, bytes):
+            parts: list[tuple[int, bytes]] = [(kind, payload)]
+        elif isinstance(payload, str):
+            parts = [(kind, payload.encode())]
+        else:
+            resampler = self._streams[work.stream].resampler
+            return _pcm16_frames(kind, payload if resampler is None else resampler.process(payload))
+        if kind == ResultKind.DONE and not self._is_audio_in:
+            resampler = self._streams[work.stream].resampler
+            if resampler is not None:
+                return _pcm16_frames(ResultKind.AUDIO, resampler.flush()) + parts
+        return parts
+
+    def _fail(self, stream: int, turn: int, seq: int, error: EngineError) -> None:
+        payload = json.dumps({"code": error.code, "message": error.message}).encode()
+        self._send(ResultKind.FAILED, stream, turn, seq, payload)
+
+    def _send(self, kind: int, stream: int, turn: int, seq: int, payload: bytes = b"") -> None:
+        try:
+            if not self._unsent and self._channel.try_send(kind, stream, turn, seq, payload):
+                self._has_sent = True
+                return
+        except ValueError:
+            log.error("engine %s: a result of %d bytes fits no ring", self._engine.info.name, len(payload))
+            self._fail(stream, turn, seq, ENGINE_FAILED)
+            return
+        self._unsent.append(_Result(kind, stream, turn, seq, payload))
+
+    def _push_unsent(self) -> bool:
+        unsent, has_pushed = self._unsent, False
+        while unsent and self._channel.try_send(*unsent[0]):
+            unsent.popleft()
+            has_pushed = True
+        self._has_sent = self._has_sent or has_pushed
+        return has_pushed
+
+    def _ring(self) -> None:
+        if self._has_sent:
+            self._has_sent = False
+            self._channel.ring_bell()
+
+
+def hello_bytes(info: EngineInfo) -> bytes:
+    """OPENED of the control stream: what the pool must know of the engine."""
+    told = {
+        "engine": info.name,
+        "stage": info.stage,
+        "rate_hz": info.rate_hz,
+        "max_streams": info.max_streams,
+    }
+    return json.dumps(told).encode()
+
+
+def merge_bytes(info: EngineInfo) -> int:
+    """How much queued audio of one stream may be one item: a second at 16 kHz. 0 for text."""
+    return MERGE_BYTES if info.stage in _AUDIO_IN else 0
+
+
+def _make_resampler(info: EngineInfo, params: StreamParams) -> Resampler | None:
+    if not info.rate_hz or info.rate_hz == params.rate_hz or info.stage == "reply":
+        return None
+    if info.stage == "tts":
+        return Resampler(info.rate_hz, params.rate_hz)
+    return Resampler(params.rate_hz, info.rate_hz)
+
+
+def _pcm16_frames(kind: int, audio: Audio) -> list[tuple[int, bytes]]:
+    pcm = float_to_pcm16(audio)
+    size = _PCM16_FRAME_BYTES
+    return [(kind, pcm[start : start + size]) for start in range(0, len(pcm), size)]
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    """What the caller may read. Anything but an EngineError is the engine's own trouble and goes to the log."""
+    if isinstance(error, EngineError):
+        return error
+    log.error("engine failed", exc_info=error)
+    return ENGINE_FAILED

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from clients.connecting import Reconnect
 from clients.recording import BYTES_PER_SAMPLE
-from clients.voice import Reconnect, VoiceClient
+from clients.voice import VoiceClient
 from voiceserver.events import PlaybackStop, ReplyAudio, ServerEvent, SpeechStarted
 
 BLOCK_MS = 20

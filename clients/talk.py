@@ -17,10 +17,11 @@ import msgspec
 import typer
 from rich.console import Console
 
+from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused
 from clients.conversation import Conversation, OnEvent, TurnReport
 from clients.recording import BadRecording, Recording, read_recording, write_wav
 from clients.timeline import Timeline, latency_table, speech_seconds
-from clients.voice import ConnectFailed, ConnectionLost, Reconnect, Refused, VoiceClient
+from clients.voice import VoiceClient
 from voiceserver.events import ReplyAudio, ServerEvent
 
 DEFAULT_URL = "ws://127.0.0.1:8765/v1/stream"

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from clients.voice import ConnectFailed, ConnectionLost, Reconnect, Refused, VoiceClient, stream_url
+from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused, stream_url
+from clients.voice import VoiceClient
 from tests.clients.native_server import Caller, native_server
 from voiceserver.events import (
     ErrorEvent,

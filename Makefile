@@ -1,0 +1,63 @@
+# Every target bootstraps itself: a machine with python3 (3.11 or newer) and make is enough.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# CPU builds of torch are a tenth of the size; for CUDA: make install TORCH_INDEX=https://download.pytorch.org/whl/cu126
+TORCH := torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+SOURCES := voiceserver workers clients benchmarks tests
+BENCHMARKS ?= $(filter-out __init__ __main__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test lint format bench clean
+
+help:
+	@echo "make demo     install, start a server, hold a spoken conversation, then overload it"
+	@echo "make serve    a server on 127.0.0.1:8765 with the default engines"
+	@echo "make test     ruff, mypy --strict and all tests"
+	@echo "make lint     ruff and mypy only (make format repairs the layout)"
+	@echo "make bench    all benchmarks; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some)"
+	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
+
+install: $(STAMP)
+
+# The stamp is older than pyproject.toml exactly when dependencies may have changed.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "voiceserver needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "no venv: install it first (Debian, Ubuntu: apt install python3-venv)"; rm -rf $(VENV); exit 1; }
+	@if [ "$$(uname -s)" = Linux ] && ! $(RUN)/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then \
+		echo "installing $(TORCH) from $(TORCH_INDEX)"; \
+		$(RUN)/python -m pip install --quiet --retries 1 --no-deps --index-url $(TORCH_INDEX) $(TORCH) || \
+			echo "not there; the default index will do"; \
+	fi
+	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(RUN)/python -m clients.demo
+
+serve: $(STAMP)
+	@$(RUN)/voiceserver serve
+
+lint: $(STAMP)
+	$(RUN)/ruff check $(SOURCES)
+	$(RUN)/ruff format --check $(SOURCES)
+	$(RUN)/mypy --strict
+
+test: lint
+	$(RUN)/pytest
+
+format: $(STAMP)
+	$(RUN)/ruff check --fix $(SOURCES)
+	$(RUN)/ruff format $(SOURCES)
+
+bench: $(STAMP)
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(RUN)/python -m benchmarks.$$name; done
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info reply*.wav

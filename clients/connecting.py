@@ -1,0 +1,125 @@
+"""Reaching a voiceserver: the address of a session, the handshake, and what each answer means.
+
+The rule: 503 and 429 are answers (:class:`Refused`, with the server's own retry time), everything else that is not a session is
+:class:`ConnectFailed`, and how long to wait before the next try never undercuts what the server asked for.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websocket_connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+
+from voiceserver.errors import VoiceServerError
+
+OVERLOAD_STATUSES: Final = (429, 503)
+
+
+class Refused(VoiceServerError):
+    """The server has no place now. ``retry_after_ms`` is its own estimate."""
+
+    def __init__(self, reason: str, retry_after_ms: float) -> None:
+        super().__init__(f"refused: {reason}; try again in {retry_after_ms / 1000:.1f} s")
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+
+
+class ConnectFailed(VoiceServerError):
+    """There is no voiceserver there, or it will not speak to us. ``status`` is the HTTP status, 0 if there was none."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConnectionLost(VoiceServerError):
+    """The connection ended before its time. ``code`` is the WebSocket close code (1006: no close frame came)."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"connection lost (close code {code}{': ' + reason if reason else ''})")
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """How a lost connection is picked up. ``keep_ms`` of sent audio are kept to be sent again."""
+
+    attempts: int = 8
+    first_ms: float = 200.0
+    longest_ms: float = 10_000.0
+    keep_ms: float = 30_000.0
+
+    def delay_ms(self, attempt: int, retry_after_ms: float = 0.0, *, draw: float | None = None) -> float:
+        """Full jitter over an exponential window, never sooner than the server asked. ``draw`` in [0, 1) replaces chance."""
+        chance = random.random() if draw is None else draw
+        window_ms = min(self.longest_ms, self.first_ms * 2.0**attempt)
+        return retry_after_ms + chance * window_ms
+
+
+async def open_stream(
+    url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, open_timeout_s: float
+) -> ClientConnection:
+    """Raises Refused or ConnectFailed."""
+    try:
+        return await websocket_connect(
+            url,
+            additional_headers=headers,
+            ssl=tls,
+            compression=None,  # audio does not compress, and a deflate window costs the server 32 KB
+            max_size=None,
+            open_timeout=open_timeout_s,
+            proxy=None,
+        )
+    except InvalidStatus as error:
+        raise _error_of(error) from None
+    except InvalidURI as error:
+        raise ConnectFailed(f"{url} is not a ws:// or wss:// address") from error
+    except (OSError, InvalidHandshake, TimeoutError, EOFError) as error:
+        raise ConnectFailed(f"no answer from {url}: {error or type(error).__name__}") from error
+
+
+def stream_url(url: str, rate_hz: int, resume_token: str = "") -> str:
+    """``url`` with the session's rate, and with the token of the session to pick up."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    query.setdefault("rate", str(rate_hz))
+    if resume_token:
+        query["resume"] = resume_token
+    return urlunsplit(parts._replace(path=parts.path or "/v1/stream", query=urlencode(query)))
+
+
+def _error_of(error: InvalidStatus) -> Refused | ConnectFailed:
+    response = error.response
+    status = response.status_code
+    text = response.body.decode(errors="replace").strip() if response.body else response.reason_phrase
+    text = _message_in(text)
+    if status in OVERLOAD_STATUSES:
+        return Refused(text, _retry_after_ms(response.headers.get("Retry-After", "")))
+    return ConnectFailed(f"the server answered {status}: {text}", status)
+
+
+def _message_in(text: str) -> str:
+    """The message of a JSON error body, else the text itself."""
+    try:
+        body = msgspec.json.decode(text, type=dict[str, object])
+    except msgspec.DecodeError:
+        return text[:300]
+    inner = body.get("error", body)
+    message = inner.get("message") if isinstance(inner, dict) else inner
+    return str(message) if message else text[:300]
+
+
+def _retry_after_ms(value: str) -> float:
+    try:
+        return float(value) * 1000
+    except ValueError:
+        return 0.0

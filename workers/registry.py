@@ -176,9 +176,9 @@ def _module_exists(dotted: str) -> bool:
     # find_spec on a dotted name would import the parents, which may be heavy: walk the paths instead.
     head, *rest = dotted.split(".")
     spec = importlib.util.find_spec(head)
-    for index in range(len(rest)):
+    for name in rest:
         if spec is None or spec.submodule_search_locations is None:
             return False
-        name = ".".join((head, *rest[: index + 1]))
+        # The last part of the name is enough, and a whole one would make namespace packages look for their parents.
         spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
     return spec is not None

@@ -1,7 +1,7 @@
 """espeak-ng text to speech: audio leaves while the rest of the sentence is still being made.
 
 espeak-ng is one global state per process and synthesis is a call that returns at the end of the text. So one thread
-owns it, started when first needed (never in the forkserver), and works off sentences in order. Its callback, every
+owns it, started with the engine (never in the forkserver), and works off sentences in order. Its callback, every
 60 ms of audio, hands over what there is and learns whether the sentence is still wanted; the engine's ``step`` cuts
 it into frames of 20 ms and asks for more steps until the sentence is complete.
 
@@ -101,7 +101,7 @@ class Synthesiser:
             self._changed.wait_for(lambda: any(sentence.has_news() for sentence in sentences), timeout_s)
 
     def _run(self) -> None:
-        library: Library | None = None
+        library = _library()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._sentences)
@@ -140,6 +140,14 @@ def synthesiser() -> Synthesiser:
     return Synthesiser()
 
 
+def _library() -> Library | None:
+    try:
+        return Library(_voice({"voice": DEFAULT_VOICE}, Voice("")))
+    except EspeakError:
+        log.exception("espeak-ng cannot be loaded")
+        return None
+
+
 class _Stream:
     __slots__ = ("sentences", "voice")
 
@@ -159,6 +167,8 @@ class Espeak:
         self._voice = _voice({"voice": DEFAULT_VOICE, **params}, Voice(""))
         self.info = EngineInfo("espeak", "tts", RATE_HZ, frame_samples=FRAME_SAMPLES)
         self._streams: dict[int, _Stream] = {}
+        # Loads the library while the worker says hello.
+        synthesiser()
 
     @staticmethod
     def preload(params: Mapping[str, object]) -> None:

@@ -179,8 +179,7 @@ class Worker:
             self._batcher.open(stream, trial_items=record.seq)
             told = json.dumps({"engine": info.name}).encode()
             self._send(ResultKind.OPENED, stream, 0, state.params.start_seq, told)
-        finally:
-            self._channel.record_idle()
+        self._channel.record_idle()
 
     def _cancel(self, stream: int, turn: int) -> None:
         state = self._streams.get(stream)
@@ -268,8 +267,12 @@ class Worker:
         self._channel.record_step([item.stream for item in items], self._deadline_ns(now_ms))
         try:
             outputs = self._engine.step(items)
-        finally:
+        except MemoryError:
+            raise  # the process ends, and its flight recorder must say over what
+        except Exception:
             self._channel.record_idle()
+            raise
+        self._channel.record_idle()
         if len(outputs) != len(items):
             raise RuntimeError(f"engine gave {len(outputs)} outputs for {len(items)} items")
         return outputs

@@ -132,7 +132,7 @@ def test_no_item_waits_longer_than_the_limit_while_batches_have_room(
     for stream in range(1, 7):
         batcher.open(stream)
     arrived: dict[tuple[int, int], float] = {}
-    now_ms, seq = 0.0, 0
+    now_ms = 0.0
 
     def serve(until_ms: float) -> None:
         while (due_ms := batcher.due_ms()) is not None and due_ms <= until_ms:
@@ -143,10 +143,9 @@ def test_no_item_waits_longer_than_the_limit_while_batches_have_room(
                 assert work.seq == first_of_stream
                 assert due_ms - arrived.pop((work.stream, work.seq)) <= limits.max_wait_ms + 1e-9
 
-    for stream, gap_ms in arrivals:
+    for seq, (stream, gap_ms) in enumerate(arrivals):
         now_ms += gap_ms
         serve(now_ms)
-        seq += 1
         arrived[stream, seq] = now_ms
         batcher.put(Work(stream, 1, seq, b"x"), now_ms)
     serve(now_ms + 1000.0)

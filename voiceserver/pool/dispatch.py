@@ -179,9 +179,9 @@ class ChannelPool(ABC):
         lost = list(lane.streams.values())
         lane.streams.clear()
         lane.finish(now_ms)
-        self.restarts += 1
         fields = self._fields(lane, reason=reason, batch=flight.batch_size, streams=len(lost))
-        self._on_event("worker_lost", fields)
+        self._on_event("worker_stopped" if self._is_stopping else "worker_lost", fields)
+        self.restarts += not self._is_stopping
         for stream in lost:
             told: LossReason = "quarantined" if stream.key in guilty else reason
             touched[id(stream.owner)] = stream.owner

@@ -19,7 +19,7 @@ from workers.ipc.messages import RequestKind
 if TYPE_CHECKING:
     from voiceserver.pool.dispatch import ChannelPool
 
-HEALTHY_MS = 10_000.0  # a worker that lived so long starts with a clean record
+HEALTHY_MS = 1_000.0  # a worker that lived so long starts with a clean record
 FIRST_BACKOFF_MS = 50.0
 MAX_BACKOFF_MS = 5_000.0
 _SMOOTHING = 0.3

@@ -18,7 +18,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -222,6 +222,7 @@ class WorkerEnd:
 
     __slots__ = (
         "_bell_fds",
+        "_clock_ns",
         "_extra_fds",
         "_is_closed",
         "_poll",
@@ -235,9 +236,16 @@ class WorkerEnd:
     try_send: TrySend
     receive: Receive
 
-    def __init__(self, segment: Segment, platform: Platform, bell_fds: list[int]) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        platform: Platform,
+        bell_fds: list[int],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._segment = segment
         self._bell_fds = bell_fds  # request bell, result bell
+        self._clock_ns = clock_ns
         self._is_closed = False
         ordered = platform.is_store_ordered
         memory, words, config = segment.memory, segment.words, segment.config
@@ -251,14 +259,23 @@ class WorkerEnd:
         words[layout.WORKER_PID] = os.getpid()
 
     @classmethod
-    def attach(cls, fds: Sequence[int], *, platform: Platform | None = None) -> WorkerEnd:
+    def attach(
+        cls,
+        fds: Sequence[int],
+        *,
+        platform: Platform | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> WorkerEnd:
         """Attach to ``ServerEnd.worker_fds()``. Duplicates what it keeps: the caller still owns ``fds``.
+
+        ``clock_ns`` dates heartbeat and flight recorder; give another one only to simulate.
 
         Raises SegmentMismatch when the first fd is no segment of this version.
         """
         segment_fd, request_bell, result_bell = fds
         segment = attach_segment(segment_fd)
-        return cls(segment, platform or choose_platform(), [os.dup(request_bell), os.dup(result_bell)])
+        bells = [os.dup(request_bell), os.dup(result_bell)]
+        return cls(segment, platform or choose_platform(), bells, clock_ns)
 
     @property
     def config(self) -> ChannelConfig:
@@ -333,13 +350,13 @@ class WorkerEnd:
 
     def beat(self) -> None:
         """Store the time of life."""
-        self._segment.words[layout.HEARTBEAT] = time.monotonic_ns()
+        self._segment.words[layout.HEARTBEAT] = self._clock_ns()
 
     def record_step(self, streams: Sequence[int], deadline_ns: int) -> None:
         """A step over these streams starts now and counts as hung after ``deadline_ns`` (monotonic)."""
         # hot
         words = self._segment.words
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock_ns()
         words[layout.FLIGHT_BATCH_SIZE] = (
             0  # a death between these stores must not blame the streams of the last step
         )
@@ -358,7 +375,7 @@ class WorkerEnd:
         """The step is over: count it and forget its streams."""
         # hot
         words = self._segment.words
-        now_ns = time.monotonic_ns()
+        now_ns = self._clock_ns()
         if words[layout.FLIGHT_STATE] == FlightState.STEPPING:
             words[layout.FLIGHT_STEPS] += 1
             words[layout.FLIGHT_ITEMS] += words[layout.FLIGHT_BATCH_SIZE]

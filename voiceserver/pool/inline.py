@@ -1,0 +1,194 @@
+"""Workers in the same thread, stepped by hand on a manual clock: for tests and the simulation.
+
+Everything but the process is real: rings, doorbells, batcher, worker, dispatch, crash path. A *crash* drops the worker where it
+stands, as a kill would; a *hang* stops polling it until the pool finds out. The worker comes from ``make_worker``, so that
+this module needs nothing that computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from voiceserver.errors import ConfigError
+from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
+from voiceserver.pool.lane import Lane, LaneState
+from voiceserver.pool.quarantine import Quarantine
+from workers.ipc.channel import ChannelConfig, WorkerEnd
+from workers.ipc.messages import ResultKind
+
+DRIVE_MS = 1.0
+_ROUNDS = 1_000
+_OUT_OF_MEMORY = b'{"code": "out_of_memory", "message": "The worker ran out of memory."}'
+
+
+class Pollable(Protocol):
+    """``workers.worker.Worker`` is one."""
+
+    @property
+    def is_stopping(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def poll(self, now_ms: float) -> bool: ...
+
+
+class SimulatedDeath(BaseException):
+    """Raise it inside a worker (an engine, a wrapped channel) to die there and then, like a SIGKILL."""
+
+
+@dataclass(slots=True)
+class _Incarnation:
+    end: WorkerEnd
+    born_ms: float
+    worker: Pollable | None = None
+    is_hung: bool = False
+
+
+class InlinePool(ChannelPool):
+    """``make_worker(end)``: a worker on its end of a fresh channel. ``fork_ms``: how long a (re)start takes."""
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        make_worker: Callable[[WorkerEnd], Pollable],
+        engine: str = "inline",
+        workers: int = 1,
+        streams_per_worker: int = 0,
+        step_timeout_ms: float = 5_000.0,
+        channel: ChannelConfig | None = None,
+        fork_ms: float = 17.0,
+        now_ms: float = 1.0,
+        on_event: OnEvent = ignore_event,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self.now_ms = now_ms
+        self._callbacks: deque[Callable[[], None]] = deque()
+        super().__init__(
+            stage=stage,
+            engine=engine,
+            workers=workers,
+            streams_per_worker=streams_per_worker,
+            step_timeout_ms=step_timeout_ms,
+            channel=channel or ChannelConfig(64, 128, 4096),
+            call_soon=self._callbacks.append,
+            clock_ns=lambda: int(self.now_ms * 1e6),
+            on_event=on_event,
+            quarantine=quarantine,
+        )
+        self._make_worker = make_worker
+        self._fork_ms = fork_ms
+        self._incarnations: dict[int, _Incarnation] = {}
+        self._driver: asyncio.TimerHandle | None = None
+
+    # By hand
+
+    def step(self, now_ms: float) -> bool:
+        """One round of every worker, then one turn of the server's loop. True: something moved."""
+        is_busy = self.step_workers(now_ms)
+        return self.step_server(now_ms) or is_busy
+
+    def settle(self, now_ms: float) -> None:
+        """Step until nothing moves. Raises RuntimeError if that never happens."""
+        for _ in range(_ROUNDS):
+            if not self.step(now_ms):
+                return
+        raise RuntimeError("the pool never rests")
+
+    def step_workers(self, now_ms: float) -> bool:
+        """One ``poll`` of every worker that is neither hung nor still being started."""
+        self.now_ms = now_ms
+        is_busy = False
+        for lane in self.lanes:
+            incarnation = self._incarnations.get(lane.index)
+            if incarnation is not None and not incarnation.is_hung and now_ms >= incarnation.born_ms:
+                is_busy = self._poll(lane, incarnation, now_ms) or is_busy
+        return is_busy
+
+    def step_server(self, now_ms: float) -> bool:
+        """One turn of the loop: callbacks, deaths, results, sweep."""
+        self.now_ms = now_ms
+        is_busy = bool(self._callbacks)
+        for _ in range(len(self._callbacks)):
+            self._callbacks.popleft()()
+        for lane in self.lanes:
+            if lane.end is None:
+                continue
+            if lane.index not in self._incarnations:
+                self.bury(lane, "worker_lost")
+                is_busy = True
+            else:
+                self.drain(lane)
+        if not self._is_stopping:
+            self.sweep()
+        return is_busy
+
+    # Faults
+
+    def crash(self, index: int) -> None:
+        """The worker dies now; the server learns of it in its next turn."""
+        incarnation = self._incarnations.pop(index, None)
+        if incarnation is not None:
+            incarnation.end.close()
+
+    def hang(self, index: int) -> None:
+        """The worker stops moving, and beating, until the pool kills it."""
+        self._incarnations[index].is_hung = True
+
+    # Pool
+
+    async def start(self) -> None:
+        """Raises ConfigError when a worker cannot be made."""
+        for lane in self.lanes:
+            self.spawn(lane)
+
+    async def stop(self) -> None:
+        self._is_stopping = True
+        if self._driver is not None:
+            self._driver.cancel()
+        for lane in self.lanes:
+            self.end_worker(lane)
+            self.bury(lane, "worker_lost")
+
+    def drive(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the loop step the pool, on the loop's clock, until ``stop``."""
+        now_ms = loop.time() * 1000
+        for _ in range(_ROUNDS):
+            if not self.step(now_ms):
+                break
+        self._driver = loop.call_later(DRIVE_MS / 1000, self.drive, loop)
+
+    def spawn(self, lane: Lane) -> None:
+        server = self.begin(lane)
+        end = WorkerEnd.attach(server.worker_fds(), clock_ns=self._clock_ns)
+        server.close_worker_fds()
+        server.rearm()
+        self._incarnations[lane.index] = _Incarnation(end, self.now_ms + self._fork_ms)
+
+    def end_worker(self, lane: Lane) -> None:
+        self.crash(lane.index)
+
+    # Inside
+
+    def _poll(self, lane: Lane, incarnation: _Incarnation, now_ms: float) -> bool:
+        try:
+            if incarnation.worker is None:
+                incarnation.worker = self._make_worker(incarnation.end)
+                incarnation.worker.start()
+                return True
+            return incarnation.worker.poll(now_ms)
+        except ValueError as error:
+            if lane.state is not LaneState.STARTING:
+                raise
+            raise ConfigError(f"stages.{self.stage}.params", str(error)) from error
+        except SimulatedDeath:
+            self._on_event("worker_exited", self._fields(lane, status=-9))
+        except MemoryError:
+            incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, _OUT_OF_MEMORY)
+            self._on_event("worker_exited", self._fields(lane, status=71))
+        self.crash(lane.index)
+        return True

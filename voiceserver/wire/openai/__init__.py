@@ -1,0 +1,27 @@
+"""The OpenAI Realtime wire: GA and beta over the neutral events.
+
+::
+
+    frames --> schema (what may be said) --> codec (ids to keys, rules) --> neutral client events
+    frames <-- responses, items, settings <-- outbound (golden order)  <-- neutral server events
+"""
+
+from __future__ import annotations
+
+from voiceserver.wire.openai.codec import OpenAICodec
+from voiceserver.wire.openai.dialect import Dialect
+from voiceserver.wire.openai.handshake import PATH, Request, read_request
+from voiceserver.wire.openai.items import Conversation
+from voiceserver.wire.openai.outbound import RateLimit
+from voiceserver.wire.openai.schema import MAX_MESSAGE_BYTES
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "PATH",
+    "Conversation",
+    "Dialect",
+    "OpenAICodec",
+    "RateLimit",
+    "Request",
+    "read_request",
+]

@@ -1,0 +1,71 @@
+"""The three audio formats of the Realtime wire, to and from PCM16. Rule: the formats differ in rate only between PCM and G.711.
+
+========== =========== ============ ========
+format     GA          beta         rate
+========== =========== ============ ========
+PCM16      audio/pcm   pcm16        24000 Hz
+mu-law     audio/pcmu  g711_ulaw     8000 Hz
+A-law      audio/pcma  g711_alaw     8000 Hz
+========== =========== ============ ========
+"""
+
+from __future__ import annotations
+
+import warnings
+from enum import Enum
+from typing import Final
+
+with warnings.catch_warnings():
+    # The standard library's copy says on import that 3.13 drops it; audioop-lts takes its place there.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import audioop
+
+PCM_RATE_HZ: Final = 24_000
+G711_RATE_HZ: Final = 8_000
+
+
+class AudioFormat(Enum):
+    """The value is the GA name."""
+
+    PCM = "audio/pcm"
+    ULAW = "audio/pcmu"
+    ALAW = "audio/pcma"
+
+    @property
+    def rate_hz(self) -> int:
+        return PCM_RATE_HZ if self is AudioFormat.PCM else G711_RATE_HZ
+
+    @property
+    def beta_name(self) -> str:
+        return _BETA_NAMES[self]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        return 2 if self is AudioFormat.PCM else 1
+
+    def describe(self) -> dict[str, object]:
+        """The GA object of this format."""
+        if self is AudioFormat.PCM:
+            return {"type": self.value, "rate": PCM_RATE_HZ}
+        return {"type": self.value}
+
+    def to_pcm(self, data: bytes) -> bytes:
+        """PCM16 little-endian of ``data``; PCM must be whole samples already."""
+        if self is AudioFormat.PCM:
+            return data
+        return audioop.ulaw2lin(data, 2) if self is AudioFormat.ULAW else audioop.alaw2lin(data, 2)
+
+    def from_pcm(self, pcm: bytes) -> bytes:
+        """``pcm`` (PCM16 little-endian, whole samples) in this format."""
+        if self is AudioFormat.PCM:
+            return pcm
+        return audioop.lin2ulaw(pcm, 2) if self is AudioFormat.ULAW else audioop.lin2alaw(pcm, 2)
+
+
+_BETA_NAMES: Final = {
+    AudioFormat.PCM: "pcm16",
+    AudioFormat.ULAW: "g711_ulaw",
+    AudioFormat.ALAW: "g711_alaw",
+}
+
+FORMATS_BY_NAME: Final = {name: kind for kind in AudioFormat for name in (kind.value, _BETA_NAMES[kind])}

@@ -1,0 +1,128 @@
+"""What goes wrong, in the words that Realtime clients know. Rule: an ``error`` event never ends the session.
+
+Clients branch on ``code``: cancelling a response that has just finished, or creating one while another runs, is a race
+that stock clients pass over in silence, but only under these codes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+
+from voiceserver.errors import ProtocolError
+from voiceserver.events import ErrorEvent, ServerBusy, ServerDraining
+
+INVALID_REQUEST: Final = "invalid_request_error"
+SERVER_ERROR: Final = "server_error"
+OVERLOADED: Final = "server_overloaded"
+
+# Codes of the session, in this wire's words.
+_CODES: Final = {
+    "input_empty": "input_audio_buffer_commit_empty",
+    "reply_active": "conversation_already_has_active_response",
+    "reply_in_progress": "conversation_already_has_active_response",
+    "reply_not_active": "response_cancel_not_active",
+    "no_reply": "response_cancel_not_active",
+    "voice_frozen": "cannot_update_voice",
+    "item_not_found": "invalid_value",
+    "item_exists": "invalid_value",
+    "audio_misaligned": "invalid_value",
+}
+# Reasons of busy that are about room, not about one caller's own audio running late.
+_ROOM: Final = frozenset(
+    {"capacity", "capacity_exhausted", "no_capacity", "full", "waiting", "waiting_room", "no_worker"}
+)
+_WHERE: Final = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+_RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
+
+
+def error_fields(
+    kind: str, code: str | None, message: str, param: str | None, event_id: str | None
+) -> dict[str, object]:
+    return {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
+
+
+def describe_mistake(error: ProtocolError, event_id: str | None) -> dict[str, object]:
+    """The ``error`` object for a client's mistake."""
+    code = _CODES.get(error.code, error.code) or None
+    return error_fields(INVALID_REQUEST, code, error.message, error.param, error.event_id or event_id)
+
+
+def describe_error(event: ErrorEvent) -> dict[str, object]:
+    if event.code in _ROOM:
+        return error_fields(OVERLOADED, "capacity_exhausted", event.message, event.param, event.event_id)
+    if event.event_id is not None or event.param is not None:
+        code = _CODES.get(event.code, event.code)
+        return error_fields(INVALID_REQUEST, code, event.message, event.param, event.event_id)
+    return error_fields(SERVER_ERROR, event.code, event.message, None, None)
+
+
+def describe_busy(event: ServerBusy) -> dict[str, object]:
+    """Recoverable, with the numbers of the native wire beside the fields that every ``error`` has."""
+    is_room = event.position > 0 or event.reason in _ROOM
+    code = "capacity_exhausted" if is_room else "input_backpressure"
+    message = (
+        f"The server is busy ({event.stage}: {event.reason}). It is {event.lag_ms:.0f} ms behind; "
+        f"{event.credit_ms:.0f} ms of audio may be sent now. The session goes on."
+    )
+    numbers = {
+        "stage": event.stage,
+        "reason": event.reason,
+        "lag_ms": event.lag_ms,
+        "credit_ms": event.credit_ms,
+        "retry_after_ms": event.retry_after_ms,
+        "dropped_ms": event.dropped_ms,
+        "position": event.position,
+    }
+    return {**error_fields(OVERLOADED, code, message, None, None), **numbers}
+
+
+def describe_draining(event: ServerDraining) -> dict[str, object]:
+    message = f"The server is shutting down; the connection closes within {event.deadline_ms:.0f} ms. Reconnect then."
+    fields = error_fields(SERVER_ERROR, "server_draining", message, None, None)
+    return {**fields, "deadline_ms": event.deadline_ms}
+
+
+def field_error(
+    error: msgspec.ValidationError, event_id: str | None, types: tuple[str, ...]
+) -> ProtocolError:
+    """``error`` of decoding a client event, as the service itself words it: code, sentence, and the field's path."""
+    message = str(error)
+    found = _WHERE.search(message)
+    path = found["path"].replace("[...]", "[]") if found else ""
+    if found:
+        message = message[: found.start()]
+    if message.startswith("Object missing required field"):
+        path = ".".join(filter(None, (path, message.split("`")[1])))
+        return ProtocolError(
+            "missing_required_parameter",
+            f"Missing required parameter: '{path}'.",
+            param=path,
+            event_id=event_id,
+        )
+    if path == "type" and message.startswith("Invalid value"):
+        value = message.removeprefix("Invalid value ")[:90]
+        allowed = ", ".join(f"'{name}'" for name in types)
+        text = f"Invalid value: {value}. Supported values are: {allowed}."
+        return ProtocolError("invalid_value", text, param=path, event_id=event_id)
+    code, text = _worded(message, path)
+    return ProtocolError(code, text, param=path or None, event_id=event_id)
+
+
+def _worded(message: str, path: str) -> tuple[str, str]:
+    bounds = _RANGE.match(message)
+    if bounds is not None:
+        kind = "integer" if bounds["kind"] == "int" else "decimal"
+        which, words = (
+            ("above_max", "above maximum") if bounds["sign"][0] == "<" else ("below_min", "below minimum")
+        )
+        if "length" in message:
+            return f"string_{which}_length", f"Invalid '{path}': {message}."
+        text = f"Invalid '{path}': {kind} {words} value. Expected a value {bounds['sign']} {bounds['bound']}."
+        return f"{kind}_{which}_value", text
+    if message.startswith("Expected `") and ", got `" in message:
+        wanted, got = message.removeprefix("Expected ").split(", got ", 1)
+        return "invalid_type", f"Invalid type for '{path}': expected {wanted}, but got {got} instead."
+    return "invalid_value", f"Invalid '{path}': {message}." if path else f"{message}."

@@ -1,0 +1,44 @@
+"""What the upgrade request of ``/v1/realtime`` says: dialect, kind of session, key, and the conversation to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from voiceserver.wire.openai.dialect import Dialect
+
+PATH: Final = "/v1/realtime"
+SUBPROTOCOL: Final = "realtime"
+_KEY_PREFIX: Final = "openai-insecure-api-key."
+_BETA: Final = "realtime=v1"
+_BETA_SUBPROTOCOL: Final = "openai-beta.realtime-v1"
+
+
+class Request(msgspec.Struct, frozen=True):
+    """``api_key`` is what a browser puts among its subprotocols, where it has no header to put it; "" for none."""
+
+    dialect: Dialect = Dialect.GA
+    model: str = ""
+    is_transcription: bool = False
+    has_vendor_events: bool = False
+    conversation_id: str = ""
+    subprotocol: str | None = None
+    api_key: str = ""
+
+
+def read_request(query: Mapping[str, str], beta_header: str = "", offered: Iterable[str] = ()) -> Request:
+    """``beta_header``: of ``OpenAI-Beta``; ``offered``: the subprotocols. Parameters it does not know are passed over."""
+    names = [name.strip() for name in offered]
+    is_beta = _BETA in beta_header.replace(" ", "").split(",") or _BETA_SUBPROTOCOL in names
+    keys = (name.removeprefix(_KEY_PREFIX) for name in names if name.startswith(_KEY_PREFIX))
+    return Request(
+        dialect=Dialect.BETA if is_beta else Dialect.GA,
+        model=query.get("model", ""),
+        is_transcription=query.get("intent") == "transcription",
+        has_vendor_events=query.get("vendor_events", "").lower() in ("1", "true"),
+        conversation_id=query.get("conversation_id", ""),
+        subprotocol=SUBPROTOCOL if SUBPROTOCOL in names else None,
+        api_key=next(keys, ""),
+    )

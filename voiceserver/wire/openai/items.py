@@ -1,0 +1,235 @@
+"""Conversation items under the ids that the client knows. Rule: ids live in here and nowhere else; the session has keys.
+
+An item the client made has its id for a key; what came of a turn has the key that the session's history gives it:
+``user:TURN``, ``reply:TURN``, ``call:TURN:INDEX``.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from voiceserver.errors import ProtocolError
+from voiceserver.events import HistoryItem
+from voiceserver.wire.openai.dialect import GA_PARTS, Writer
+from voiceserver.wire.openai.schema import ItemBody, PartBody
+
+MAX_ITEMS: Final = 1_000
+MAX_CHARACTERS: Final = 4_000_000
+ROOT: Final = "root"
+
+Role = Literal["user", "assistant", "system"]
+Status = Literal["in_progress", "completed", "incomplete"]
+_PARTS: Final[dict[str, frozenset[str]]] = {
+    "user": frozenset({"input_text", "input_audio"}),
+    "system": frozenset({"input_text"}),
+    "assistant": frozenset({"output_text", "output_audio"}),
+}
+
+
+class Part:
+    """One content part. Audio itself is not kept: ``text`` is its transcript, None as long as there is none."""
+
+    __slots__ = ("is_hidden", "kind", "text")
+
+    def __init__(self, kind: str, text: str | None) -> None:
+        self.kind = kind
+        self.text = text
+        self.is_hidden = False  # the client switched transcription off
+
+    def describe(self, writer: Writer) -> dict[str, object]:
+        field = "transcript" if self.kind.endswith("audio") else "text"
+        return {"type": writer.part_name(self.kind), field: None if self.is_hidden else self.text}
+
+
+class Item:
+    """``message``, ``function_call`` or ``function_call_output``; unused fields stay empty."""
+
+    __slots__ = (
+        "arguments",
+        "audio_ms",
+        "call_id",
+        "id",
+        "key",
+        "name",
+        "output",
+        "parts",
+        "role",
+        "status",
+        "turn",
+        "type",
+    )
+
+    def __init__(
+        self, item_id: str, kind: str, role: Role | None = None, *, key: str = "", turn: int = 0
+    ) -> None:
+        self.id = item_id
+        self.type = kind
+        self.role = role
+        self.status: Status = "completed"
+        self.parts: list[Part] = []
+        self.call_id = ""
+        self.name = ""
+        self.arguments = ""
+        self.output = ""
+        self.key = key or item_id
+        self.turn = turn
+        self.audio_ms = 0.0  # of a reply, sent so far
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part.text for part in self.parts if part.text)
+
+    @property
+    def size(self) -> int:
+        return len(self.arguments) + len(self.output) + sum(len(part.text or "") for part in self.parts)
+
+    @property
+    def is_spoken_reply(self) -> bool:
+        return self.role == "assistant" and any(part.kind == "output_audio" for part in self.parts)
+
+    def describe(self, writer: Writer) -> dict[str, object]:
+        """The ``item`` object of the wire."""
+        shown: dict[str, object] = {
+            "id": self.id,
+            "object": "realtime.item",
+            "type": self.type,
+            "status": self.status,
+        }
+        if self.type == "message":
+            return {**shown, "role": self.role, "content": [part.describe(writer) for part in self.parts]}
+        shown["call_id"] = self.call_id
+        if self.type == "function_call":
+            return {**shown, "name": self.name, "arguments": self.arguments}
+        return {**shown, "output": self.output}
+
+    def to_history(self) -> HistoryItem:
+        """This item as the reply engine gets it."""
+        if self.type == "function_call_output":
+            return HistoryItem(
+                role="tool", text=self.output, call_id=self.call_id, turn=self.turn, key=self.key
+            )
+        if self.type == "function_call":
+            return HistoryItem(
+                role="assistant",
+                call_id=self.call_id,
+                name=self.name,
+                arguments=self.arguments,
+                turn=self.turn,
+                key=self.key,
+            )
+        return HistoryItem(role=self.role or "user", text=self.text, turn=self.turn, key=self.key)
+
+    def cut(self, audio_end_ms: float) -> None:
+        """Keep of the transcript what fits, by words, into the part of the audio that was heard."""
+        share = min(audio_end_ms / self.audio_ms, 1.0) if self.audio_ms > 0 else 0.0
+        for part in self.parts:
+            words = (part.text or "").split()
+            part.text = " ".join(words[: int(len(words) * share)])
+        self.audio_ms = min(self.audio_ms, audio_end_ms)
+
+
+class Conversation:
+    """The items in order. Bounded: the oldest leave without a word, as they do from a model's context."""
+
+    __slots__ = ("_items", "_order", "_size")
+
+    def __init__(self) -> None:
+        self._items: dict[str, Item] = {}
+        self._order: list[str] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._items
+
+    def get(self, item_id: str) -> Item | None:
+        return self._items.get(item_id)
+
+    def in_order(self) -> list[Item]:
+        return [self._items[item_id] for item_id in self._order]
+
+    def previous_id(self, item_id: str) -> str | None:
+        """The id of the item before, None for the first."""
+        index = self._order.index(item_id)
+        return self._order[index - 1] if index else None
+
+    def last_id(self) -> str | None:
+        return self._order[-1] if self._order else None
+
+    def add(self, item: Item, after: str = "") -> str | None:
+        """Insert after the item of that id ("": at the end; "root": first). The id before it."""
+        index = len(self._order)
+        if after == ROOT:
+            index = 0
+        elif after:
+            index = self._order.index(after) + 1
+        self._order.insert(index, item.id)
+        self._items[item.id] = item
+        self._size += item.size
+        previous = self._order[index - 1] if index else None
+        while len(self._order) > 1 and (len(self._order) > MAX_ITEMS or self._size > MAX_CHARACTERS):
+            self.remove(next(one for one in self._order if one != item.id))
+        return previous
+
+    def remove(self, item_id: str) -> None:
+        item = self._items.pop(item_id)
+        self._order.remove(item_id)
+        self._size = max(self._size - item.size, 0)
+
+
+def parse_item(body: ItemBody, item_id: str, param: str) -> Item:
+    """The item a client describes. Raises ProtocolError for what cannot be in a conversation here."""
+    if body.type == "message":
+        return _parse_message(body, item_id, param)
+    item = Item(item_id, body.type)
+    if body.type == "function_call":
+        item.name = _required(body.name, f"{param}.name")
+        item.arguments = _required(body.arguments, f"{param}.arguments")
+        item.call_id = body.call_id or f"call_{item_id}"
+    elif body.type == "function_call_output":
+        item.call_id = _required(body.call_id, f"{param}.call_id")
+        item.output = _required(body.output, f"{param}.output")
+    else:
+        allowed = "'message', 'function_call', and 'function_call_output'"
+        text = f"Invalid value: '{body.type[:80]}'. Supported values are: {allowed}."
+        raise ProtocolError("invalid_value", text, param=f"{param}.type")
+    return item
+
+
+def _parse_message(body: ItemBody, item_id: str, param: str) -> Item:
+    if body.role is None:
+        raise ProtocolError(
+            "missing_required_parameter",
+            f"Missing required parameter: '{param}.role'.",
+            param=f"{param}.role",
+        )
+    if body.content is None:
+        path = f"{param}.content"
+        raise ProtocolError(
+            "missing_required_parameter", f"Missing required parameter: '{path}'.", param=path
+        )
+    item = Item(item_id, "message", body.role)
+    for index, part in enumerate(body.content):
+        item.parts.append(_parse_part(part, body.role, f"{param}.content[{index}]"))
+    return item
+
+
+def _parse_part(part: PartBody, role: Role, param: str) -> Part:
+    kind = GA_PARTS.get(part.type, part.type) if role == "assistant" else part.type
+    if kind not in _PARTS[role]:
+        allowed = ", ".join(f"'{one}'" for one in sorted(_PARTS[role]))
+        text = f"Invalid value: '{part.type[:80]}'. Supported values for role '{role}' are: {allowed}."
+        raise ProtocolError("invalid_value", text, param=f"{param}.type")
+    if kind.endswith("audio"):
+        return Part(kind, part.transcript)
+    return Part(kind, _required(part.text, f"{param}.text"))
+
+
+def _required(value: str | None, param: str) -> str:
+    if value is None:
+        raise ProtocolError(
+            "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param
+        )
+    return value

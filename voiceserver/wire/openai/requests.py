@@ -1,0 +1,57 @@
+"""What a ``response.create`` asks for, in neutral words. Rule: an input item is named by its index when it is wrong."""
+
+from __future__ import annotations
+
+import msgspec
+
+from voiceserver.errors import ProtocolError
+from voiceserver.events import HistoryItem, ReplyCreate
+from voiceserver.wire.openai.items import Conversation, parse_item
+from voiceserver.wire.openai.responses import ResponseOptions
+from voiceserver.wire.openai.schema import ItemBody, ResponseBody
+from voiceserver.wire.openai.settings import WireSettings, neutral_tokens, neutral_tool_choice, neutral_tools
+
+
+def read_create(
+    body: ResponseBody, response_id: str, settings: WireSettings, conversation: Conversation
+) -> tuple[ReplyCreate, ResponseOptions]:
+    """The neutral event, under the id of the response to come, and what its frames will need."""
+    modalities = body.output_modalities if body.output_modalities is not None else body.modalities
+    is_given = body.max_output_tokens is not msgspec.UNSET
+    tokens = neutral_tokens(body.max_output_tokens if is_given else body.max_response_output_tokens)
+    speaks = None if not modalities else "audio" in modalities
+    options = ResponseOptions(settings)
+    options.is_out_of_band = body.conversation == "none"
+    options.metadata = body.metadata
+    if speaks is not None:
+        options.speaks = speaks
+    if tokens is not None:
+        options.max_output_tokens = tokens
+    create = ReplyCreate(
+        key=response_id,
+        instructions=body.instructions,
+        speaks=speaks,
+        tools=None if body.tools is None else neutral_tools(body.tools),
+        tool_choice=None if body.tool_choice is None else neutral_tool_choice(body.tool_choice),
+        max_output_tokens=tokens,
+        temperature=body.temperature,
+        is_out_of_band=options.is_out_of_band,
+        items=None
+        if body.input is None
+        else tuple(_item(one, i, conversation) for i, one in enumerate(body.input)),
+    )
+    return create, options
+
+
+def _item(body: ItemBody, index: int, conversation: Conversation) -> HistoryItem:
+    param = f"response.input[{index}]"
+    if body.type == "item_reference":
+        found = conversation.get(body.id or "")
+        if found is None:
+            raise ProtocolError("invalid_value", f"Item with id '{body.id}' not found.", param=f"{param}.id")
+        return found.to_history()
+    item = parse_item(body, body.id or f"input_{index}", param)
+    if any(part.kind == "input_audio" and part.text is None for part in item.parts):
+        text = "Audio in a response's input needs a transcript."
+        raise ProtocolError("invalid_value", text, param=f"{param}.content")
+    return item.to_history()

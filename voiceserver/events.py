@@ -33,6 +33,7 @@ class TurnDetection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     creates_reply: bool = True
     interrupts_reply: bool = True
     idle_timeout_ms: int | None = None
+    max_silence_ms: int | None = None  # how long a turn that sounds unfinished may stay open; None: no longer than usual
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -73,6 +74,8 @@ class SessionUpdate(_Event, frozen=True, tag="session.update"):
     max_output_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
     temperature: float | msgspec.UnsetType | None = msgspec.UNSET
     audible_busy: bool | msgspec.UnsetType = msgspec.UNSET
+    input_rate_hz: int | msgspec.UnsetType = msgspec.UNSET  # only before the first audio
+    output_rate_hz: int | msgspec.UnsetType = msgspec.UNSET  # only before the first reply audio
 
 
 class InputCommit(_Event, frozen=True, tag="input.commit"):

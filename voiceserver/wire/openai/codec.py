@@ -83,7 +83,9 @@ class OpenAICodec:
             model=model,
             kind="transcription" if is_transcription else "realtime",
         )
-        self._out = Outbound(seed, dialect, settings, conversation or Conversation())
+        self._out = Outbound(
+            seed, dialect, settings, Conversation() if conversation is None else conversation
+        )
         self._out.has_vendor_events = has_vendor_events
         self._voices = voices
         self._opening = is_transcription

@@ -87,13 +87,11 @@ class Outbound:
         self.responses: dict[int, Response] = {}
         self.creates: dict[str, ResponseOptions] = {}
         self.awaited_response = ""  # created by the client and not begun yet
-        self.updates: deque[tuple[str, WireSettings]] = (
-            deque()
-        )  # to be told when the session agrees; "": not at all
+        # To be told when the session agrees; a name of "": not at all.
+        self.updates: list[tuple[str, WireSettings]] = []
         self.commit_ms: list[float] = []  # audio of each commit by hand that is on its way
-        self.silent_items: set[str] = (
-            set()
-        )  # items made of the client's own audio: committed without a commit event
+        # Items made of audio that the client put into them: committed without a commit event.
+        self.silent_items: tuple[str, ...] = ()
         self._turns: dict[int, HeardTurn] = {}
         self._idle_item_id = ""
         self._unanswered_ms = 0.0

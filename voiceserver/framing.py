@@ -151,7 +151,7 @@ class Framing:
         frames = 0
         while at < size:
             if frames >= FRAMES_PER_TURN:
-                self._keep(data, at, 0)
+                self._stash(data, at, 0)
                 self.wait_for_turn()
                 break
             if self._judge is not None:
@@ -161,7 +161,7 @@ class Framing:
             start, end = find_payload(data, at, limit)
             if start < 0:
                 if start == INCOMPLETE:
-                    self._keep(data, at, end - at)
+                    self._stash(data, at, end - at)
                     break
                 self._judge = Judge(limit)
                 continue
@@ -175,7 +175,7 @@ class Framing:
                 self._receive_other(head, payload)
         return frames
 
-    def _keep(self, data: bytes | bytearray, at: int, needed: int) -> None:
+    def _stash(self, data: bytes | bytearray, at: int, needed: int) -> None:
         self._inbox = bytearray(data[at:])
         self._needed = needed
 

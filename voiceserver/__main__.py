@@ -1,0 +1,5 @@
+"""``python -m voiceserver``."""
+
+from voiceserver.cli import main
+
+main()

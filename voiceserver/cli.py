@@ -1,0 +1,101 @@
+"""The command line: ``voiceserver serve | config | engines | version``. Errors are one line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voiceserver.config import DEFAULT_FILE, ENV_FILE, Loaded, load, parse_assignment
+from voiceserver.errors import VoiceServerError
+from workers import registry
+
+app = typer.Typer(
+    name="voiceserver",
+    help="A realtime voice-agent server.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help=f"TOML file; default: ${ENV_FILE}, else ./{DEFAULT_FILE} if there is one."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its dotted name; may be repeated."),
+]
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[str | None, typer.Option(help="Port to listen on.", metavar="INTEGER")] = None,
+    settings: Settings = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, which drains; a second signal ends at once."""
+    flags = [("server.host", host, "--host"), ("server.port", port, "--port")]
+    loaded = _load(config, settings, [(key, text, flag) for key, text, flag in flags if text is not None])
+    from voiceserver import server
+
+    raise typer.Exit(server.serve(loaded))
+
+
+@app.command("config")
+def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
+    """Print the effective configuration and where each setting came from."""
+    typer.echo(_load(config, settings, []).to_toml())
+
+
+@app.command()
+def engines() -> None:
+    """List the engines by stage, and whether each is installed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "stages", "installed")
+    for name in registry.known_names():
+        spec = registry.resolve(name)
+        try:
+            registry.check(name)
+            state = "yes"
+        except registry.EngineMissing as error:
+            state = f"no: {error.install}"
+        except registry.EngineLookupError as error:
+            state = f"no: {error}"
+        table.add_row(name, ", ".join(spec.stages) or "?", state)
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"voiceserver {importlib.metadata.version('voiceserver')}")
+
+
+def _load(config: Path | None, settings: list[str] | None, flags: list[tuple[str, str, str]]) -> Loaded:
+    path = config
+    if path is None and os.environ.get(ENV_FILE):
+        path = Path(os.environ[ENV_FILE])
+    if path is None and Path(DEFAULT_FILE).is_file():
+        path = Path(DEFAULT_FILE)
+    assigned = [parse_assignment(text) for text in settings or ()]
+    return load(path, os.environ, [*assigned, *flags])
+
+
+def main() -> None:
+    try:
+        app()
+    except VoiceServerError as error:
+        print(f"voiceserver: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""One connection: the thin shell between a socket, a codec, a session and its streams.
+
+It decides nothing. Bytes come in through ``data_received``, time through ``on_deadline``; after each, ``_pump`` moves what can
+move, and the outbox leaves in one write per tick. There is no task, queue or timer of its own, and while it idles it
+holds a session and nothing else.
+
+::
+
+    HEAD ---> OPEN ---> CLOSING ---> gone          OPEN has a session; TOLD is a refused browser that is
+      |-----> TOLD ------^                         given a second to read why
+      |-----> CLOSING (a plain HTTP answer)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Final, cast
+
+from voiceserver.events import ErrorEvent
+from voiceserver.handshake import HEAD_END, MAX_HEAD_BYTES, is_tls_hello
+from voiceserver.http import Response, Upgrade, error_response, refusal_message
+from voiceserver.pump import Pump
+from voiceserver.wire.frames import PING, build_head
+
+if TYPE_CHECKING:
+    from voiceserver.backpressure import Ticket
+    from voiceserver.errors import Refusal
+    from voiceserver.hub import Hub
+    from voiceserver.session import Session
+
+# For the peer's half of a closing handshake, and for the last bytes to leave.
+CLOSE_TIMEOUT_MS: Final = 2_000.0
+TOLD_MS: Final = 1_500.0  # how long a refused browser has to read why
+_PING: Final = build_head(PING, 0)
+
+
+class Connection(Pump, asyncio.Protocol):
+    """Bytes of one socket, and time."""
+
+    __slots__ = (
+        "_close_by_ms",
+        "_heard_ms",
+        "_held_ms",
+        "_is_ended",
+        "_is_waiting",
+        "_outbox",
+        "_ping_ms",
+        "_ticket",
+        "_transport",
+    )
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self._transport: asyncio.Transport | None = None
+        self._ticket: Ticket | None = None
+        self._outbox: list[bytes] | None = None
+        self._is_ended = False  # nothing more is written after what the outbox holds
+        self._is_waiting = False  # for its turn to go on reading
+        # Times in monotonic ms; 0 is "not so".
+        self._close_by_ms = math.inf
+        self._heard_ms = 0.0
+        self._ping_ms = self._held_ms = 0.0
+
+    # ------------------------------------------------------------------------------------------------ the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        hub = self._hub
+        self._transport = cast("asyncio.Transport", transport)
+        hub.connections.add(self)
+        hub.metrics.connections.inc()
+        self._opened_ms = now_ms = hub.clock()
+        self.wake_at(now_ms + hub.config.server.handshake_timeout_ms)
+
+    def data_received(self, data: bytes) -> None:  # hot
+        hub = self._hub
+        hub.now_ms = now_ms = hub.clock()
+        if self._codec is None:
+            self._receive_head(data, now_ms)
+        elif not self._is_ended:
+            if self.feed(data):
+                self._heard_ms = now_ms
+            self._pump(now_ms)
+
+    def wait_for_turn(self) -> None:
+        if self._transport is not None and not self._is_waiting:
+            self._is_waiting = True
+            self._transport.pause_reading()
+            self._hub.take_turn_later(self)
+
+    def take_turn(self) -> None:
+        """Go on with what was left when this connection had had its share of a tick."""
+        self._is_waiting = False
+        self.data_received(b"")
+        transport = self._transport
+        if transport is not None and not self._is_waiting and not transport.is_closing():
+            transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        hub = self._hub
+        now_ms = hub.now_ms = hub.clock()
+        self._transport = None
+        self._outbox = None
+        hub.connections.discard(self)
+        hub.metrics.connections.dec()
+        if self._codec is not None:
+            hub.leave()
+        if self._ticket is not None:
+            self._ticket.release()
+        elif self._codec is not None:
+            hub.admission.lingering -= 1
+        session = self._session
+        if session is not None:
+            session.disconnect(now_ms)
+            self._pump(now_ms)
+            self._account(session, now_ms)
+            self._session = None
+
+    def pause_writing(self) -> None:
+        now_ms = self._hub.clock()
+        self._held_ms = now_ms
+        if self._session is not None:
+            self._session.hold_output(True, now_ms)
+        self.wake_at(now_ms + self._hub.config.server.slow_reader_timeout_ms)
+
+    def resume_writing(self) -> None:
+        self._held_ms = 0.0
+        if self._session is not None:
+            now_ms = self._hub.clock()
+            self._session.hold_output(False, now_ms)
+            self._pump(now_ms)
+
+    # ---------------------------------------------------------------------------------------------- the handshake
+
+    def _receive_head(self, data: bytes, now_ms: float) -> None:
+        inbox = self._inbox
+        if self._is_ended:
+            return
+        if inbox is None:
+            if is_tls_hello(data):
+                self._hub.log.warning("a client speaks TLS to the plain port", peer=self._peer())
+                self.abort()
+                return
+            inbox = self._inbox = bytearray()
+        inbox += data
+        end = inbox.find(HEAD_END)
+        if end < 0 and len(inbox) <= MAX_HEAD_BYTES:
+            return
+        if not 0 <= end <= MAX_HEAD_BYTES:
+            self._answer(error_response(431, "request_too_large", "The request head is too large."))
+            return
+        end += len(HEAD_END)
+        answer = self._hub.router.answer(bytes(inbox[:end]), now_ms)
+        if isinstance(answer, Response):
+            self._answer(answer)
+            return
+        rest = inbox[end:]
+        self._inbox = None
+        self._open(answer, now_ms)
+        if rest:
+            self.data_received(bytes(rest))
+
+    def _answer(self, response: Response) -> None:
+        self._inbox = None
+        self._hub.metrics.count_http(response.status)
+        if response.status == 503:
+            self._hub.metrics.count_refused("http")
+        self.write(response.to_bytes())
+        self.end_stream()
+
+    def _open(self, upgrade: Upgrade, now_ms: float) -> None:
+        hub = self._hub
+        self._codec = codec = upgrade.codec
+        self._ticket = upgrade.ticket
+        hub.join()
+        self._heard_ms = self._active_ms = self._opened_ms = now_ms
+        self._armed_ms = math.inf
+        self.write(upgrade.data)
+        if upgrade.refusal is not None:
+            self._tell(upgrade.refusal, now_ms)
+            return
+        assert self._transport is not None
+        self._transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)
+        self._session = session = hub.make_session(codec)
+        hub.metrics.count_opened(codec.name)
+        session.open(now_ms)
+        self._pump(now_ms)
+        self._keep(now_ms)
+
+    def _tell(self, refusal: Refusal, now_ms: float) -> None:
+        hub = self._hub
+        hub.admission.lingering += 1
+        hub.metrics.count_refused(refusal.reason)
+        event = ErrorEvent(code=refusal.reason, message=refusal_message(refusal), retryable=True)
+        assert self._codec is not None
+        self._queue(self._codec.encode(event))
+        self._close_by(now_ms + TOLD_MS)
+
+    # ------------------------------------------------------------------------------------------------- messages in
+
+    # ------------------------------------------------------------------------------------------------ messages out
+
+    def write(self, data: bytes) -> None:  # hot
+        if self._outbox is None:
+            self._outbox = [data]
+            self._hub.flush_later(self)
+        else:
+            self._outbox.append(data)
+
+    def part(self, session: Session, now_ms: float) -> None:
+        """The session is over: begin the closing handshake, if the peer did not."""
+        session.events_to_send()
+        if self._transport is not None and not self.is_closing:
+            self.close(session.close_code, session.close_reason)
+            self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+
+    def end_stream(self) -> None:
+        self._is_ended = True
+        self._hub.flush_later(self)
+        self._close_by(self._hub.clock() + CLOSE_TIMEOUT_MS)
+
+    def flush(self) -> None:  # hot
+        outbox, transport = self._outbox, self._transport
+        self._outbox = None
+        if transport is None:
+            return
+        if outbox:
+            transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
+        if self._is_ended:
+            transport.close()
+
+    # ------------------------------------------------------------------------------------------------------- time
+
+    def wake_at(self, due_ms: float) -> None:  # hot
+        if due_ms < self._armed_ms:
+            self._armed_ms = due_ms
+            self._hub.wake_at(due_ms, self)
+
+    def _close_by(self, due_ms: float) -> None:
+        self._close_by_ms = due_ms
+        self.wake_at(due_ms)
+
+    def on_deadline(self, now_ms: float) -> None:
+        session = self._session
+        if self._transport is None or now_ms < self._armed_ms:
+            return
+        self._armed_ms = math.inf
+        if session is not None and not session.is_closed and not self.is_closing:
+            self._serve_deadline(session, now_ms)
+        elif now_ms < self._close_by_ms and self._codec is not None:
+            self.wake_at(self._close_by_ms)
+        elif self._is_ended or self.is_closing:
+            self.abort()
+        elif self._codec is None:
+            self._answer(error_response(408, "handshake_timeout", "No complete request came in time."))
+        else:
+            self.close(1013, "at_capacity")
+            self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+
+    def _serve_deadline(self, session: Session, now_ms: float) -> None:
+        if self._held_ms:
+            give_up_ms = self._held_ms + self._hub.config.server.slow_reader_timeout_ms
+            if now_ms >= give_up_ms:
+                session.fail("slow_reader", "What was sent was not read in time.", 1008, now_ms)
+                self.abort()
+                return
+            self.wake_at(give_up_ms)
+        if now_ms >= session.deadline_ms:
+            session.handle_timer(now_ms)
+        self._pump(now_ms)
+
+    def _keep(self, now_ms: float) -> None:
+        server = self._hub.config.server
+        due_ms = math.inf
+        if server.ping_interval_ms:
+            due_ms = self._heard_ms + server.ping_interval_ms
+            if self._ping_ms:
+                due_ms = self._ping_ms + server.ping_timeout_ms
+        if server.idle_timeout_ms:
+            due_ms = min(due_ms, self._active_ms + server.idle_timeout_ms)
+        if server.max_session_ms:
+            due_ms = min(due_ms, self._opened_ms + server.max_session_ms)
+        self._hub.keep_at(due_ms, self)
+
+    def on_keepalive(self, now_ms: float) -> None:
+        session, server = self._session, self._hub.config.server
+        if self._transport is None or session is None or session.is_closed:
+            return
+        if self._ping_ms and self._heard_ms >= self._ping_ms:
+            self._ping_ms = 0.0
+        if server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
+            session.fail("session_expired", f"A session may last {server.max_session_ms} ms.", 1000, now_ms)
+        elif server.idle_timeout_ms and now_ms >= self._active_ms + server.idle_timeout_ms:
+            session.fail("idle_timeout", f"Nothing was said for {server.idle_timeout_ms} ms.", 1000, now_ms)
+        elif self._ping_ms and now_ms >= self._ping_ms + server.ping_timeout_ms:
+            self.fail(1011, "ping timeout")
+        elif (
+            server.ping_interval_ms
+            and not self._ping_ms
+            and now_ms >= self._heard_ms + server.ping_interval_ms
+        ):
+            self._ping_ms = now_ms
+            self.write(_PING)
+        self._pump(now_ms)
+        self._keep(now_ms)
+
+    # ------------------------------------------------------------------------------------------------------- ends
+
+    def drain(self, within_ms: float) -> None:
+        """The server is going: finish the turn in progress within ``within_ms``, then close with 1012."""
+        now_ms = self._hub.clock()
+        if self._session is not None:
+            self._session.drain(within_ms, now_ms)
+            self._pump(now_ms)
+        elif self._codec is not None:
+            self.close(1012, "draining")
+            self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+
+    def abort(self) -> None:
+        self._is_ended = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _peer(self) -> str:
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return f"{peer[0]}:{peer[1]}" if peer else "unknown"

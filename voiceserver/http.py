@@ -1,0 +1,168 @@
+"""HTTP beside WebSocket on one port: what each path answers, decided before any upgrade.
+
+A router has ``pages`` (path -> response) and ``wires`` (path -> codec). A path may be both: the Upgrade header
+decides. Every refusal is JSON, ``{"error": {"code", "message", "param"}}``, and closes the connection.
+
+=====  ============================================================================
+400    a bad query or a bad handshake; the message names the parameter
+401/3  what the auth hook says
+404    no such path
+405    anything but GET
+426    plain HTTP on a WebSocket path
+503    at capacity or draining, with Retry-After
+=====  ============================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+from websockets.datastructures import Headers
+
+from voiceserver.backpressure import MAX_LINGERING, Admission, Ticket
+from voiceserver.errors import ProtocolError, Refusal
+from voiceserver.handshake import BadRequest, Handshake, read_handshake
+from voiceserver.wire import Codec
+
+JSON = "application/json"
+DRAIN_RETRY_MS = 5_000.0
+
+
+class Caller(NamedTuple):
+    """Who asks for what, before anything was promised. ``query`` has the last value of each name."""
+
+    path: str
+    query: Mapping[str, str]
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def to_bytes(self) -> bytes:
+        reason = HTTPStatus(self.status).phrase
+        lines = [
+            f"HTTP/1.1 {self.status} {reason}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {len(self.body)}",
+            "Cache-Control: no-store",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        return "\r\n".join((*lines, "", "")).encode("latin-1") + self.body
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A WebSocket was agreed on; ``data`` is the 101. With a ``refusal`` it is only there to be told, then closed."""
+
+    data: bytes
+    codec: Codec
+    caller: Caller
+    ticket: Ticket | None
+    refusal: Refusal | None = None
+
+
+Page = Callable[[Caller], Response]
+CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query: 400
+AuthHook = Callable[[Caller], Response | None]  # a 401 or 403 to refuse, None to let in
+
+
+def json_response(status: int, value: object, *headers: tuple[str, str]) -> Response:
+    return Response(status, msgspec.json.encode(value), headers=headers)
+
+
+def error_response(
+    status: int,
+    code: str,
+    message: str,
+    *headers: tuple[str, str],
+    param: str | None = None,
+    **extra: float | str,
+) -> Response:
+    body = {"error": {"code": code, "message": message, "param": param, **extra}}
+    return json_response(status, body, *headers)
+
+
+class Router:
+    """Answers request heads. ``admission`` decides about upgrades; ``jitter`` spreads those that come back."""
+
+    def __init__(self, admission: Admission, jitter: random.Random) -> None:
+        self.pages: dict[str, Page] = {}
+        self.wires: dict[str, CodecFactory] = {}
+        self.auth: AuthHook | None = None
+        self.is_draining = False
+        self._admission = admission
+        self._jitter = jitter
+
+    def answer(self, head: bytes, now_ms: float) -> Response | Upgrade:
+        """The answer to one request head. Raises nothing for what a client sent."""
+        try:
+            handshake = read_handshake(head)
+        except BadRequest as error:
+            return error_response(error.status, error.code, error.message)
+        path, _, query = handshake.path.partition("?")
+        caller = Caller(path, dict(parse_qsl(query, keep_blank_values=True)), handshake.headers)
+        if path not in self.wires and path not in self.pages:
+            paths = ", ".join(sorted({*self.wires, *self.pages}))
+            return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {paths}.")
+        if handshake.method != "GET":
+            return error_response(405, "method_not_allowed", "Only GET is answered here.", ("Allow", "GET"))
+        if handshake.is_upgrade:
+            return self._upgrade(handshake, caller, now_ms)
+        page = self.pages.get(path)
+        if page is not None:
+            return page(caller)
+        message = f"{path} is a WebSocket; connect with a WebSocket client."
+        return error_response(426, "upgrade_required", message, ("Upgrade", "websocket"))
+
+    def _upgrade(self, handshake: Handshake, caller: Caller, now_ms: float) -> Response | Upgrade:
+        make_codec = self.wires.get(caller.path)
+        if make_codec is None:
+            paths = ", ".join(sorted(self.wires))
+            return error_response(
+                404, "not_found", f"{caller.path[:200]!r} is no WebSocket. WebSockets: {paths}."
+            )
+        if self.auth is not None and (refused := self.auth(caller)) is not None:
+            return refused
+        try:
+            codec = make_codec(caller)
+            data = handshake.accept(codec.subprotocol)
+        except ProtocolError as error:
+            return error_response(400, error.code, str(error), param=error.param)
+        except BadRequest as error:
+            return error_response(error.status, error.code, error.message)
+        got = Refusal("draining", DRAIN_RETRY_MS) if self.is_draining else self._admission.try_enter(now_ms)
+        if isinstance(got, Ticket):
+            return Upgrade(data, codec, caller, got)
+        if "Origin" in caller.headers and self._admission.lingering < MAX_LINGERING:
+            return Upgrade(data, codec, caller, None, got)
+        return self._refuse(got)
+
+    def _refuse(self, refusal: Refusal) -> Response:
+        retry_after_ms = refusal.retry_after_ms * self._jitter.uniform(1.0, 1.5)
+        seconds = str(max(math.ceil(retry_after_ms / 1000.0), 1))
+        return error_response(
+            503,
+            refusal.reason,
+            refusal_message(refusal),
+            ("Retry-After", seconds),
+            retry_after_ms=round(retry_after_ms),
+        )
+
+
+def refusal_message(refusal: Refusal) -> str:
+    if refusal.reason == "draining":
+        return "This server is shutting down; try again, another one may answer."
+    return f"All places are taken; try again in about {max(round(refusal.retry_after_ms / 1000.0), 1)} s."

@@ -1,0 +1,213 @@
+"""What all connections of one loop share: the clock, the timer wheels, the flush at the end of a tick, pools and policy.
+
+One loop timer drives every wheel, and one callback per tick writes what all connections queued.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from voiceserver.backpressure import Admission
+from voiceserver.config import Config
+from voiceserver.http import Router
+from voiceserver.metrics import Metrics
+from voiceserver.pool import Pool
+from voiceserver.session import Session
+from voiceserver.settings import Facts, Settings
+from voiceserver.timers import Wheel
+from voiceserver.wire import Codec
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+DEADLINE_TICK_MS = 2.0
+KEEPALIVE_TICK_MS = 250.0
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """The three things that a hub asks of an event loop."""
+
+    def call_soon(self, callback: Callable[[], None]) -> object: ...
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
+
+
+class Member(Protocol):
+    """A connection, as the hub sees it."""
+
+    def flush(self) -> None: ...
+
+    def take_turn(self) -> None: ...
+
+    def on_deadline(self, now_ms: float) -> None: ...
+
+    def on_keepalive(self, now_ms: float) -> None: ...
+
+    def on_fault(self, error: Exception) -> None: ...
+
+    def drain(self, within_ms: float) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def monotonic_ms() -> float:
+    return time.monotonic() * 1000.0
+
+
+def _guard(member: Member, call: Callable[..., None], *args: float) -> None:
+    """A fault in one connection ends that connection and nothing else."""
+    try:
+        call(*args)
+    except Exception as error:
+        member.on_fault(error)
+
+
+class Hub:
+    __slots__ = (
+        "_deadlines",
+        "_dirty",
+        "_keepalives",
+        "_loop",
+        "_timer",
+        "_timer_due_ms",
+        "_turns",
+        "admission",
+        "clock",
+        "config",
+        "connections",
+        "facts",
+        "log",
+        "max_message_bytes",
+        "metrics",
+        "now_ms",
+        "on_empty",
+        "pools",
+        "router",
+        "sessions",
+        "settings",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        config: Config,
+        *,
+        pools: Mapping[str, Pool],
+        admission: Admission,
+        router: Router,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        clock: Callable[[], float] = monotonic_ms,
+    ) -> None:
+        self._loop = loop
+        self.config = config
+        self.max_message_bytes = config.server.max_message_bytes
+        self.settings = Settings.from_config(config)
+        self.facts = Facts()
+        self.pools = pools
+        self.admission = admission
+        self.router = router
+        self.metrics = metrics
+        self.log = log
+        self.clock = clock
+        self.now_ms = clock()  # of the callback that runs; each one sets it first
+        self.connections: set[Member] = set()
+        self.sessions = 0  # upgraded connections
+        self.on_empty: Callable[[], None] | None = None
+        self._dirty: list[Member] = []
+        self._turns: list[Member] = []
+        self._deadlines: Wheel[Member] = Wheel(DEADLINE_TICK_MS)
+        self._keepalives: Wheel[Member] = Wheel(KEEPALIVE_TICK_MS)
+        self._timer: Timer | None = None
+        self._timer_due_ms = math.inf
+
+    def make_session(self, codec: Codec) -> Session:
+        return Session(
+            f"sess_{secrets.token_hex(8)}",
+            self.settings,
+            self.facts,
+            input_rate_hz=codec.input_rate_hz,
+            output_rate_hz=codec.output_rate_hz,
+        )
+
+    def join(self) -> None:
+        """One more connection was upgraded."""
+        self.sessions += 1
+
+    def leave(self) -> None:
+        """An upgraded connection is gone."""
+        self.sessions -= 1
+        if not self.sessions and self.on_empty is not None:
+            self.on_empty()
+
+    # -------------------------------------------------------------------------------------------- end of the tick
+
+    def flush_later(self, member: Member) -> None:  # hot
+        """Have ``member.flush`` called once this tick's callbacks are through."""
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty.append(member)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for member in dirty:
+            _guard(member, member.flush)
+
+    def take_turn_later(self, member: Member) -> None:
+        """Have ``member.take_turn`` called after the others had theirs."""
+        if not self._turns:
+            self._loop.call_soon(self._take_turns)
+        self._turns.append(member)
+
+    def _take_turns(self) -> None:
+        turns, self._turns = self._turns, []
+        for member in turns:
+            _guard(member, member.take_turn)
+
+    # ----------------------------------------------------------------------------------------------------- timers
+
+    def wake_at(self, due_ms: float, member: Member) -> None:  # hot
+        self._deadlines.schedule(due_ms, member)
+        if due_ms < self._timer_due_ms:
+            self._arm()
+
+    def keep_at(self, due_ms: float, member: Member) -> None:
+        self._keepalives.schedule(due_ms, member)
+        if due_ms < self._timer_due_ms:
+            self._arm()
+
+    def _arm(self) -> None:
+        due_ms = min(self._deadlines.next_due_ms, self._keepalives.next_due_ms)
+        if due_ms >= self._timer_due_ms:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due_ms = due_ms
+        self._timer = self._loop.call_later(max(due_ms - self.clock(), 0.0) / 1000.0, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.now_ms = now_ms = self.clock()
+        self._timer = None
+        # Nobody needs to arm the timer while it is being served.
+        self._timer_due_ms = -math.inf
+        for member in self._deadlines.take_due(now_ms):
+            _guard(member, member.on_deadline, now_ms)
+        for member in self._keepalives.take_due(now_ms):
+            _guard(member, member.on_keepalive, now_ms)
+        self._timer_due_ms = math.inf
+        self._arm()
+
+    def stop(self) -> None:
+        """Cancel the loop timer. Nothing is due any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_due_ms = -math.inf

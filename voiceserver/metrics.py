@@ -1,0 +1,199 @@
+"""Every metric that the server exports, on one page. Names and labels live nowhere else (R5).
+
+Counters are counted where something is decided or closed, never per chunk of audio; label children are looked up once and kept.
+What pools know (workers, streams, lag) is read at the scrape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from voiceserver import events as ev
+from voiceserver.pool import PoolStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_TURN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0)
+_PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
+
+
+class Metrics:
+    """One registry; a test or a second server in one process makes its own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a second series beside every counter, which nobody asked for
+        registry = self._registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+
+        self.connections = Gauge(
+            "voiceserver_connections", "Open connections, of any kind.", registry=registry
+        )
+        self.sessions = Gauge("voiceserver_sessions", "Open sessions.", registry=registry)
+        self._opened = Counter("voiceserver_sessions_opened", "Sessions opened.", ["wire"], registry=registry)
+        self._closed = Counter(
+            "voiceserver_sessions_closed", "Sessions closed.", ["wire", "code"], registry=registry
+        )
+        self._refused = Counter(
+            "voiceserver_refused", "Callers refused at the door.", ["reason"], registry=registry
+        )
+        self._http = Counter(
+            "voiceserver_http_responses", "Plain HTTP answers.", ["status"], registry=registry
+        )
+        self._errors = Counter(
+            "voiceserver_client_errors",
+            "Mistakes of clients that were answered.",
+            ["code"],
+            registry=registry,
+        )
+        self._busy = Counter(
+            "voiceserver_busy_signals", "Busy signals sent.", ["stage", "reason"], registry=registry
+        )
+        self._replies = Counter(
+            "voiceserver_replies", "Replies, by how they ended.", ["reason"], registry=registry
+        )
+        self._audio = Counter(
+            "voiceserver_audio_seconds",
+            "Audio of closed sessions: received = consumed + dropped + discarded.",
+            ["fate"],
+            registry=registry,
+        )
+        self._turn = Histogram(
+            "voiceserver_turn_seconds",
+            "The measured split of a turn; first_audio counts from the end-of-turn decision.",
+            ["part"],
+            buckets=_TURN_BUCKETS,
+            registry=registry,
+        )
+        self.loop_lag = Histogram(
+            "voiceserver_loop_lag_seconds",
+            "How late the event loop runs what is due.",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+        self._audio_of = {
+            fate: self._audio.labels(fate) for fate in ("received", "consumed", "dropped", "discarded")
+        }
+        self._part_of = {part: self._turn.labels(part) for part in _PIECES}
+
+    def observe_pools(self, stats: Callable[[], Sequence[PoolStats]]) -> None:
+        """Read ``stats`` at every scrape."""
+        self._registry.register(_PoolCollector(stats))
+
+    def count_opened(self, wire: str) -> None:
+        self.sessions.inc()
+        self._opened.labels(wire).inc()
+
+    def count_closed(self, wire: str, code: int, accounting: ev.Accounting) -> None:
+        self.sessions.dec()
+        self._closed.labels(wire, code).inc()
+        for fate, counter in self._audio_of.items():
+            counter.inc(max(getattr(accounting, f"{fate}_ms"), 0.0) / 1000.0)
+
+    def count_refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def count_http(self, status: int) -> None:
+        self._http.labels(status).inc()
+
+    def count_error(self, code: str) -> None:
+        self._errors.labels(code).inc()
+
+    def observe(self, event: ev.ServerEvent) -> None:
+        """Count what an event says; most say nothing."""
+        if type(event) is ev.ServerBusy:
+            self._busy.labels(event.stage, event.reason).inc()
+        elif type(event) is ev.ReplyDone:
+            self._replies.labels(event.reason).inc()
+            for part, histogram in self._part_of.items():
+                took_ms = getattr(event.timings, f"{part}_ms")
+                if took_ms is not None:
+                    histogram.observe(took_ms / 1000.0)
+
+    def to_text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _PoolCollector(Collector):
+    def __init__(self, stats: Callable[[], Sequence[PoolStats]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        pools = self._stats()
+        yield _by_stage("voiceserver_stage_streams", "Open streams.", pools, lambda pool: pool.streams)
+        yield _by_stage("voiceserver_stage_free", "Places for more streams.", pools, lambda pool: pool.free)
+        yield _by_stage(
+            "voiceserver_stage_lag_seconds",
+            "Age of the oldest request.",
+            pools,
+            lambda pool: pool.lag_ms / 1000.0,
+        )
+        yield _by_stage(
+            "voiceserver_stage_mean_batch", "Items per engine step.", pools, lambda pool: pool.mean_batch
+        )
+        yield _workers(pools)
+        yield _restarts(pools)
+
+
+def _by_stage(
+    name: str, text: str, pools: Iterable[PoolStats], value_of: Callable[[PoolStats], float | None]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["stage"])
+    for pool in pools:
+        value = value_of(pool)
+        if value is not None:
+            family.add_metric([pool.stage], value)
+    return family
+
+
+def _workers(pools: Iterable[PoolStats]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily("voiceserver_workers", "Worker processes by state.", labels=["stage", "state"])
+    for pool in pools:
+        for state in ("starting", "ready", "hung", "dead", "backoff"):
+            family.add_metric([pool.stage, state], sum(worker.state == state for worker in pool.workers))
+    return family
+
+
+def _restarts(pools: Iterable[PoolStats]) -> CounterMetricFamily:
+    family = CounterMetricFamily("voiceserver_worker_restarts", "Workers started again.", labels=["stage"])
+    for pool in pools:
+        family.add_metric([pool.stage], pool.restarts)
+    return family
+
+
+class StageCapacity(msgspec.Struct, frozen=True):
+    """One stage of ``/v1/capacity``. ``free`` null: no limit."""
+
+    engine: str
+    workers: int
+    ready: int
+    streams: int
+    free: int | None
+    lag_ms: float
+    mean_batch: float
+    restarts: int
+
+    @classmethod
+    def of(cls, stats: PoolStats) -> StageCapacity:
+        return cls(
+            engine=stats.engine,
+            workers=len(stats.workers),
+            ready=sum(worker.state == "ready" for worker in stats.workers),
+            streams=stats.streams,
+            free=stats.free,
+            lag_ms=round(stats.lag_ms, 3),
+            mean_batch=round(stats.mean_batch, 2),
+            restarts=stats.restarts,
+        )

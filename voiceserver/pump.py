@@ -1,0 +1,263 @@
+"""The pump: what moves between a codec, a session and its streams. Nothing of it knows a socket or a loop.
+
+After every input ``_pump`` is the only mover: requests to the streams, events through the codec to ``write``. Subclassed by
+``voiceserver.connection``, which adds the socket and time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from voiceserver.errors import ProtocolError, Refusal
+from voiceserver.framing import Framing
+from voiceserver.wire import Audio
+from voiceserver.wire.frames import build_frame
+
+if TYPE_CHECKING:
+    from voiceserver.hub import Hub
+    from voiceserver.pool import LossReason, Stream
+    from voiceserver.session import Session
+    from voiceserver.wire import Codec, Frame
+    from workers.ipc.messages import Record
+
+_VIOLATIONS: Final = {
+    1002: "websocket_protocol",
+    1007: "invalid_utf8",
+    1009: "message_too_big",
+    1011: "ping_timeout",
+}
+
+
+class Pump(Framing):
+    """One caller's session and streams. A ``StreamOwner`` for the pools. Without a session it moves nothing."""
+
+    __slots__ = ("_active_ms", "_armed_ms", "_codec", "_hub", "_opened_ms", "_session", "_streams")
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__()
+        self._hub = hub
+        self._codec: Codec | None = None
+        self._session: Session | None = None
+        self._streams: dict[str, Stream] | None = None
+        self._opened_ms = 0.0
+        self._active_ms = 0.0  # when a message last went either way
+        self._armed_ms = math.inf  # when the wheel will look at this connection
+
+    # ------------------------------------------------------------------------------------------------------- hooks
+
+    def wake_at(self, due_ms: float) -> None:
+        """Have ``_pump`` called with the session's timer handled at ``due_ms`` or earlier."""
+        raise NotImplementedError
+
+    def part(self, session: Session, now_ms: float) -> None:
+        """The session is over: begin the closing handshake if the peer did not."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Drop the connection with all that is unsent."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------- messages in
+
+    @property
+    def max_message_bytes(self) -> int:
+        return self._hub.max_message_bytes
+
+    def receive_binary(self, payload: bytes) -> None:  # hot
+        session = self._session
+        if session is None or session.is_closed:
+            return
+        assert self._codec is not None
+        now_ms = self._active_ms = self._hub.now_ms
+        try:
+            for item in self._codec.receive_binary(payload):
+                if type(item) is Audio:
+                    session.receive_audio(item.pcm, now_ms)
+                else:
+                    session.receive_event(item, now_ms)  # type: ignore[arg-type]
+        except ProtocolError as error:
+            self._complain(error)
+
+    def receive_text(self, payload: bytes) -> None:
+        session, codec = self._session, self._codec
+        if session is None or session.is_closed:
+            return
+        assert codec is not None
+        now_ms = self._active_ms = self._hub.now_ms
+        try:
+            items = codec.receive_text(payload)
+            # A wire may settle its audio format by its first messages.
+            session.input_rate_hz = codec.input_rate_hz
+            session.output_rate_hz = codec.output_rate_hz
+            for item in items:
+                if isinstance(item, Audio):
+                    session.receive_audio(item.pcm, now_ms)
+                else:
+                    session.receive_event(item, now_ms)
+        except ProtocolError as error:
+            self._complain(error)
+        self._say(session, codec)
+
+    def _complain(self, error: ProtocolError) -> None:
+        """Answer a client's mistake; the connection goes on unless the error says otherwise."""
+        assert self._codec is not None
+        self._hub.metrics.count_error(error.code)
+        self._queue(self._codec.encode_protocol_error(error))
+        if error.close_code is not None and self._session is not None:
+            self._session.fail(error.code, str(error), error.close_code, self._hub.now_ms)
+
+    def receive_close(self, code: int, reason: str) -> None:
+        if self._session is not None:
+            self._session.close_reason = self._session.close_reason or "client_left"
+            self._session.disconnect(self._hub.now_ms)
+            self._session.close_code = code
+
+    def receive_violation(self, code: int, reason: str) -> None:
+        """The last word before the close frame: what was wrong, and the accounts."""
+        name = {1002: "websocket_protocol", 1007: "invalid_utf8", 1009: "message_too_big"}.get(
+            code, "connection_failed"
+        )
+        self._hub.metrics.count_error(name)
+        session, codec = self._session, self._codec
+        if session is None or codec is None or session.is_closed:
+            return
+        message = f"The connection must end: {reason}."
+        if code == 1009:
+            message = f"A message may have at most {self.max_message_bytes} bytes: {reason}."
+        session.fail(name, message, code, self._hub.now_ms)
+        self._say(session, codec)
+
+    # ------------------------------------------------------------------------------------------------ the streams
+
+    def on_result(self, stage: str, record: Record) -> None:  # hot
+        if self._session is not None:
+            try:
+                self._session.receive_result(stage, record, self._hub.clock())
+            except Exception as error:
+                self.on_fault(error)
+
+    def on_stream_lost(self, stage: str, reason: LossReason) -> None:
+        if self._streams is not None:
+            self._streams.pop(stage, None)
+        if self._session is not None:
+            self._session.lose_stream(stage, reason, self._hub.clock())
+
+    def on_room(self, stage: str) -> None:
+        if self._session is not None:
+            self._session.retry(stage)
+
+    def on_tick(self) -> None:  # hot
+        hub = self._hub
+        hub.now_ms = now_ms = hub.clock()
+        try:
+            self._pump(now_ms)
+        except Exception as error:
+            self.on_fault(error)
+
+    def _pump(self, now_ms: float) -> None:  # hot
+        """Move everything that can move. The only mover."""
+        session = self._session
+        if session is None:
+            return
+        while True:
+            unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
+            if not unwanted and not wanted:
+                break
+            for stage in unwanted:
+                self._close_stream(session, stage)
+            for stage in wanted:
+                self._open_stream(session, stage, now_ms)
+        if self._streams:
+            for stage in session.stages_with_requests():
+                self._send_requests(session, stage, now_ms)
+        assert self._codec is not None
+        if not self.is_closing:
+            self._say(session, self._codec)
+        if session.is_closed:
+            self.part(session, now_ms)
+            return
+        due_ms = session.deadline_ms
+        if due_ms < self._armed_ms:
+            self.wake_at(max(due_ms, now_ms + 1.0))
+
+    def _open_stream(self, session: Session, stage: str, now_ms: float) -> None:
+        pool = self._hub.pools.get(stage)
+        got: Stream | Refusal = Refusal("no_workers", 1_000.0, stage)
+        if pool is not None:
+            got = pool.try_open(self, session.stream_params(stage), key=session.session_id)
+        if isinstance(got, Refusal):
+            session.stream_refused(stage, got, now_ms)
+            return
+        if self._streams is None:
+            self._streams = {}
+        self._streams[stage] = got
+        session.stream_opened(stage, now_ms)
+
+    def _close_stream(self, session: Session, stage: str) -> None:
+        streams = self._streams
+        if streams is not None:
+            stream = streams.pop(stage, None)
+            if stream is not None:
+                stream.close()
+            if not streams:
+                self._streams = None
+        session.stream_closed(stage)
+
+    def _send_requests(self, session: Session, stage: str, now_ms: float) -> None:  # hot
+        assert self._streams is not None
+        send = self._streams[stage].send
+        while (request := session.next_request(stage)) is not None:
+            try:
+                if not send(*request):
+                    return
+            except ValueError:
+                message = f"One request of {len(request[3])} bytes is more than the {stage} stage can take."
+                session.fail("request_too_big", message, 1009, now_ms)
+                return
+            session.request_sent(stage, now_ms)
+
+    # ------------------------------------------------------------------------------------------------ messages out
+
+    def _say(self, session: Session, codec: Codec) -> None:  # hot
+        own = codec.frames_to_send()
+        if own:
+            self._queue(own)
+        events = session.events_to_send()
+        if events:
+            self._active_ms = self._hub.now_ms
+            observe = self._hub.metrics.observe
+            for event in events:
+                observe(event)
+                self._queue(codec.encode(event))
+
+    def _queue(self, frames: list[Frame]) -> None:  # hot
+        for frame in frames:
+            self.write(build_frame(frame))
+
+    def on_fault(self, error: Exception) -> None:
+        """A bug was met while serving this caller. The caller is told; nobody else notices."""
+        self._hub.log.error("connection fault", exc_info=error)
+        try:
+            if self._session is not None:
+                now_ms = self._hub.clock()
+                self._session.fail("internal_error", "Something went wrong in the server.", 1011, now_ms)
+                self._pump(now_ms)
+                return
+        except Exception as second:
+            self._hub.log.error("connection fault while closing", exc_info=second)
+        self.abort()
+
+    def _account(self, session: Session, now_ms: float) -> None:
+        hub, codec = self._hub, self._codec
+        assert codec is not None
+        hub.metrics.count_closed(codec.name, session.close_code, session.accounting())
+        hub.log.info(
+            "session closed",
+            session=session.session_id,
+            wire=codec.name,
+            code=session.close_code,
+            reason=session.close_reason,
+            seconds=round((now_ms - self._opened_ms) / 1000.0, 3),
+            **session.counters(),
+        )

@@ -1,0 +1,74 @@
+"""The routing table: every path that the server answers, as pages and as WebSockets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from voiceserver.backpressure import Admission
+from voiceserver.config import Config
+from voiceserver.http import Caller, Response, Router, json_response
+from voiceserver.metrics import CONTENT_TYPE, Metrics, StageCapacity
+from voiceserver.pool import Pool
+from voiceserver.wire import Codec, native
+
+
+class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One reason why ``/readyz`` says 503."""
+
+    reason: str
+    stage: str | None = None
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """``/v1/capacity``. ``free`` null: no limit."""
+
+    connections: int
+    free: int | None
+    is_draining: bool
+    loop_lag_ms: float
+    stages: dict[str, StageCapacity]
+
+
+def build_router(
+    config: Config,
+    pools: Mapping[str, Pool],
+    admission: Admission,
+    metrics: Metrics,
+    loop_lag_ms: Callable[[], float],
+    jitter: random.Random,
+) -> Router:
+    router = Router(admission, jitter)
+
+    def stream(caller: Caller) -> Codec:
+        return native.codec_from_query(caller.query, config.session.output_rate_hz)
+
+    def health(caller: Caller) -> Response:
+        return json_response(200, {"status": "ok"})
+
+    def ready(caller: Caller) -> Response:
+        why = reasons_unready(pools, router.is_draining)
+        return json_response(503 if why else 200, {"status": "unavailable" if why else "ready", "why": why})
+
+    def metrics_page(caller: Caller) -> Response:
+        return Response(200, metrics.to_text(), CONTENT_TYPE)
+
+    def capacity(caller: Caller) -> Response:
+        stages = {name: StageCapacity.of(pool.stats()) for name, pool in pools.items()}
+        value = Capacity(admission.taken, admission.free, router.is_draining, round(loop_lag_ms(), 3), stages)
+        return json_response(200, value)
+
+    router.wires[native.PATH] = stream
+    router.pages["/healthz"] = health
+    router.pages["/readyz"] = ready
+    router.pages["/metrics"] = metrics_page
+    router.pages["/v1/capacity"] = capacity
+    return router
+
+
+def reasons_unready(pools: Mapping[str, Pool], is_draining: bool) -> Sequence[Unready]:
+    """Why no caller should be sent here now; empty when one may."""
+    why = [Unready("no worker is ready", name) for name, pool in pools.items() if not pool.is_ready()]
+    return [Unready("draining"), *why] if is_draining else why

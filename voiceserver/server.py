@@ -1,0 +1,301 @@
+"""The server: one uvloop loop that listens, the pools behind it, and how it starts, drains and ends.
+
+::
+
+    check engines -> bind -> start pools -> serve          a bad setting or a taken port is one line and an exit code
+    SIGTERM: refuse new calls, finish turns, say so, 1012, exit 0          a second signal ends at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import random
+import resource
+import signal
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, cast
+
+import uvloop
+
+from voiceserver.backpressure import Admission
+from voiceserver.config import Config, Loaded, StageConfig
+from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
+from voiceserver.errors import ConfigError, VoiceServerError
+from voiceserver.hub import Hub
+from voiceserver.logs import configure, get_logger
+from voiceserver.metrics import Metrics
+from voiceserver.routes import build_router
+from workers import registry
+from workers.ipc.channel import ChannelConfig
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from voiceserver.pool import Pool
+
+STAGES: Final = ("vad", "stt", "reply", "tts")
+PROBE_MS: Final = 50.0
+FACTS_MS: Final = 1_000.0
+_SPARE_FILES: Final = 256  # descriptors that are not callers: workers, rings, logs
+_FREEZE_STEP: Final = 1_000  # new connections after which the collector is told to leave the old ones alone
+_FAREWELL_MS: Final = 500.0
+
+OnEvent = Callable[[str, Mapping[str, object]], None]
+MakePool = Callable[[str, StageConfig, OnEvent], "Pool"]
+
+
+class StartError(VoiceServerError):
+    """The server cannot start here; the message is one line for whoever started it."""
+
+
+def check_engines(loaded: Loaded) -> None:
+    """Raises ConfigError for an engine that nobody knows, that lacks a package, or that serves another stage."""
+    for name in STAGES:
+        stage: StageConfig = getattr(loaded.config.stages, name)
+        if stage.engine in ("", "none"):
+            continue
+        try:
+            registry.check(stage.engine, name)
+        except registry.EngineLookupError as error:
+            key = f"stages.{name}.engine"
+            raise ConfigError(key, str(error), loaded.source_of(key)) from None
+
+
+def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
+    """The pool for a stage: of processes if its engine computes, of tasks on the loop if it waits for a network."""
+    if registry.resolve(config.engine).is_remote:
+        module = importlib.import_module("voiceserver.pool.http")
+        return cast(
+            "Pool",
+            module.HttpPool(stage=stage, engine=config.engine, params=config.params, on_event=on_event),
+        )
+    from voiceserver.pool.local import LocalPool
+
+    return LocalPool(
+        stage=stage,
+        engine=config.engine,
+        params=config.params,
+        workers=config.workers,
+        max_batch_size=config.max_batch_size,
+        max_wait_ms=config.max_wait_ms,
+        streams_per_worker=config.streams_per_worker,
+        step_timeout_ms=config.step_timeout_ms,
+        channel=ChannelConfig(config.request_slots, config.result_slots, config.slot_bytes),
+        on_event=on_event,
+    )
+
+
+class Server:
+    """``start``, then ``drain`` or ``stop``. Must be used on one running loop."""
+
+    def __init__(
+        self, config: Config, *, make_pool: MakePool = make_pool, log: FilteringBoundLogger | None = None
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.log = log if log is not None else get_logger()
+        self._make_pool = make_pool
+        self._pools: dict[str, Pool] = {}
+        self._listener: asyncio.Server | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._loop_lag_ms = 0.0
+        self._frozen = 0
+        self.hub: Hub
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; of interest when the configured one is 0."""
+        assert self._listener is not None
+        return cast("int", self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def is_ready(self) -> bool:
+        return all(pool.is_ready() for pool in self._pools.values())
+
+    # ----------------------------------------------------------------------------------------------------- begin
+
+    async def start(self) -> None:
+        """Listen, start the pools, and return when each had its chance to load. Raises ConfigError or StartError."""
+        config = self.config
+        self._loop = asyncio.get_running_loop()
+        for name in STAGES:
+            stage: StageConfig = getattr(config.stages, name)
+            if stage.engine not in ("", "none"):
+                self._pools[name] = self._make_pool(name, stage, self._on_pool_event)
+        limits = config.backpressure
+        most = limits.max_connections or connections_that_fit()
+        admission = Admission(most, limits.max_talkers, limits.hold, limits.retry_after_ms)
+        jitter = random.Random()
+        self.router = build_router(
+            config, self._pools, admission, self.metrics, lambda: self._loop_lag_ms, jitter
+        )
+        self.hub = Hub(
+            self._loop,
+            config,
+            pools=self._pools,
+            admission=admission,
+            router=self.router,
+            metrics=self.metrics,
+            log=self.log,
+        )
+        self.metrics.observe_pools(lambda: [pool.stats() for pool in self._pools.values()])
+        await self._listen()
+        self._probe(self._loop.time())
+        self._refresh()
+        self._server_log("listening", port=self.port)
+        try:
+            await self._start_pools()
+        except BaseException:
+            await self.stop()
+            raise
+        self._freeze()
+        self._server_log("started", is_ready=self.is_ready)
+
+    async def _listen(self) -> None:
+        server = self.config.server
+        try:
+            self._listener = await self._loop.create_server(
+                lambda: Connection(self.hub),
+                server.host,
+                server.port,
+                backlog=server.backlog,
+                reuse_address=True,
+                ssl=tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None,
+            )
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StartError(f"cannot listen on {server.host}:{server.port}: {reason}") from None
+
+    async def _start_pools(self) -> None:
+        starts = [asyncio.ensure_future(pool.start()) for pool in self._pools.values()]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            for start in starts:
+                start.cancel()
+
+    # ----------------------------------------------------------------------------------------------------- timers
+
+    def _probe(self, due: float) -> None:
+        """How late is the loop? Asked all the time, told in ``/metrics`` and ``/v1/capacity``."""
+        lag = max(self._loop.time() - due, 0.0)
+        self.metrics.loop_lag.observe(lag)
+        self._loop_lag_ms += (lag * 1000.0 - self._loop_lag_ms) * 0.2
+        due = self._loop.time() + PROBE_MS / 1000.0
+        self._timers["probe"] = self._loop.call_at(due, self._probe, due)
+
+    def _refresh(self) -> None:
+        facts = self.hub.facts
+        facts.sessions = self.hub.sessions
+        stats = [pool.stats() for pool in self._pools.values()]
+        facts.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
+        facts.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
+        facts.local_time = time.strftime("%Y-%m-%d %H:%M")
+        if len(self.hub.connections) >= self._frozen + _FREEZE_STEP:
+            self._freeze()
+        self._timers["refresh"] = self._loop.call_later(FACTS_MS / 1000.0, self._refresh)
+
+    def _freeze(self) -> None:
+        """Have the collector pass over what is here to stay: thousands of sessions would make each full collection long."""
+        gc.collect(1)
+        gc.freeze()
+        self._frozen = len(self.hub.connections)
+
+    def _on_pool_event(self, name: str, fields: Mapping[str, object]) -> None:
+        self.log.info(name, **fields)
+
+    def _server_log(self, event: str, **fields: object) -> None:
+        self.log.info(event, **fields)
+
+    # -------------------------------------------------------------------------------------------------------- end
+
+    async def drain(self) -> None:
+        """Refuse new calls, let turns in progress end within ``drain_timeout_ms``, close with 1012, stop."""
+        within_ms = float(self.config.server.drain_timeout_ms)
+        self.router.is_draining = True
+        self._server_log("draining", sessions=self.hub.sessions, deadline_ms=within_ms)
+        for connection in list(self.hub.connections):
+            connection.drain(within_ms)
+        empty = asyncio.Event()
+        self.hub.on_empty = empty.set
+        if self.hub.sessions:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(empty.wait(), (within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS) / 1000.0)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End at once: drop every connection, end the workers. Idempotent."""
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self.hub.connections):
+            connection.abort()
+        for timer in self._timers.values():
+            timer.cancel()
+        self.hub.stop()
+        for pool in self._pools.values():
+            await pool.stop()
+        gc.unfreeze()
+
+
+def connections_that_fit() -> int:
+    """How many sockets the open-file limit carries, after raising the soft limit to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return max(soft - _SPARE_FILES, 16)
+
+
+def tls_context(cert: str, key: str) -> ssl.SSLContext:
+    """Raises ConfigError for files that cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("server.tls_cert", f"{cert!r} with key {key!r} cannot be used: {error}") from None
+    return context
+
+
+async def _serve(config: Config) -> int:
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    starting = asyncio.ensure_future(server.start())
+    asked = asyncio.ensure_future(signals.get())
+    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # asked to end while the engines load
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return 0
+    try:
+        starting.result()
+        await asked
+    finally:
+        asked.cancel()
+    draining = asyncio.ensure_future(server.drain())
+    again = asyncio.ensure_future(signals.get())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if draining.done():
+        again.cancel()
+        draining.result()
+        return 0
+    draining.cancel()
+    await server.stop()
+    return 128 + again.result()
+
+
+def serve(loaded: Loaded) -> int:
+    """Run until a signal; the exit code. Raises ConfigError or StartError before anything was served."""
+    config = loaded.config
+    check_engines(loaded)
+    configure(config.server.log_level, config.server.log_format)
+    return uvloop.run(_serve(config))

@@ -1,0 +1,295 @@
+"""Three kinds of callers for a load: those that talk, those that only listen in, and those that hold the line.
+
+Every latency counts from when something was *scheduled*, never from when it was really sent: a server (or a generator) that
+falls behind cannot hide it (no coordinated omission). ``Schedule`` drives all callers of a process from one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from clients.histogram import Histogram
+from clients.raw import BINARY, PING, TEXT, RawConnection, build_frame, build_request
+from clients.recording import BYTES_PER_SAMPLE, Recording
+from voiceserver.events import ServerBusy, SessionClosing, SpeechStopped
+
+TICK_MS: Final = 2.0
+TALKER_CHUNK_MS: Final = 20
+LISTENER_CHUNK_MS: Final = 100
+GAP_MS: Final = 4_000  # silence after a recording: the endpointing wait, and the time to hear an answer
+SILENCE_MS: Final = 500
+VAD_WINDOW_MS: Final = 32  # the end of a turn is decided at the end of such a window
+
+LATENCIES: Final = ("handshake", "ping", "turn_end", "final", "first_audio", "lateness")
+COUNTS: Final = (
+    "connected", "refused", "failed", "lost", "closed", "chunks", "held_chunks", "turns", "finals", "replies", "interrupted",
+    "busy", "ready", "errors", "reply_bytes", "sent_ms", "received_ms", "consumed_ms", "dropped_ms", "discarded_ms",
+)  # fmt: skip
+
+
+class Tally:
+    """What happened: counts by name and latencies in ms by name. Tallies of several processes add up."""
+
+    __slots__ = ("counts", "latencies")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
+        self.latencies = {name: Histogram() for name in LATENCIES}
+
+    def count(self, name: str, amount: float = 1) -> None:
+        self.counts[name] += amount
+
+    def add(self, other: Tally) -> None:
+        for name, amount in other.counts.items():
+            self.counts[name] += amount
+        for name, histogram in other.latencies.items():
+            self.latencies[name].add(histogram)
+
+
+class Script(msgspec.Struct, frozen=True):
+    """A loop of prebuilt frames of ``chunk_ms`` audio each: recordings with silence after each one. Shared by all callers."""
+
+    frames: tuple[bytes, ...]
+    chunk_ms: int
+
+    @classmethod
+    def build(cls, recordings: Sequence[Recording], chunk_ms: int, gap_ms: int = GAP_MS) -> Script:
+        """Raises ValueError for no recordings."""
+        if not recordings:
+            raise ValueError("a script needs a recording")
+        rate_hz = recordings[0].rate_hz
+        size = rate_hz * chunk_ms // 1000 * BYTES_PER_SAMPLE
+        silence = build_frame(BINARY, bytes(size))
+        frames: list[bytes] = []
+        for recording in recordings:
+            for start in range(0, len(recording.pcm), size):
+                frames.append(build_frame(BINARY, recording.pcm[start : start + size].ljust(size, b"\0")))
+            frames += [silence] * (gap_ms // chunk_ms)
+        return cls(tuple(frames), chunk_ms)
+
+
+class Stepper(Protocol):
+    def step(self, due_ms: float) -> None: ...
+
+
+class Schedule:
+    """Steps its members at fixed periods on an absolute clock, each at its own phase. A late tick is made up, not skipped."""
+
+    def __init__(self, now_ms: Callable[[], float], lateness: Histogram) -> None:
+        self._now_ms = now_ms
+        self._lateness = lateness
+        self._cycles: dict[int, list[list[Stepper]]] = {}
+        self._joined: dict[int, int] = {}
+        self._start_ms = 0.0
+        self._tick = 0
+
+    def join(self, member: Stepper, period_ms: int) -> None:
+        """Members of one period get evenly spread phases."""
+        slots = max(1, int(period_ms / TICK_MS))
+        cycle = self._cycles.setdefault(slots, [[] for _ in range(slots)])
+        index = self._joined[slots] = self._joined.get(slots, -1) + 1
+        # A golden-ratio walk spreads any number of members evenly over the slots.
+        cycle[int(index * 0.618033988749895 % 1.0 * slots)].append(member)
+
+    def leave(self, member: Stepper, period_ms: int) -> None:
+        for slot in self._cycles.get(max(1, int(period_ms / TICK_MS)), ()):
+            if member in slot:
+                slot.remove(member)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self._start_ms = self._now_ms()
+        while True:
+            due_ms = self._start_ms + (self._tick + 1) * TICK_MS
+            await asyncio.sleep(max(0.0, due_ms - self._now_ms()) / 1000)
+            self.advance(self._now_ms())
+
+    def advance(self, now_ms: float) -> None:  # hot
+        """Step all that is due by ``now_ms``, in order."""
+        due_tick = int((now_ms - self._start_ms) / TICK_MS)
+        while self._tick < due_tick:
+            self._tick += 1
+            due_ms = self._start_ms + self._tick * TICK_MS
+            self._lateness.record(now_ms - due_ms)
+            for slots, cycle in self._cycles.items():
+                for member in tuple(cycle[self._tick % slots]):
+                    member.step(due_ms)
+
+
+class Caller(RawConnection):
+    """What all callers share: they are counted when they come, are refused, and go."""
+
+    __slots__ = ("_asked_ms", "_now_ms", "_tally", "_when_settled")
+
+    def __init__(
+        self, host: str, target: str, tally: Tally, now_ms: Callable[[], float], asked_ms: float
+    ) -> None:
+        super().__init__(build_request(host, target))
+        self._tally = tally
+        self._now_ms = now_ms
+        self._asked_ms = asked_ms
+
+    def on_open(self) -> None:
+        self._tally.count("connected")
+        self._tally.latencies["handshake"].record(self._now_ms() - self._asked_ms)
+
+    def on_refused(self, status: int, retry_after_ms: float) -> None:
+        self._tally.count("refused" if status in (429, 503) else "failed")
+
+    def on_lost(self, code: int) -> None:
+        self._tally.count("closed" if code == 1000 else "lost")
+
+    def step(self, due_ms: float) -> None:
+        raise AssertionError("a kind of caller defines its step")
+
+    def leave(self) -> None:
+        """Say goodbye; the server closes after its turn."""
+        self.send(build_frame(TEXT, b'{"type":"session.close"}'))
+
+
+class Idle(Caller):
+    """Holds the line and pings now and then; the ping carries the time at which it was due."""
+
+    __slots__ = ()
+
+    def step(self, due_ms: float) -> None:
+        if self.is_open:
+            self.send(build_frame(PING, repr(due_ms).encode()))
+
+    def on_pong(self, payload: bytes) -> None:
+        self._tally.latencies["ping"].record(self._now_ms() - float(payload))
+
+
+class Speaker(Caller):
+    """Sends a script in real time, as far as the server's credit goes, and times what comes back."""
+
+    __slots__ = ("_at", "_credit_ms", "_decided_due_ms", "_held", "_script", "_start_ms", "is_leaving")
+
+    greeting: bytes = b""
+
+    def __init__(
+        self,
+        host: str,
+        target: str,
+        tally: Tally,
+        now_ms: Callable[[], float],
+        asked_ms: float,
+        script: Script,
+        first: int,
+    ) -> None:
+        super().__init__(host, target, tally, now_ms, asked_ms)
+        self._script = script
+        self._at = first % len(script.frames)
+        self._start_ms = math.nan
+        self._credit_ms = math.inf
+        self._held = 0
+        self._decided_due_ms = math.nan
+        self.is_leaving = False
+
+    def on_open(self) -> None:
+        super().on_open()
+        if self.greeting:
+            self.send(build_frame(TEXT, self.greeting))
+
+    def step(self, due_ms: float) -> None:  # hot
+        if not self.is_open or self.is_leaving:
+            return
+        chunk_ms = self._script.chunk_ms
+        if math.isnan(self._start_ms):
+            self._start_ms = due_ms - chunk_ms
+        self._held += 1
+        while self._held and self._credit_ms >= chunk_ms:
+            self.send(self._script.frames[self._at])
+            self._at = (self._at + 1) % len(self._script.frames)
+            self._held -= 1
+            self._credit_ms -= chunk_ms
+            self._tally.counts["chunks"] += 1
+            self._tally.counts["sent_ms"] += chunk_ms
+        if self._held:
+            self._tally.counts["held_chunks"] += 1
+
+    def leave(self) -> None:
+        self.is_leaving = True
+        super().leave()
+
+    def on_text(self, payload: bytes) -> None:  # hot
+        kind = payload[9 : payload.index(b'"', 9)]
+        handler = _HANDLERS.get(kind)
+        if handler is not None:
+            handler(self, payload)
+
+    def on_binary(self, size: int) -> None:  # hot
+        self._tally.counts["reply_bytes"] += size
+        if not math.isnan(self._decided_due_ms):
+            self._tally.latencies["first_audio"].record(self._now_ms() - self._decided_due_ms)
+            self._decided_due_ms = math.nan
+
+    def _on_stopped(self, payload: bytes) -> None:
+        event = _decode_stopped(payload)
+        self._tally.count("turns")
+        waited_ms = math.ceil(SILENCE_MS / VAD_WINDOW_MS) * VAD_WINDOW_MS if event.reason == "silence" else 0
+        chunks = math.ceil((event.at_ms + waited_ms) / self._script.chunk_ms)
+        # When the chunk was due that held the decisive sample.
+        self._decided_due_ms = self._start_ms + chunks * self._script.chunk_ms
+        self._tally.latencies["turn_end"].record(self._now_ms() - self._decided_due_ms)
+
+    def _on_final(self, payload: bytes) -> None:
+        self._tally.count("finals")
+        if not math.isnan(self._decided_due_ms):
+            self._tally.latencies["final"].record(self._now_ms() - self._decided_due_ms)
+
+    def _on_done(self, payload: bytes) -> None:
+        self._tally.count("interrupted" if b'"interrupted"' in payload else "replies")
+
+    def _on_busy(self, payload: bytes) -> None:
+        event = _decode_busy(payload)
+        self._tally.count("busy")
+        self._credit_ms = event.credit_ms
+
+    def _on_ready(self, payload: bytes) -> None:
+        self._tally.count("ready")
+        self._credit_ms = math.inf
+
+    def _on_error(self, payload: bytes) -> None:
+        self._tally.count("errors")
+
+    def _on_closing(self, payload: bytes) -> None:
+        sums = _decode_closing(payload).accounting
+        self._tally.count("received_ms", sums.received_ms)
+        self._tally.count("consumed_ms", sums.consumed_ms)
+        self._tally.count("dropped_ms", sums.dropped_ms)
+        self._tally.count("discarded_ms", sums.discarded_ms)
+
+
+class Talker(Speaker):
+    """Holds conversations: 20 ms chunks, waits for answers."""
+
+    __slots__ = ()
+
+
+class Listener(Speaker):
+    """Is listened to and not answered: 100 ms chunks, speech boundaries only."""
+
+    __slots__ = ()
+
+    greeting = b'{"type":"session.update","replies":false,"transcribes":false}'
+
+
+_decode_stopped = msgspec.json.Decoder(SpeechStopped).decode
+_decode_busy = msgspec.json.Decoder(ServerBusy).decode
+_decode_closing = msgspec.json.Decoder(SessionClosing).decode
+
+_HANDLERS: Final[dict[bytes, Callable[[Speaker, bytes], None]]] = {
+    b"speech.stopped": Speaker._on_stopped,
+    b"transcript.final": Speaker._on_final,
+    b"reply.done": Speaker._on_done,
+    b"server.busy": Speaker._on_busy,
+    b"server.ready": Speaker._on_ready,
+    b"error": Speaker._on_error,
+    b"session.closing": Speaker._on_closing,
+}

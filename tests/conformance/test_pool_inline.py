@@ -1,0 +1,141 @@
+"""The inline pool keeps every promise of a pool, and its faults are found on a manual clock."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.conformance.pool_suite import MakeBench, Owner, PoolConformance
+from tests.faults import broken_engines
+from voiceserver.pool.inline import InlinePool, SimulatedDeath
+from workers.batcher import BatchLimits
+from workers.ipc.channel import ChannelConfig, WorkerEnd
+from workers.worker import Worker
+
+STEP_TIMEOUT_MS = 500.0
+
+
+def die() -> None:
+    raise SimulatedDeath
+
+
+class InlineBench:
+    """Ten milliseconds of manual clock a step."""
+
+    def __init__(self, workers: int = 1, max_streams: int = 0, request_slots: int = 64) -> None:
+        def make_worker(end: WorkerEnd) -> Worker:
+            engine = broken_engines.Obedient({"max_streams": max_streams})
+            return Worker(engine, end, BatchLimits(8), step_timeout_ms=STEP_TIMEOUT_MS)
+
+        self.now_ms = 1_000.0
+        self.events: list[str] = []
+        self.pool = InlinePool(
+            stage="reply",
+            make_worker=make_worker,
+            workers=workers,
+            step_timeout_ms=STEP_TIMEOUT_MS,
+            channel=ChannelConfig(request_slots, 64, 4096),
+            now_ms=self.now_ms,
+            on_event=lambda name, fields: self.events.append(name),
+        )
+
+    async def until(self, is_done: Callable[[], bool]) -> None:
+        for _ in range(2_000):
+            if is_done():
+                return
+            self.now_ms += 10.0
+            self.pool.step(self.now_ms)
+        pytest.fail("never happened")
+
+    def kill_worker(self, index: int) -> None:
+        self.pool.crash(index)
+
+
+class TestInlinePool(PoolConformance):
+    @pytest.fixture
+    def make_bench(self, monkeypatch: pytest.MonkeyPatch) -> MakeBench:
+        monkeypatch.setitem(broken_engines.POISON, "kill", die)
+
+        @asynccontextmanager
+        async def make(
+            workers: int = 1, max_streams: int = 0, request_slots: int = 64
+        ) -> AsyncIterator[InlineBench]:
+            bench = InlineBench(workers, max_streams, request_slots)
+            await bench.pool.start()
+            await bench.until(lambda: all(w.state == "ready" for w in bench.pool.stats().workers))
+            yield bench
+            await bench.pool.stop()
+
+        return make
+
+    async def test_a_hang_is_found_after_the_step_timeout_and_not_before(self, make_bench: MakeBench) -> None:
+        async with make_bench() as bench:
+            assert isinstance(bench, InlineBench)
+            owner = Owner("victim")
+            owner.open(bench.pool)
+            bench.pool.hang(0)
+            hung_ms = bench.now_ms
+            await bench.until(lambda: bool(owner.lost))
+            assert owner.lost == ["worker_hung"]
+            assert STEP_TIMEOUT_MS < bench.now_ms - hung_ms <= STEP_TIMEOUT_MS + 30.0
+            await bench.until(bench.pool.is_ready)
+            assert bench.events.count("worker_ready") == 2
+
+    async def test_a_worker_that_keeps_dying_comes_back_ever_more_slowly(self, make_bench: MakeBench) -> None:
+        async with make_bench() as bench:
+            assert isinstance(bench, InlineBench)
+            waits = []
+            for _ in range(5):
+                bench.kill_worker(0)
+                died_ms = bench.now_ms
+                await bench.until(lambda: not bench.pool.is_ready())
+                await bench.until(bench.pool.is_ready)
+                waits.append(bench.now_ms - died_ms)
+            assert waits == sorted(waits)
+            assert waits[-1] > 300.0
+            bench.now_ms += 2_000.0
+            bench.kill_worker(0)
+            await bench.until(lambda: not bench.pool.is_ready())
+            back_ms = bench.now_ms
+            await bench.until(bench.pool.is_ready)
+            assert bench.now_ms - back_ms <= 50.0, "a healthy life wipes the slate"
+
+    async def test_out_of_memory_is_told_as_such(self, make_bench: MakeBench) -> None:
+        def no_memory() -> None:
+            raise MemoryError
+
+        broken_engines.POISON["memory"], before = no_memory, broken_engines.POISON["memory"]
+        try:
+            async with make_bench() as bench:
+                owner = Owner("greedy")
+                owner.say(owner.open(bench.pool), "memory")
+                await bench.until(lambda: bool(owner.lost))
+                assert owner.lost == ["worker_memory"]
+        finally:
+            broken_engines.POISON["memory"] = before
+
+    async def test_results_published_before_a_death_arrive_before_the_news(
+        self, make_bench: MakeBench
+    ) -> None:
+        async with make_bench() as bench:
+            assert isinstance(bench, InlineBench)
+            owner = Owner("lucky")
+            stream = owner.open(bench.pool)
+            owner.say(stream, "published")
+            bench.pool.step_workers(bench.now_ms)
+            bench.kill_worker(0)
+            bench.pool.step_server(bench.now_ms)
+            assert owner.texts() == ["published 1"]
+            assert owner.log[-2:] == ["lost", "tick"]
+
+    async def test_a_step_under_way_is_not_a_hang_before_its_deadline(self, make_bench: MakeBench) -> None:
+        async with make_bench() as bench:
+            assert isinstance(bench, InlineBench)
+            owner = Owner("patient")
+            owner.open(bench.pool)
+            for _ in range(100):
+                bench.now_ms += STEP_TIMEOUT_MS - 10.0
+                bench.pool.step(bench.now_ms)
+            assert owner.lost == []

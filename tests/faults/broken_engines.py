@@ -1,0 +1,85 @@
+"""Engines that break on purpose, each on the word of the text that asks for it. Loaded by name in real workers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workers.engine import EngineError, EngineInfo, Item, Output, Piece
+from workers.ipc.messages import ResultKind, StreamParams
+
+
+class Obedient:
+    """reply: says its text back and how long its stream has lived, or does what a poisonous text says.
+
+    params: ``max_streams``; ``load`` says how the factory fails.
+    """
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        if params.get("load") == "bad params":
+            raise ValueError("params.load: 'bad params' is none of the values it can have")
+        if params.get("load") == "exit":
+            os._exit(3)
+        self.info = EngineInfo("obedient", "reply", max_streams=int(params.get("max_streams", 0)))
+        self._count: dict[int, int] = {}
+
+    @staticmethod
+    def preload(params: Mapping[str, Any]) -> None:
+        if params.get("load") == "bad preload":
+            raise ValueError("params.load: the weights are not there")
+
+    def open(self, stream: int, params: StreamParams) -> None:
+        if params.options.get("voice") == "nobody":
+            raise EngineError("bad_voice", "There is no voice 'nobody'.")
+        self._count[stream] = 0
+
+    def step(self, batch: Sequence[Item]) -> Sequence[Output]:
+        return [self._answer(item) for item in batch]
+
+    def _answer(self, item: Item) -> Output:
+        text = item.text or ""
+        self._count[item.stream] += 1
+        if text in POISON:
+            POISON[text]()
+        if text == "raise":
+            raise RuntimeError("a secret of the engine")
+        if text.startswith("sleep "):
+            time.sleep(float(text.split()[1]))
+        if text.startswith("pid"):
+            text = str(os.getpid())
+        return Output([Piece(ResultKind.TEXT, f"{text} {self._count[item.stream]}")])
+
+    def cancel(self, stream: int, turn: int) -> None:
+        pass
+
+    def close(self, stream: int) -> None:
+        self._count.pop(stream, None)
+
+
+def _eat_memory() -> None:
+    # Room for the interpreter as it is, and little more.
+    pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115
+    limit = pages * resource.getpagesize() + 64 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    hoard = [bytearray(2**20)]
+    while True:
+        hoard.append(bytearray(2**20))
+
+
+def _leave() -> None:
+    raise SystemExit(5)
+
+
+POISON = {
+    "exit": _leave,
+    "_exit": lambda: os._exit(4),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "segfault": lambda: ctypes.string_at(0),
+    "memory": _eat_memory,
+}

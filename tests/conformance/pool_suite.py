@@ -78,6 +78,9 @@ class Owner:
         finally:
             self.is_calling = False
 
+    def is_lost(self) -> bool:
+        return bool(self.lost)
+
     def texts(self) -> list[str]:
         return [r.payload.decode() for r in self.results if r.kind == ResultKind.TEXT]
 
@@ -88,7 +91,8 @@ class Owner:
 class Bench(Protocol):
     """A started pool and the way to let it work."""
 
-    pool: Pool
+    @property
+    def pool(self) -> Pool: ...
 
     async def until(self, is_done: Callable[[], bool]) -> None:
         """Drive the pool until the condition holds; fails the test if it never does."""

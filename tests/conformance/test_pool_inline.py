@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
@@ -53,6 +53,9 @@ class InlineBench:
         self.pool.crash(index)
 
 
+MakeInlineBench = Callable[..., AbstractAsyncContextManager[InlineBench]]
+
+
 class TestInlinePool(PoolConformance):
     @pytest.fixture
     def make_bench(self, monkeypatch: pytest.MonkeyPatch) -> MakeBench:
@@ -70,9 +73,10 @@ class TestInlinePool(PoolConformance):
 
         return make
 
-    async def test_a_hang_is_found_after_the_step_timeout_and_not_before(self, make_bench: MakeBench) -> None:
+    async def test_a_hang_is_found_after_the_step_timeout_and_not_before(
+        self, make_bench: MakeInlineBench
+    ) -> None:
         async with make_bench() as bench:
-            assert isinstance(bench, InlineBench)
             owner = Owner("victim")
             owner.open(bench.pool)
             bench.pool.hang(0)
@@ -83,9 +87,10 @@ class TestInlinePool(PoolConformance):
             await bench.until(bench.pool.is_ready)
             assert bench.events.count("worker_ready") == 2
 
-    async def test_a_worker_that_keeps_dying_comes_back_ever_more_slowly(self, make_bench: MakeBench) -> None:
+    async def test_a_worker_that_keeps_dying_comes_back_ever_more_slowly(
+        self, make_bench: MakeInlineBench
+    ) -> None:
         async with make_bench() as bench:
-            assert isinstance(bench, InlineBench)
             waits = []
             for _ in range(5):
                 bench.kill_worker(0)
@@ -102,7 +107,7 @@ class TestInlinePool(PoolConformance):
             await bench.until(bench.pool.is_ready)
             assert bench.now_ms - back_ms <= 50.0, "a healthy life wipes the slate"
 
-    async def test_out_of_memory_is_told_as_such(self, make_bench: MakeBench) -> None:
+    async def test_out_of_memory_is_told_as_such(self, make_bench: MakeInlineBench) -> None:
         def no_memory() -> None:
             raise MemoryError
 
@@ -117,10 +122,9 @@ class TestInlinePool(PoolConformance):
             broken_engines.POISON["memory"] = before
 
     async def test_results_published_before_a_death_arrive_before_the_news(
-        self, make_bench: MakeBench
+        self, make_bench: MakeInlineBench
     ) -> None:
         async with make_bench() as bench:
-            assert isinstance(bench, InlineBench)
             owner = Owner("lucky")
             stream = owner.open(bench.pool)
             owner.say(stream, "published")
@@ -130,9 +134,10 @@ class TestInlinePool(PoolConformance):
             assert owner.texts() == ["published 1"]
             assert owner.log[-2:] == ["lost", "tick"]
 
-    async def test_a_step_under_way_is_not_a_hang_before_its_deadline(self, make_bench: MakeBench) -> None:
+    async def test_a_step_under_way_is_not_a_hang_before_its_deadline(
+        self, make_bench: MakeInlineBench
+    ) -> None:
         async with make_bench() as bench:
-            assert isinstance(bench, InlineBench)
             owner = Owner("patient")
             owner.open(bench.pool)
             for _ in range(100):

@@ -149,6 +149,10 @@ class LocalPool(ChannelPool):
         for forkserver in self._old_forkservers:
             await forkserver.wait_closed()
 
+    def forkserver_pid(self) -> int | None:
+        """``None`` while there is none."""
+        return None if self._forkserver is None else self._forkserver.pid
+
     async def _wait_for_ends(self, grace_ms: float) -> None:
         deadline = self._loop.time() + grace_ms / 1000 if self._processes else 0.0
         while self._processes and self._loop.time() < deadline:

@@ -1,0 +1,16 @@
+"""A process with a pool, to be killed: prints the pids of its forkserver and workers, then waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.faults.local_bench import make_local_bench
+
+
+async def main() -> None:
+    async with make_local_bench(workers=2) as bench:
+        print(bench.pool.forkserver_pid(), bench.pid(0), bench.pid(1), flush=True)
+        await asyncio.Event().wait()
+
+
+asyncio.run(main())

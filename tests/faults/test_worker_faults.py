@@ -1,0 +1,152 @@
+"""Real workers die in every way we know: one crash path, an honest reason, a new worker, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from tests.conformance.pool_suite import Owner
+from tests.faults.local_bench import ENGINE, is_alive, make_local_bench
+from voiceserver.errors import ConfigError
+from voiceserver.pool.local import LocalPool
+from workers.ipc.messages import ResultKind
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("kill", "worker_lost"),
+        ("exit", "worker_lost"),
+        ("_exit", "worker_lost"),
+        ("segfault", "worker_lost"),
+        ("memory", "worker_memory"),
+        ("stop", "worker_hung"),
+        ("sleep 60", "worker_hung"),
+    ],
+)
+async def test_every_death_is_told_with_its_reason_and_a_new_worker_serves(word: str, reason: str) -> None:
+    async with make_local_bench(step_timeout_ms=400.0) as bench:
+        victim, witness = Owner("victim"), Owner("witness")
+        stream, beside = victim.open(bench.pool), witness.open(bench.pool)
+        witness.say(beside, "published before")
+        await bench.until(lambda: ResultKind.DONE in witness.kinds())
+        pid = bench.pid()
+        victim.say(stream, word)
+        await bench.until(lambda: bool(victim.lost and witness.lost))
+        assert (victim.lost, witness.lost) == ([reason], [reason])
+        await bench.until(lambda: not is_alive(pid))
+        await bench.until(bench.pool.is_ready)
+        witness.say(witness.open(bench.pool), "after")
+        await bench.until(lambda: witness.texts()[-1] == "after 1")
+        # The flight recorder knew whose input it was: only that session is on trial.
+        assert bench.pool.quarantine.trial_items("victim", bench.now_ms())
+        assert not bench.pool.quarantine.trial_items("witness", bench.now_ms())
+
+
+async def test_an_idle_worker_that_is_stopped_is_found_hung() -> None:
+    async with make_local_bench(step_timeout_ms=300.0) as bench:
+        owner = Owner()
+        owner.open(bench.pool)
+        await bench.until(lambda: bool(owner.results))
+        bench.kill_worker(0, signal.SIGSTOP)
+        await bench.until(lambda: bool(owner.lost))
+        assert owner.lost == ["worker_hung"]
+        await bench.until(bench.pool.is_ready)
+
+
+async def test_a_worker_that_keeps_dying_does_not_stop_the_pool() -> None:
+    async with make_local_bench() as bench:
+        for round_ in range(4):
+            await bench.until(bench.pool.is_ready)
+            owner = Owner(f"caller {round_}")
+            owner.say(owner.open(bench.pool), "_exit")
+            await bench.until(owner.is_lost)
+        await bench.until(bench.pool.is_ready)
+        assert bench.pool.stats().restarts == 4
+        assert bench.pool.stats().workers[0].generation == 5
+
+
+async def test_with_no_worker_left_everybody_is_told_when_to_come_back() -> None:
+    async with make_local_bench() as bench:
+        bench.kill_worker(0)
+        await bench.until(lambda: not bench.pool.is_ready())
+        refusal = Owner().try_open(bench.pool)
+        assert getattr(refusal, "reason", None) == "no_worker"
+        assert getattr(refusal, "retry_after_ms", 0) > 0
+        await bench.until(bench.pool.is_ready)
+
+
+async def test_a_killed_forkserver_takes_its_workers_along_and_all_come_back() -> None:
+    async with make_local_bench(workers=2) as bench:
+        owner = Owner()
+        owner.open(bench.pool)
+        pids = [bench.pid(0), bench.pid(1)]
+        forkserver = bench.pool.forkserver_pid()
+        assert forkserver is not None
+        os.kill(forkserver, signal.SIGKILL)
+        await bench.until(lambda: bool(owner.lost))
+        await bench.until(lambda: not any(is_alive(pid) for pid in pids))
+        await bench.until(
+            lambda: all(w.state == "ready" and w.pid not in pids for w in bench.pool.stats().workers)
+        )
+        owner.say(owner.open(bench.pool), "back")
+        await bench.until(lambda: owner.texts() == ["back 1"])
+        assert "forkserver_lost" in bench.names()
+
+
+async def test_a_terminal_interrupt_does_not_reach_workers() -> None:
+    async with make_local_bench() as bench:
+        owner = Owner()
+        stream = owner.open(bench.pool)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            bench.kill_worker(0, number)
+        owner.say(stream, "still here")
+        await bench.until(lambda: owner.texts() == ["still here 1"])
+        assert owner.lost == []
+
+
+async def test_a_worker_that_is_busy_for_ever_is_killed_at_stop() -> None:
+    async with make_local_bench(step_timeout_ms=60_000.0) as bench:
+        owner = Owner()
+        owner.say(owner.open(bench.pool), "sleep 60")
+        pid = bench.pid()
+        await bench.until(lambda: bench.pool.lanes[0].stats().queued == 0)
+        await bench.pool.stop()
+        await bench.until(lambda: not is_alive(pid))
+
+
+async def test_nothing_stays_open_after_many_deaths() -> None:
+    async with make_local_bench() as bench:
+        for _ in range(3):
+            bench.kill_worker(0)
+            await bench.until(lambda: not bench.pool.is_ready())
+            await bench.until(bench.pool.is_ready)
+        await bench.until(lambda: bench.pid() != 0)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            bench.kill_worker(0)
+            await bench.until(lambda: not bench.pool.is_ready())
+            await bench.until(lambda: bench.pool.is_ready() and bench.pid() != 0)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("engine", "params", "key", "text"),
+    [
+        ("no_such_engine", {}, "stages.reply.engine", "no engine is called 'no_such_engine'"),
+        ("tests.faults.broken_engines:Nobody", {}, "stages.reply.engine", "has no 'Nobody'"),
+        (ENGINE, {"load": "bad preload"}, "stages.reply.engine", "the weights are not there"),
+        (ENGINE, {"load": "bad params"}, "stages.reply.params", "params.load: 'bad params'"),
+    ],
+)
+async def test_an_engine_that_cannot_be_had_is_a_config_error(
+    engine: str, params: dict[str, str], key: str, text: str
+) -> None:
+    pool = LocalPool(stage="reply", engine=engine, params=params)
+    with pytest.raises(ConfigError, match=text) as caught:
+        await asyncio.wait_for(pool.start(), 30)
+    assert caught.value.key == key
+    assert not pool.is_ready()

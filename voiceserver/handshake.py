@@ -12,12 +12,14 @@ from websockets.datastructures import Headers
 from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
 
 MAX_HEAD_BYTES: Final = 16_384
 HEAD_END: Final = b"\r\n\r\n"
 _METHODS: Final = (b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"HEAD ", b"OPTIONS ", b"TRACE ", b"CONNECT ")
-_log: Final = logging.getLogger("voiceserver.websockets")
+# Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
+_judge: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
 
 
 class BadRequest(Exception):
@@ -33,10 +35,9 @@ class BadRequest(Exception):
 class Handshake:
     """A well-formed request head. ``path`` includes the query."""
 
-    __slots__ = ("_protocol", "_request", "headers", "is_upgrade", "method", "path")
+    __slots__ = ("_request", "headers", "is_upgrade", "method", "path")
 
-    def __init__(self, protocol: ServerProtocol, request: Request) -> None:
-        self._protocol = protocol
+    def __init__(self, request: Request) -> None:
         self._request = request
         self.method = request.method
         self.path = request.path
@@ -45,11 +46,12 @@ class Handshake:
 
     def accept(self, subprotocol: str | None) -> bytes:
         """The 101 response, selecting ``subprotocol`` if the client offers it. Raises BadRequest."""
-        if subprotocol is not None and _is_offered(subprotocol, self.headers):
-            self._protocol.available_subprotocols = [Subprotocol(subprotocol)]
-        response = self._protocol.accept(self._request)
+        is_offered = subprotocol is not None and _is_offered(subprotocol, self.headers)
+        _judge.available_subprotocols = [Subprotocol(subprotocol)] if subprotocol and is_offered else None
+        _judge.handshake_exc = None
+        response = _judge.accept(self._request)
         if response.status_code != 101:
-            detail = str(self._protocol.handshake_exc)
+            detail = str(_judge.handshake_exc)
             raise BadRequest(
                 response.status_code, "bad_handshake", f"The WebSocket handshake is wrong: {detail}."
             )
@@ -58,18 +60,20 @@ class Handshake:
 
 def read_handshake(head: bytes) -> Handshake:
     """Parse a whole request head, up to and with its empty line. Raises BadRequest."""
-    protocol = ServerProtocol(logger=_log)
-    protocol.receive_data(head)
-    for event in protocol.events_received():
-        if isinstance(event, Request):
-            return Handshake(protocol, event)
-    error = protocol.handshake_exc
-    if isinstance(error, RequestLineTooLong):
-        raise BadRequest(414, "request_too_large", "The request line is too long.")
-    if isinstance(error, HeaderLineTooLong | TooManyHeaders):
-        raise BadRequest(431, "request_too_large", "The request headers are too large.")
-    if head.startswith(_METHODS):
-        raise BadRequest(405, "method_not_allowed", "Only GET is answered here.")
+    reader = StreamReader()
+    reader.feed_data(head)
+    reader.feed_eof()
+    try:
+        next(Request.parse(reader.read_line))
+    except StopIteration as done:
+        return Handshake(done.value)
+    except RequestLineTooLong:
+        raise BadRequest(414, "request_too_large", "The request line is too long.") from None
+    except (HeaderLineTooLong, TooManyHeaders):
+        raise BadRequest(431, "request_too_large", "The request headers are too large.") from None
+    except (ValueError, EOFError, NotImplementedError):
+        if head.startswith(_METHODS):
+            raise BadRequest(405, "method_not_allowed", "Only GET is answered here.") from None
     raise BadRequest(400, "bad_request", "This is not an HTTP/1.1 request without a body.")
 
 

@@ -34,7 +34,7 @@ class Metrics:
     """One registry; a test or a second server in one process makes its own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series beside every counter, which nobody asked for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
         registry = self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
 

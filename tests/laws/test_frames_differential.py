@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import struct
 from dataclasses import dataclass, field
@@ -193,7 +194,7 @@ def split_streams(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
     stream = draw(streams)
     cuts = sorted(draw(st.sets(st.integers(0, len(stream)), max_size=12)))
     edges = [0, *cuts, len(stream)]
-    return stream, [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return stream, [stream[a:b] for a, b in itertools.pairwise(edges)]
 
 
 _BAD_TEXT_THEN_PING = frame_bytes(1, b"\xff") + frame_bytes(9, b"later")

@@ -75,9 +75,9 @@ class Client:
         )
 
     def reply(
-        self, turn: int, key: str = "", audio_ms: int = 100, reason: Any = "completed", **started: Any
+        self, turn: int, key: str = "", audio_ms: int = 200, reason: Any = "completed", **started: Any
     ) -> list[Wire]:
-        """A spoken reply of two sentences (a written one if ``speaks`` is False)."""
+        """A reply in two pieces, with ``audio_ms`` of audio in all unless ``speaks`` is False."""
         speaks = started.get("speaks", True)
         audio = (
             [ev.ReplyAudio(turn=turn, pcm=bytes(self.codec.output_rate_hz * audio_ms // 1000))] * 2

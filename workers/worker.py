@@ -35,6 +35,17 @@ MAX_PENDING = (
 MERGE_BYTES = 32_000
 ENGINE_FAILED = EngineError("engine_failed", "The engine failed on this input.")
 
+# As plain ints: looking a member up costs more than comparing it.
+_OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE = (
+    int(kind)
+    for kind in (
+        RequestKind.OPEN,
+        RequestKind.DATA,
+        RequestKind.FLUSH,
+        RequestKind.CANCEL,
+        RequestKind.CLOSE,
+    )
+)
 _NO_AUDIO: Audio = np.zeros(0, np.float32)
 _AUDIO_IN = ("vad", "stt")
 _PCM16_FRAME_BYTES = 3840  # 20 ms at 96 kHz, 80 ms at 24 kHz; below a slot of any sensible size
@@ -137,13 +148,13 @@ class Worker:
 
     def _receive(self, record: Record, now_ms: float) -> None:
         kind, stream = record.kind, record.stream
-        if kind == RequestKind.DATA or kind == RequestKind.FLUSH:
+        if kind in (_DATA, _FLUSH):
             self._queue(record, now_ms)
-        elif kind == RequestKind.CANCEL:
+        elif kind == _CANCEL:
             self._cancel(stream, record.turn)
-        elif kind == RequestKind.OPEN:
+        elif kind == _OPEN:
             self._open(record, now_ms)
-        elif kind == RequestKind.CLOSE:
+        elif kind == _CLOSE:
             if stream == CONTROL_STREAM:
                 self.is_stopping = True
             else:
@@ -158,7 +169,7 @@ class Worker:
         if state.error is not None:
             self._fail(record.stream, record.turn, record.seq, state.error)
             return
-        is_flush = record.kind == RequestKind.FLUSH
+        is_flush = record.kind == _FLUSH
         self._batcher.put(Work(record.stream, record.turn, record.seq, record.payload, is_flush), now_ms)
 
     def _open(self, record: Record, now_ms: float) -> None:

@@ -144,3 +144,21 @@ class TestInlinePool(PoolConformance):
                 bench.now_ms += STEP_TIMEOUT_MS - 10.0
                 bench.pool.step(bench.now_ms)
             assert owner.lost == []
+
+    async def test_suspects_get_a_worker_of_their_own_for_as_long_as_they_need_it(
+        self, make_bench: MakeInlineBench
+    ) -> None:
+        async with make_bench() as bench:
+            suspect, bystander = Owner("suspect"), Owner("bystander")
+            bystander.open(bench.pool)
+            suspect.say(suspect.open(bench.pool), "kill")
+            await bench.until(suspect.is_lost)
+            stream = await suspect.reopen(bench)
+            await bystander.reopen(bench)
+            assert [(w.index, w.streams) for w in bench.pool.stats().workers] == [(0, 1), (1, 1)]
+            suspect.say(stream, "harmless now")
+            await bench.until(lambda: suspect.texts() == ["harmless now 1"])
+            stream.close()
+            await bench.until(lambda: len(bench.pool.stats().workers) == 1)
+            assert bench.events.count("worker_lost") == 1
+            assert bench.pool.stats().restarts == 1

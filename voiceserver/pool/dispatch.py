@@ -6,6 +6,8 @@ puts processes behind it, ``inline`` a worker in the same thread. Rules:
 - Owners are called from ``drain``, ``bury`` and ``sweep`` only; each burst of calls ends in one ``on_tick`` per owner.
 - Results that were published before a worker died reach their owners before they hear of the death.
 - Whoever was told "full" is called back, first come, first called.
+- Streams that were in the batch of a crash go to a worker of their own kind (the trial lane), so that a second crash
+  of the same input meets none of the others.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
@@ -29,6 +32,8 @@ CONTROL_STREAM = 0
 RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
 DEFAULT_TURNOVER_MS = 2_000.0  # between two places becoming free, before it was measured
 MAX_RETRY_MS = 60_000.0
+TRIAL_WAIT_MS = 500.0
+TRIAL_IDLE_MS = 10_000.0
 _BURST = 512
 _BURSTS_PER_DRAIN = 8
 _SMOOTHING = 0.2
@@ -68,6 +73,7 @@ class ChannelPool(ABC):
         self._clock_ns = clock_ns
         self._on_event = on_event
         self.lanes = [Lane(index, call_soon, clock_ns) for index in range(workers)]
+        self.trial_lane = Lane(workers, call_soon, clock_ns, is_trial=True)
         self._next_stream = CONTROL_STREAM + 1
         self._wants_place: dict[int, StreamOwner] = {}
         self._is_offer_due = False
@@ -85,7 +91,7 @@ class ChannelPool(ABC):
             return Refusal("quarantined", left_ms, self.stage)
         trial_items = self.quarantine.trial_items(key, now_ms) if key else 0
         payload = params.to_bytes()
-        for lane in sorted(filter(Lane.has_place, self.lanes), key=lambda lane: len(lane.streams)):
+        for lane in self._candidates(trial_items > 0, now_ms):
             stream = self._next_stream
             if lane.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
                 self._next_stream += 1
@@ -93,7 +99,7 @@ class ChannelPool(ABC):
                 self._wants_place.pop(id(owner), None)
                 lane.ring_soon()
                 return opened
-        return self._refuse(owner)
+        return self._refuse(owner, trial_items > 0)
 
     def forget(self, owner: StreamOwner) -> None:
         """``owner`` is leaving: no ``on_room`` for it any more."""
@@ -103,7 +109,9 @@ class ChannelPool(ABC):
         return any(lane.state is LaneState.READY for lane in self.lanes)
 
     def stats(self) -> PoolStats:
-        workers = tuple(lane.stats() for lane in self.lanes)
+        workers = tuple(
+            lane.stats() for lane in self.all_lanes() if not lane.is_trial or lane.end is not None
+        )
         steps = sum(worker.batches for worker in workers)
         items = sum(worker.items for worker in workers)
         return PoolStats(
@@ -134,6 +142,10 @@ class ChannelPool(ABC):
         self._offer_places_soon()
 
     # For whoever runs the workers
+
+    def all_lanes(self) -> list[Lane]:
+        """The trial lane comes last."""
+        return [*self.lanes, self.trial_lane]
 
     def begin(self, lane: Lane) -> ServerEnd:
         """A fresh channel for the lane's next worker. Raises OSError when there is no memory for it."""
@@ -179,13 +191,18 @@ class ChannelPool(ABC):
         lost = list(lane.streams.values())
         lane.streams.clear()
         lane.finish(now_ms)
+        is_meant = self._is_stopping or (lane.is_trial and not lost)
+        if is_meant:
+            lane.state = LaneState.DEAD
         fields = self._fields(lane, reason=reason, batch=flight.batch_size, streams=len(lost))
-        self._on_event("worker_stopped" if self._is_stopping else "worker_lost", fields)
-        self.restarts += not self._is_stopping
+        self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
+        self.restarts += not is_meant
         for stream in lost:
             told: LossReason = "quarantined" if stream.key in guilty else reason
             touched[id(stream.owner)] = stream.owner
             self._call(stream.lose, self.stage, told)
+        if suspects - guilty and not self._is_stopping:
+            self._call_soon(self._start_trial)
         for key in guilty:
             self._on_event("quarantined", self._fields(lane, key=key))
         self._tick(touched)
@@ -193,7 +210,7 @@ class ChannelPool(ABC):
     def sweep(self) -> None:
         """Everything that no event announces: hangs, due respawns, room that came without a result."""
         now_ms, now_ns = self._now_ms(), self._clock_ns()
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             if lane.state is LaneState.BACKOFF and now_ms >= lane.respawn_ms and not self._is_stopping:
                 self.spawn(lane)
             elif lane.state is LaneState.READY:
@@ -202,6 +219,8 @@ class ChannelPool(ABC):
                     self._hang(lane)
                 elif lane.wants_room or lane.unsent_closes:
                     self.drain(lane)
+                elif lane.is_trial:
+                    self._retire_idle(lane, now_ms)
         if self._wants_place:
             self._offer_places()
 
@@ -223,6 +242,30 @@ class ChannelPool(ABC):
         self._on_event("bad_engine", self._fields(lane, message=message))
 
     # Inside
+
+    def _candidates(self, is_on_trial: bool, now_ms: float) -> list[Lane]:
+        """Lanes with a place for a new stream, the best first."""
+        lanes = sorted(filter(Lane.has_place, self.lanes), key=lambda lane: len(lane.streams))
+        if not is_on_trial:
+            return lanes
+        trial = self.trial_lane
+        self._start_trial()
+        if trial.has_place():
+            return [trial, *lanes]
+        # Worth a short wait; an engine that loads for long must not keep its callers waiting.
+        is_coming = trial.state is not LaneState.READY and now_ms - trial.started_ms < TRIAL_WAIT_MS
+        return [] if is_coming else lanes
+
+    def _start_trial(self) -> None:
+        if self.trial_lane.state is LaneState.DEAD and not self._is_stopping:
+            self.spawn(self.trial_lane)
+
+    def _retire_idle(self, lane: Lane, now_ms: float) -> None:
+        if lane.streams:
+            lane.idle_since_ms = now_ms
+        elif now_ms - lane.idle_since_ms > TRIAL_IDLE_MS:
+            self.end_worker(lane)
+            self.bury(lane, "worker_lost")
 
     def _now_ms(self) -> float:
         return self._clock_ns() / 1e6
@@ -279,11 +322,14 @@ class ChannelPool(ABC):
             lane.max_streams = min(limits, default=0)
             lane.state = LaneState.READY
             self.on_ready(lane)
-            self._offer_places_soon()
+            if lane.is_trial:
+                self._call_soon(partial(self._offer_places, to_all=True))
+            else:
+                self._offer_places_soon()
 
-    def _refuse(self, owner: StreamOwner) -> Refusal:
+    def _refuse(self, owner: StreamOwner, is_on_trial: bool) -> Refusal:
         self._wants_place[id(owner)] = owner
-        if not self.is_ready():
+        if not self.is_ready() or is_on_trial:
             now_ms = self._now_ms()
             waits = [lane.respawn_ms - now_ms for lane in self.lanes if lane.state is LaneState.BACKOFF]
             return Refusal("no_worker", RESPAWN_MS + max(0.0, min(waits, default=0.0)), self.stage)
@@ -301,10 +347,11 @@ class ChannelPool(ABC):
             self._is_offer_due = True
             self._call_soon(self._offer_places)
 
-    def _offer_places(self) -> None:
+    def _offer_places(self, *, to_all: bool = False) -> None:
         self._is_offer_due = False
         free = self._free_places() if self.is_ready() else 0
-        count = len(self._wants_place) if free is None else min(free, len(self._wants_place))
+        is_for_all = to_all or free is None
+        count = len(self._wants_place) if is_for_all else min(free or 0, len(self._wants_place))
         touched: dict[int, StreamOwner] = {}
         for _ in range(count):
             key = next(iter(self._wants_place))

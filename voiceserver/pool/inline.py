@@ -103,7 +103,7 @@ class InlinePool(ChannelPool):
         """One ``poll`` of every worker that is neither hung nor still being started."""
         self.now_ms = now_ms
         is_busy = False
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             incarnation = self._incarnations.get(lane.index)
             if incarnation is not None and not incarnation.is_hung and now_ms >= incarnation.born_ms:
                 is_busy = self._poll(lane, incarnation, now_ms) or is_busy
@@ -115,7 +115,7 @@ class InlinePool(ChannelPool):
         is_busy = bool(self._callbacks)
         for _ in range(len(self._callbacks)):
             self._callbacks.popleft()()
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             if lane.end is None:
                 continue
             if lane.index not in self._incarnations:
@@ -150,7 +150,7 @@ class InlinePool(ChannelPool):
         self._is_stopping = True
         if self._driver is not None:
             self._driver.cancel()
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             self.end_worker(lane)
             self.bury(lane, "worker_lost")
 

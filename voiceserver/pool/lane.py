@@ -47,8 +47,10 @@ class Lane:
         "crashes",
         "end",
         "generation",
+        "idle_since_ms",
         "index",
         "is_bell_due",
+        "is_trial",
         "last_words",
         "max_streams",
         "pid",
@@ -63,9 +65,16 @@ class Lane:
     )
 
     def __init__(
-        self, index: int, call_soon: Callable[[Callable[[], None]], object], clock_ns: Callable[[], int]
+        self,
+        index: int,
+        call_soon: Callable[[Callable[[], None]], object],
+        clock_ns: Callable[[], int],
+        *,
+        is_trial: bool = False,
     ) -> None:
         self.index = index
+        self.is_trial = is_trial  # only for streams that were near a crash; there while it is needed
+        self.idle_since_ms = 0.0
         self.call_soon = call_soon
         self.clock_ns = clock_ns
         self.state = LaneState.DEAD
@@ -91,7 +100,7 @@ class Lane:
         self.try_send = end.try_send
         self.state = LaneState.STARTING
         self.pid = 0
-        self.started_ms = now_ms
+        self.started_ms = self.idle_since_ms = now_ms
         self.last_words = ""
         self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
 

@@ -110,7 +110,7 @@ class LocalPool(ChannelPool):
             raise ConfigError(f"stages.{self.stage}.engine", str(error)) from error
         self._loop = asyncio.get_running_loop()
         self._call_soon = self._loop.call_soon
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             lane.call_soon = self._loop.call_soon
         self._first_answer = self._loop.create_future()
         self._start_forkserver()
@@ -133,12 +133,12 @@ class LocalPool(ChannelPool):
             self._sweeper.cancel()
         if self._first_answer is not None:
             self._first_answer.cancel()
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             if lane.end is not None:
                 lane.try_send(RequestKind.CLOSE, CONTROL_STREAM, 0, 0)
                 lane.ring()
         await self._wait_for_ends(STOP_GRACE_MS)
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             if lane.end is not None:
                 self.end_worker(lane)
                 self.bury(lane, "worker_lost")
@@ -216,7 +216,7 @@ class LocalPool(ChannelPool):
 
     def sweep(self) -> None:
         now_ms = self._now_ms()
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             is_loading = lane.state is LaneState.STARTING and lane.end is not None
             if is_loading and now_ms - lane.started_ms > LOAD_TIMEOUT_MS:
                 self._hang(lane)
@@ -231,7 +231,7 @@ class LocalPool(ChannelPool):
 
     def on_preloaded(self) -> None:
         self._is_preloaded = True
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             if lane.state is LaneState.STARTING and lane.end is None:
                 self.spawn(lane)
 
@@ -243,8 +243,9 @@ class LocalPool(ChannelPool):
             self.on_forkserver_lost()
 
     def on_forked(self, request: int, pid: int, pidfd: int | None) -> None:
-        index, generation = request % len(self.lanes), request // len(self.lanes)
-        lane, process = self.lanes[index], self._processes.get(index)
+        lanes = self.all_lanes()
+        generation, index = divmod(request, len(lanes))
+        lane, process = lanes[index], self._processes.get(index)
         if process is None or process.generation != generation:
             # Buried before it was born; its lifeline is closed, so it ends by itself.
             if pidfd is not None:
@@ -268,7 +269,7 @@ class LocalPool(ChannelPool):
         now_ms = self._now_ms()
         is_first = now_ms > self._restart_ms + FORKSERVER_BACKOFF_MS
         self._restart_ms = now_ms if is_first else now_ms + FORKSERVER_BACKOFF_MS
-        for lane in self.lanes:
+        for lane in self.all_lanes():
             process = self._processes.get(lane.index)
             if process is not None and process.sentinel_fd is None:
                 self._loop.call_soon(self.bury, lane, "worker_lost")  # asked for, and nobody will answer
@@ -279,7 +280,7 @@ class LocalPool(ChannelPool):
         self._loop.call_soon(callback)
 
     def _request(self, lane: Lane) -> int:
-        return lane.generation * len(self.lanes) + lane.index
+        return lane.generation * len(self.all_lanes()) + lane.index
 
     def _respawn(self, lane: Lane) -> None:
         if lane.state is LaneState.BACKOFF and not self._is_stopping:

@@ -1,0 +1,182 @@
+"""Many callers at once through the VAD: do batches form, does the loop stay free, is every millisecond accounted for?
+
+``python -m benchmarks.sessions [--sessions 200] [--seconds 20]``. Real speech in real time, silero in one worker, the other stages off.
+The callers run in this process, on the same cores as the server; their own lateness is printed, because figures of a generator
+that cannot keep up are worth nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.report import cpu_seconds, print_table, store
+from clients.callers import Tally
+from clients.load import RATE_HZ, Load, Plan
+from clients.local_server import LocalServer, ServerFailed
+from clients.made_speech import LINES, make_speech
+from clients.recording import Recording, read_recording
+
+RECORDED = Path(__file__).resolve().parents[2] / "shared" / "audio"
+SPEECH = ("goforward.wav", "austen-0880.wav", "austen-0890.wav", "austen-0930.wav")
+LOOP_LAG = "voiceserver_loop_lag_seconds_bucket"
+VAD_ONLY: Mapping[str, str | int] = {
+    "stages.stt.engine": "none",
+    "stages.reply.engine": "none",
+    "stages.tts.engine": "none",
+    "backpressure.max_talkers": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """tally: what the callers saw; loop_lag_ms: bucket bound (upper end, ms) -> samples at or below it, of the measured time;
+    cpu: seconds of CPU by process."""
+
+    tally: Tally
+    seconds: float
+    mean_batch: float
+    loop_lag_ms: dict[float, float]
+    server_cpu_s: float
+    workers_cpu_s: float
+
+    def loop_lag_percentile(self, rank: float) -> float:
+        """Upper end of the bucket that holds the rank: the true value is not above it."""
+        total = max(self.loop_lag_ms.values())
+        for bound_ms in sorted(self.loop_lag_ms):
+            if self.loop_lag_ms[bound_ms] >= total * rank / 100:
+                return bound_ms
+        return float("inf")
+
+
+async def measure(plan: Plan, server: LocalServer) -> Outcome:
+    """Run ``plan`` against ``server``, which is ready."""
+    load = Load(plan)
+    before = await _loop_lag(server)
+    cpu_before = _cpu_by_process(server.pid)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    running = asyncio.create_task(load.run())
+    await asyncio.sleep(plan.callers / plan.ramp_per_s + plan.seconds)
+    # While the callers still talk: their workers are gone from the figures once they said goodbye.
+    mean_batch = await _mean_batch(server)
+    after = await _loop_lag(server)
+    cpu_after = _cpu_by_process(server.pid)
+    seconds = loop.time() - began_s
+    tally = await running
+    spent = {pid: cpu_after[pid] - cpu_before.get(pid, 0.0) for pid in cpu_after}
+    server_cpu_s = spent.pop(server.pid)
+    lag = {bound: after[bound] - before.get(bound, 0.0) for bound in after}
+    return Outcome(tally, seconds, mean_batch, lag, server_cpu_s, sum(spent.values()))
+
+
+async def _loop_lag(server: LocalServer) -> dict[float, float]:
+    _, body = await server.get("/metrics")
+    return {
+        float(sample.labels["le"]) * 1000: sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+        if sample.name == LOOP_LAG
+    }
+
+
+async def _mean_batch(server: LocalServer) -> float:
+    _, body = await server.get("/v1/capacity")
+    return msgspec.json.decode(body, type=_Capacity).stages["vad"].mean_batch
+
+
+class _Stage(msgspec.Struct):
+    mean_batch: float
+
+
+class _Capacity(msgspec.Struct):
+    stages: dict[str, _Stage]
+
+
+def _cpu_by_process(session: int) -> dict[int, float]:
+    """CPU seconds of every process of a server; it was started as the leader of its own session (Linux)."""
+    found: dict[int, float] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                found[int(entry.name)] = cpu_seconds(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended while being looked at
+    return found
+
+
+def show(outcome: Outcome, plan: Plan) -> dict[str, float]:
+    """Print the table; the figures by name."""
+    counts, latencies = outcome.tally.counts, outcome.tally.latencies
+    missing_ms = counts["received_ms"] - counts["consumed_ms"] - counts["dropped_ms"] - counts["discarded_ms"]
+    figures = {
+        "sessions held": counts["connected"],
+        "audio sent (s)": counts["sent_ms"] / 1000,
+        "mean batch": outcome.mean_batch,
+        "loop lag p99 at most (ms)": outcome.loop_lag_percentile(99),
+        "dropped (ms)": counts["dropped_ms"],
+        "sent, not received (ms)": counts["sent_ms"] - counts["received_ms"],
+        "unaccounted (ms)": round(missing_ms, 3),
+        "busy signals": counts["busy"],
+        "sessions lost or refused": counts["lost"] + counts["refused"] + counts["failed"],
+        "turns found": counts["turns"],
+        "end of turn told, p50 (ms)": latencies["turn_end"].percentile(50),
+        "end of turn told, p99 (ms)": latencies["turn_end"].percentile(99),
+        "server loop (% of a core)": 100 * outcome.server_cpu_s / outcome.seconds,
+        "workers (% of a core)": 100 * outcome.workers_cpu_s / outcome.seconds,
+        "this generator's lateness, p99 (ms)": latencies["lateness"].percentile(99),
+    }
+    rows = [(name, f"{value:,.2f}".rstrip("0").rstrip(".")) for name, value in figures.items()]
+    print_table(f"{plan.listeners} callers in real time for {plan.seconds:.0f} s", ("", ""), rows)
+    return figures
+
+
+def sessions(
+    sessions: Annotated[int, typer.Option(min=1)] = 200,
+    seconds: Annotated[float, typer.Option(min=1)] = 20.0,
+) -> None:
+    """Measure the VAD path under many sessions."""
+    plan = Plan("", listeners=sessions, seconds=seconds, ramp_per_s=100.0, recordings=_speech())
+
+    async def run() -> Outcome:
+        async with LocalServer(VAD_ONLY) as server:
+            await server.wait_ready()
+            return await measure(_at(plan, server.url), server)
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            outcome = runner.run(run())
+    except ServerFailed as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    figures = show(outcome, plan)
+    print(f"stored in {store('sessions', {'sessions': sessions, 'seconds': seconds, 'figures': figures})}")
+
+
+def _at(plan: Plan, url: str) -> Plan:
+    import dataclasses
+
+    return dataclasses.replace(plan, url=url)
+
+
+def _speech() -> tuple[Recording, ...]:
+    paths = [RECORDED / name for name in SPEECH]
+    if all(path.is_file() for path in paths):
+        return tuple(read_recording(path, RATE_HZ) for path in paths)
+    return tuple(make_speech(text, RATE_HZ) for text in LINES)
+
+
+if __name__ == "__main__":
+    typer.run(sessions)

@@ -1,0 +1,53 @@
+"""Speech for a machine without recordings: made by the server's own default voice, in a process of its own.
+
+The engine lives in the ``workers`` package, which clients do not import; a child process does.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from clients.recording import Recording
+
+LINES = ("go forward ten meters", "what is seven times eight", "how busy is the server")
+TIMEOUT_S = 60
+
+_SPEAK = """
+import sys
+import numpy as np
+from workers.engine import Item
+from workers.engines.espeak import Espeak
+from workers.ipc.messages import ResultKind, StreamParams
+
+text, rate = sys.argv[1], 130
+engine = Espeak({"rate": rate})
+engine.open(1, StreamParams(rate_hz=engine.info.rate_hz))
+item = Item(1, 1, np.empty(0, np.float32), text=text)
+audio, is_more = [], True
+while is_more:
+    (output,) = engine.step([item])
+    audio += [piece.payload for piece in output.pieces if piece.kind == ResultKind.AUDIO]
+    item, is_more = item._replace(text=None, is_continued=True), output.more
+import soxr
+samples = soxr.resample(np.concatenate(audio), engine.info.rate_hz, int(sys.argv[2]))
+sys.stdout.buffer.write((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+"""
+
+
+class NoSpeech(Exception):
+    """The voice could not be had. The message says why."""
+
+
+def make_speech(text: str, rate_hz: int) -> Recording:
+    """Say ``text``. Raises NoSpeech."""
+    made = subprocess.run(
+        [sys.executable, "-c", _SPEAK, text, str(rate_hz)],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if made.returncode or not made.stdout:
+        reason = made.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it made no sound"]
+        raise NoSpeech(f"no recordings here, and the espeak voice does not work: {reason[0]}")
+    return Recording(f"“{text}”", made.stdout, rate_hz, "made on the spot by espeak")

@@ -1,0 +1,14 @@
+"""Property tests behave the same on every machine: no deadlines, the same examples each run.
+
+``HYPOTHESIS_PROFILE=explore pytest`` looks for new examples; a failing one is printed so that it can be replayed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

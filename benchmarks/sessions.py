@@ -1,8 +1,8 @@
 """Many callers at once through the VAD: do batches form, does the loop stay free, is every millisecond accounted for?
 
-``python -m benchmarks.sessions [--sessions 200] [--seconds 20]``. Real speech in real time, silero in one worker, the other stages off.
-The callers run in this process, on the same cores as the server; their own lateness is printed, because figures of a generator
-that cannot keep up are worth nothing.
+``python -m benchmarks.sessions [--sessions 200] [--seconds 20]``. Real speech in real time, silero in one worker, the other
+stages off. The callers run in this process, on the same cores as the server; their own lateness is printed, because figures of
+a generator that cannot keep up are worth nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -153,7 +153,7 @@ def sessions(
     async def run() -> Outcome:
         async with LocalServer(VAD_ONLY) as server:
             await server.wait_ready()
-            return await measure(_at(plan, server.url), server)
+            return await measure(replace(plan, url=server.url), server)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -163,12 +163,6 @@ def sessions(
         raise typer.Exit(1) from None
     figures = show(outcome, plan)
     print(f"stored in {store('sessions', {'sessions': sessions, 'seconds': seconds, 'figures': figures})}")
-
-
-def _at(plan: Plan, url: str) -> Plan:
-    import dataclasses
-
-    return dataclasses.replace(plan, url=url)
 
 
 def _speech() -> tuple[Recording, ...]:

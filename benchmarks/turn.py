@@ -1,9 +1,10 @@
 """How long a caller waits: from the end-of-turn decision to the first byte of the spoken answer on the socket.
 
-``python -m benchmarks.turn [--turns 100] [--pace 4]``. One caller, one turn after the other, every engine real (silero, pocketsphinx,
-concierge, espeak), on a machine with nothing else to do. The server measures the split (``reply.done``); the client measures the
-time between the two messages as they arrive. Endpointing (the silence that is waited for) is a setting, not a cost: it comes before
-the decision. ``--pace`` plays the audio faster than a person speaks, which leaves the recogniser *less* time to keep up.
+``python -m benchmarks.turn [--turns 100] [--pace 4]``. One caller, one turn after the other, every engine real (silero,
+pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split (``reply.done``); the
+client measures the time between the two messages as they arrive. Endpointing (the silence that is waited for) is a setting, not
+a cost: it comes before the decision. ``--pace`` plays the audio faster than a person speaks, which leaves the recogniser *less*
+time to keep up.
 """
 
 from __future__ import annotations

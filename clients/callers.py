@@ -232,6 +232,9 @@ class Speaker(Caller):
     def _on_stopped(self, payload: bytes) -> None:
         event = _decode_stopped(payload)
         self._tally.count("turns")
+        if event.reason == "close":
+            self._decided_due_ms = math.nan  # decided by our goodbye, not by the audio
+            return
         waited_ms = math.ceil(SILENCE_MS / VAD_WINDOW_MS) * VAD_WINDOW_MS if event.reason == "silence" else 0
         chunks = math.ceil((event.at_ms + waited_ms) / self._script.chunk_ms)
         # When the chunk was due that held the decisive sample.

@@ -100,7 +100,7 @@ class ForkServer:
         for fd in fds:
             os.close(fd)
         pidfds = []
-        if sys.platform == "linux":
+        if sys.platform == "linux" and not spec.is_portable:
             # Not reaped before the next round, so this is certainly the child just made.
             pidfds.append(os.pidfd_open(pid))
         try:

@@ -26,6 +26,7 @@ from workers.batcher import BatchLimits
 from workers.engine import Engine
 from workers.ipc.channel import FlightState, WorkerEnd
 from workers.ipc.messages import ResultKind
+from workers.ipc.platform import PORTABLE
 from workers.worker import CONTROL_STREAM, Worker, merge_bytes
 
 log = logging.getLogger(__name__)
@@ -42,13 +43,15 @@ _OUT_OF_MEMORY = json.dumps({"code": "out_of_memory", "message": "The worker ran
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker process is started with. ``engine``: a name for the registry."""
+    """What a worker process is started with. ``engine``: a name for the registry. ``is_portable``: do without what only
+    Linux has."""
 
     engine: str
     params: Mapping[str, Any]
     max_batch_size: int = 64
     max_wait_ms: float = 0.0
     step_timeout_ms: float = 5_000.0
+    is_portable: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,9 +79,9 @@ def run_worker(spec: WorkerSpec, channel_fds: Sequence[int], lifeline_fd: int, p
     """Be a worker until told to stop. Never returns and runs no exit handlers of the process it was forked from."""
     code = 1
     try:
-        if not die_with_parent(parent_pid):
+        if spec.is_portable or not die_with_parent(parent_pid):
             threading.Thread(target=_die_with_lifeline, args=(lifeline_fd,), daemon=True).start()
-        end = WorkerEnd.attach(channel_fds)
+        end = WorkerEnd.attach(channel_fds, platform=PORTABLE if spec.is_portable else None)
         for fd in channel_fds:
             os.close(fd)
         code = _serve(spec, end, lifeline_fd)

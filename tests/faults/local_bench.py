@@ -13,6 +13,7 @@ import pytest
 
 from voiceserver.pool.local import LocalPool
 from workers.ipc.channel import ChannelConfig
+from workers.ipc.platform import Platform
 
 ENGINE = "tests.faults.broken_engines:Obedient"
 GIVE_UP_S = 30.0  # a broken promise, not a slow machine
@@ -53,6 +54,7 @@ async def make_local_bench(
     request_slots: int = 64,
     step_timeout_ms: float = 5_000.0,
     params: Mapping[str, str] | None = None,
+    platform: Platform | None = None,
 ) -> AsyncIterator[LocalBench]:
     """Every worker is ready on entry; on exit the pool is stopped and every process it had is gone."""
     events: list[tuple[str, Mapping[str, object]]] = []
@@ -64,6 +66,7 @@ async def make_local_bench(
         max_batch_size=8,
         step_timeout_ms=step_timeout_ms,
         channel=ChannelConfig(request_slots, 64, 4096),
+        platform=platform,
         on_event=lambda name, fields: events.append((name, fields)),
     )
     bench = LocalBench(pool, events)

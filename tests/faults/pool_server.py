@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 from tests.faults.local_bench import make_local_bench
+from workers.ipc.platform import PORTABLE
 
 
 async def main() -> None:
-    async with make_local_bench(workers=2) as bench:
+    platform = PORTABLE if "portable" in sys.argv else None
+    async with make_local_bench(workers=2, platform=platform) as bench:
         print(bench.pool.forkserver_pid(), bench.pid(0), bench.pid(1), flush=True)
         await asyncio.Event().wait()
 

@@ -13,6 +13,7 @@ from tests.faults.local_bench import ENGINE, is_alive, make_local_bench
 from voiceserver.errors import ConfigError
 from voiceserver.pool.local import LocalPool
 from workers.ipc.messages import ResultKind
+from workers.ipc.platform import PORTABLE
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,16 @@ async def test_every_death_is_told_with_its_reason_and_a_new_worker_serves(word:
         # The flight recorder knew whose input it was: only that session is on trial.
         assert bench.pool.quarantine.trial_items("victim", bench.now_ms())
         assert not bench.pool.quarantine.trial_items("witness", bench.now_ms())
+
+
+@pytest.mark.parametrize("word", ["kill", "_exit", "stop", "memory"])
+async def test_without_pidfds_the_lifeline_tells_the_same(word: str) -> None:
+    async with make_local_bench(step_timeout_ms=400.0, platform=PORTABLE) as bench:
+        owner = Owner("victim")
+        owner.say(owner.open(bench.pool), word)
+        await bench.until(owner.is_lost)
+        owner.say(await owner.reopen(bench), "after")
+        await bench.until(lambda: owner.texts() == ["after 1"])
 
 
 async def test_an_idle_worker_that_is_stopped_is_found_hung() -> None:

@@ -19,11 +19,12 @@ ROOT = Path(__file__).parents[2]
 Server = tuple["subprocess.Popen[str]", list[int]]
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A server in a process group of its own, and the pids of its forkserver and two workers."""
+@pytest.fixture(params=["linux", "portable"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server in a process group of its own, and the pids of its forkserver and two workers. Once with what only
+    Linux has, once without."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.pool_server"],
+        [sys.executable, "-m", "tests.faults.pool_server", request.param],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -73,6 +74,7 @@ def test_a_killed_process_group_leaves_nothing(server: Server) -> None:
     assert named_files() <= before
 
 
+@pytest.mark.parametrize("server", ["linux"], indirect=True)
 @pytest.mark.parametrize("frozen", ["forkserver", "worker"])
 def test_not_even_a_stopped_process_stays(server: Server, frozen: str) -> None:
     process, pids = server

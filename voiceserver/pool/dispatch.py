@@ -24,6 +24,7 @@ from voiceserver.pool.lane import Lane, LaneState, LaneStream
 from voiceserver.pool.quarantine import Quarantine
 from workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
 from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from workers.ipc.platform import Platform
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
 CallSoon = Callable[[Callable[[], None]], object]
@@ -60,6 +61,7 @@ class ChannelPool(ABC):
         clock_ns: Callable[[], int] = time.monotonic_ns,
         on_event: OnEvent = ignore_event,
         quarantine: Quarantine | None = None,
+        platform: Platform | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
@@ -67,6 +69,7 @@ class ChannelPool(ABC):
         self.engine = engine
         self.quarantine = quarantine or Quarantine()
         self._channel = channel
+        self._platform = platform
         self._streams_per_worker = streams_per_worker
         self._step_timeout_ms = step_timeout_ms
         self._call_soon = call_soon
@@ -149,7 +152,7 @@ class ChannelPool(ABC):
 
     def begin(self, lane: Lane) -> ServerEnd:
         """A fresh channel for the lane's next worker. Raises OSError when there is no memory for it."""
-        end = ServerEnd.create(self._channel, generation=lane.generation + 1)
+        end = ServerEnd.create(self._channel, generation=lane.generation + 1, platform=self._platform)
         lane.generation += 1
         lane.begin(end, self._now_ms())
         return end

@@ -27,6 +27,7 @@ from voiceserver.pool.supervisor import ForkServerHandle
 from workers import registry
 from workers.ipc.channel import ChannelConfig
 from workers.ipc.messages import RequestKind
+from workers.ipc.platform import PORTABLE, Platform, choose_platform
 
 SWEEP_MS = 50.0
 FIRST_ANSWER_MS = (
@@ -54,7 +55,7 @@ class LocalPool(ChannelPool):
 
     workers: processes. max_batch_size, max_wait_ms: the batcher's. streams_per_worker: 0 for what the engine says.
     step_timeout_ms: a longer step is a hang. on_event(name, fields): worker_ready, worker_lost, worker_hung,
-    worker_exited, quarantined, bad_engine, forkserver_lost, ring_corrupt.
+    worker_stopped, worker_exited, quarantined, bad_engine, no_memory, forkserver_lost, ring_corrupt. platform: for tests.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class LocalPool(ChannelPool):
         channel: ChannelConfig | None = None,
         on_event: OnEvent = ignore_event,
         quarantine: Quarantine | None = None,
+        platform: Platform | None = None,
     ) -> None:
+        platform = platform or choose_platform()
         step_timeout_ms = max(step_timeout_ms, MIN_STEP_TIMEOUT_MS)
         super().__init__(
             stage=stage,
@@ -83,6 +86,7 @@ class LocalPool(ChannelPool):
             call_soon=self._soon,
             on_event=on_event,
             quarantine=quarantine,
+            platform=platform,
         )
         self._spec = {
             "engine": engine,
@@ -90,6 +94,7 @@ class LocalPool(ChannelPool):
             "max_batch_size": max_batch_size,
             "max_wait_ms": max_wait_ms,
             "step_timeout_ms": step_timeout_ms,
+            "is_portable": platform is PORTABLE,
         }
         self._params = dict(params or {})
         self._processes: dict[int, _Process] = {}  # by lane index

@@ -18,16 +18,16 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from workers import registry
 from workers.batcher import BatchLimits
 from workers.engine import Engine
 from workers.ipc.channel import FlightState, WorkerEnd
-from workers.ipc.messages import ResultKind
+from workers.ipc.messages import CONTROL_STREAM, ResultKind
 from workers.ipc.platform import PORTABLE
-from workers.worker import CONTROL_STREAM, Worker, merge_bytes
+from workers.worker import Worker, merge_bytes
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,6 @@ class WorkerSpec:
     max_wait_ms: float = 0.0
     step_timeout_ms: float = 5_000.0
     is_portable: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def die_with_parent(parent_pid: int) -> bool:

@@ -16,7 +16,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,11 +24,10 @@ import numpy as np
 from workers.audio import Resampler, float_to_pcm16, pcm16_to_float
 from workers.batcher import Batcher, BatchLimits, Work
 from workers.engine import Audio, Engine, EngineError, EngineInfo, Item, Output, Piece
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
 
 log = logging.getLogger(__name__)
 
-CONTROL_STREAM = 0  # the worker itself: OPENED carries its EngineInfo, CLOSE asks it to end
 MAX_PENDING = (
     256  # requests held outside the ring: enough for batching, few enough that a full ring still tells
 )
@@ -148,19 +147,25 @@ class Worker:
 
     def _receive(self, record: Record, now_ms: float) -> None:
         kind, stream = record.kind, record.stream
-        if kind in (_DATA, _FLUSH):
+        if stream == CONTROL_STREAM:
+            self._obey(record)
+        elif kind in (_DATA, _FLUSH):
             self._queue(record, now_ms)
         elif kind == _CANCEL:
             self._cancel(stream, record.turn)
         elif kind == _OPEN:
             self._open(record, now_ms)
         elif kind == _CLOSE:
-            if stream == CONTROL_STREAM:
-                self.is_stopping = True
-            else:
-                self._close(stream)
+            self._close(stream)
         else:
             log.error("unknown request kind %d on stream %d", kind, stream)
+
+    def _obey(self, record: Record) -> None:
+        if record.kind == _CLOSE:
+            self.is_stopping = True
+        elif record.kind == _DATA:
+            limits = self._batcher.limits
+            self._batcher.limits = replace(limits, max_wait_ms=json.loads(record.payload)["max_wait_ms"])
 
     def _queue(self, record: Record, now_ms: float) -> None:
         state = self._streams.get(record.stream)

@@ -11,8 +11,8 @@ import pytest
 from workers.batcher import BatchLimits
 from workers.engine import Audio, EngineError, EngineInfo, Item, Output, Piece, Stage
 from workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
-from workers.worker import CONTROL_STREAM, Worker, merge_bytes
+from workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
+from workers.worker import Worker, merge_bytes
 
 
 class Recorder:
@@ -360,3 +360,14 @@ def test_a_backlog_is_taken_as_one_item(benches: list[Bench]) -> None:
     for end in range(160, 1601, 160):
         bench.send(RequestKind.DATA, 1, 1, end, pcm(160))
     assert seen(bench.run()) == [("TEXT", 1, 1, 1600)]
+
+
+def test_the_batch_window_can_be_changed_while_it_runs(benches: list[Bench]) -> None:
+    bench = make(benches, Recorder())
+    bench.open(1, 2)
+    bench.send(RequestKind.DATA, CONTROL_STREAM, 0, 0, b'{"max_wait_ms": 20.0}')
+    bench.send(RequestKind.DATA, 1, 1, 160, pcm(160))
+    assert bench.run() == []
+    assert bench.worker.due_ms() == bench.now_ms + 20.0
+    bench.now_ms += 20.0
+    assert seen(bench.run()) == [("TEXT", 1, 1, 160)]

@@ -23,13 +23,12 @@ from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
 from voiceserver.pool.lane import Lane, LaneState, LaneStream
 from voiceserver.pool.quarantine import Quarantine
 from workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
 from workers.ipc.platform import Platform
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
 CallSoon = Callable[[Callable[[], None]], object]
 
-CONTROL_STREAM = 0
 RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
 DEFAULT_TURNOVER_MS = 2_000.0  # between two places becoming free, before it was measured
 MAX_RETRY_MS = 60_000.0
@@ -107,6 +106,15 @@ class ChannelPool(ABC):
     def forget(self, owner: StreamOwner) -> None:
         """``owner`` is leaving: no ``on_room`` for it any more."""
         self._wants_place.pop(id(owner), None)
+
+    def set_max_wait_ms(self, max_wait_ms: float) -> None:
+        """Widen or narrow the batch window of the running workers; a later worker starts with the configured one."""
+        payload = json.dumps({"max_wait_ms": max_wait_ms}).encode()
+        for lane in self.all_lanes():
+            if lane.state is LaneState.READY and lane.try_send(
+                RequestKind.DATA, CONTROL_STREAM, 0, 0, payload, self._clock_ns()
+            ):
+                lane.ring_soon()
 
     def is_ready(self) -> bool:
         return any(lane.state is LaneState.READY for lane in self.lanes)

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from voiceserver.errors import ConfigError
-from voiceserver.pool.dispatch import CONTROL_STREAM, ChannelPool, OnEvent, ignore_event
+from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.lane import Lane, LaneState
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.supervisor import ForkServerHandle
 from workers import registry
 from workers.ipc.channel import ChannelConfig
-from workers.ipc.messages import RequestKind
+from workers.ipc.messages import CONTROL_STREAM, RequestKind
 from workers.ipc.platform import PORTABLE, Platform, choose_platform
 
 SWEEP_MS = 50.0

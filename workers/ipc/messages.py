@@ -15,7 +15,7 @@ tts       number of the sentence (1, 2, ...)               the sentence this aud
 Payloads by kind (all text is UTF-8, all audio is PCM16 little-endian mono):
 
 Requests
-    OPEN     JSON of StreamParams
+    OPEN     JSON of StreamParams; seq: how many first items are stepped alone, because the stream was near a crash
     DATA     vad, stt: audio at ``StreamParams.rate_hz``; reply: JSON request; tts: text of a sentence
     FLUSH    stt: the utterance of ``turn`` ends here, give FINAL
     CANCEL   forget everything of ``turn`` and older; no result of those turns follows
@@ -32,6 +32,9 @@ Results
     AUDIO    tts: audio at ``StreamParams.rate_hz``
     DONE     reply: JSON ``{"finish_reason", "usage"}``; tts: sentence ``seq`` is complete (JSON, may be empty)
     FAILED   JSON ``{"code", "message"}``: this turn failed in the engine, the stream lives on
+
+Stream 0 is the worker itself. OPENED: the engine is loaded, JSON ``{"engine", "stage", "rate_hz", "max_streams"}``; FAILED: its
+last words (``bad_engine``, ``out_of_memory``); DATA: JSON ``{"max_wait_ms"}``, a new batch window; CLOSE: end.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
+
+CONTROL_STREAM = 0
 
 
 class RequestKind(IntEnum):

@@ -85,7 +85,8 @@ class Connection(Pump, asyncio.Protocol):
     def wait_for_turn(self) -> None:
         if self._transport is not None and not self._is_waiting:
             self._is_waiting = True
-            self._transport.pause_reading()
+            if self._transport.is_reading():
+                self._transport.pause_reading()
             self._hub.take_turn_later(self)
 
     def take_turn(self) -> None:

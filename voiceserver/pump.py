@@ -115,9 +115,7 @@ class Pump(Framing):
 
     def receive_violation(self, code: int, reason: str) -> None:
         """The last word before the close frame: what was wrong, and the accounts."""
-        name = {1002: "websocket_protocol", 1007: "invalid_utf8", 1009: "message_too_big"}.get(
-            code, "connection_failed"
-        )
+        name = _VIOLATIONS.get(code, "connection_failed")
         self._hub.metrics.count_error(name)
         session, codec = self._session, self._codec
         if session is None or codec is None or session.is_closed:

@@ -1,0 +1,300 @@
+"""A connection without a network: a manual loop and clock, a transport that remembers, pools that a test answers for."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from websockets.frames import Frame, Opcode
+
+from voiceserver.backpressure import Admission
+from voiceserver.config import BackpressureConfig, Config, ServerConfig, StageConfig, StagesConfig
+from voiceserver.connection import Connection
+from voiceserver.errors import Refusal
+from voiceserver.hub import Hub
+from voiceserver.metrics import Metrics
+from voiceserver.pool import PoolStats, StreamOwner
+from voiceserver.routes import build_router
+from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+
+UPGRADE = (
+    b"GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
+)
+
+
+def upgrade(path: str = "/v1/stream", more: str = "") -> bytes:
+    return UPGRADE.replace(b"{path}", path.encode()).replace(b"{more}", more.encode())
+
+
+def masked(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
+    return Frame(opcode, payload, fin).serialize(mask=True)
+
+
+def text(event: object) -> bytes:
+    return masked(Opcode.TEXT, json.dumps(event).encode())
+
+
+def audio(pcm: bytes) -> bytes:
+    return masked(Opcode.BINARY, pcm)
+
+
+class Timer:
+    def __init__(self) -> None:
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class ManualLoop:
+    """``voiceserver.hub.Loop`` on a clock that only ``advance`` moves."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000.0
+        self._soon: list[Callable[[], None]] = []
+        self._later: list[tuple[float, int, Timer, Callable[[], None]]] = []
+        self._count = itertools.count()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer()
+        heapq.heappush(self._later, (self.now_ms + delay * 1000.0, next(self._count), timer, callback))
+        return timer
+
+    def run_tick(self) -> int:
+        """Run what was called soon, without what that calls soon; how many callbacks."""
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            callback()
+        return len(soon)
+
+    def settle(self) -> None:
+        while self.run_tick():
+            pass
+
+    def advance(self, by_ms: float) -> None:
+        """Move the clock, running each timer at its time."""
+        self.settle()
+        end_ms = self.now_ms + by_ms
+        while self._later and self._later[0][0] <= end_ms:
+            due_ms, _, timer, callback = heapq.heappop(self._later)
+            self.now_ms = max(self.now_ms, due_ms)
+            if not timer.is_cancelled:
+                callback()
+            self.settle()
+        self.now_ms = end_ms
+
+
+class MemoryTransport:
+    """What an ``asyncio.Transport`` would have been asked to do."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.writes = 0
+        self.is_closed = False
+        self.is_aborted = False
+        self.is_reading_now = True
+        self.high = 0
+
+    def write(self, data: bytes) -> None:
+        assert not self.is_closed
+        self.data += data
+        self.writes += 1
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed or self.is_aborted
+
+    def is_reading(self) -> bool:
+        return self.is_reading_now
+
+    def pause_reading(self) -> None:
+        assert self.is_reading_now
+        self.is_reading_now = False
+
+    def resume_reading(self) -> None:
+        assert not self.is_reading_now
+        self.is_reading_now = True
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        self.high = high
+
+    def get_extra_info(self, name: str) -> tuple[str, int]:
+        return ("192.0.2.1", 4711)
+
+
+class AnsweredPool:
+    """A pool whose streams remember what they were sent; the test gives the results."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.refusal: Refusal | None = None
+        self.streams: list[AnsweredStream] = []
+        self.room = 10**9
+        self.ready = True
+
+    def try_open(
+        self, owner: StreamOwner, params: StreamParams, *, key: str = ""
+    ) -> AnsweredStream | Refusal:
+        if self.refusal is not None:
+            return self.refusal
+        self.streams.append(AnsweredStream(self, owner, params))
+        return self.streams[-1]
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    def stats(self) -> PoolStats:
+        return PoolStats(self.stage, "answered", (), len(self.streams), None, 0.0, 0, 0.0)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class AnsweredStream:
+    def __init__(self, pool: AnsweredPool, owner: StreamOwner, params: StreamParams) -> None:
+        self.pool = pool
+        self.owner = owner
+        self.params = params
+        self.sent: list[tuple[RequestKind, int, int, bytes]] = []
+        self.is_closed = False
+
+    def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
+        assert not self.is_closed
+        if len(self.sent) >= self.pool.room:
+            return False
+        self.sent.append((kind, turn, seq, bytes(payload)))
+        return True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def answer(self, kind: ResultKind, turn: int = 0, seq: int = 0, payload: bytes = b"") -> None:
+        self.owner.on_result(self.pool.stage, Record(kind, 1, turn, seq, payload))
+        self.owner.on_tick()
+
+
+_LIMITS = BackpressureConfig()
+
+
+class Shell:
+    """A hub with one pool per stage in ``stages``, on a manual loop. ``call()`` makes a connection."""
+
+    def __init__(
+        self,
+        *stages: str,
+        limits: BackpressureConfig = _LIMITS,
+        **server: Any,
+    ) -> None:
+        one, none = StageConfig(engine="answered"), StageConfig(engine="none")
+        names = ("vad", "stt", "reply", "tts")
+        self.config = Config(
+            server=ServerConfig(check_laws=True, **server),
+            backpressure=limits,
+            stages=StagesConfig(**{name: one if name in stages else none for name in names}),
+        )
+        self.pools = {name: AnsweredPool(name) for name in stages}
+        self.loop = ManualLoop()
+        self.metrics = Metrics()
+        self.logged: list[dict[str, Any]] = []
+        self.admission = Admission(limits.max_connections, 0, "connection", limits.retry_after_ms)
+        self.router = build_router(
+            self.config, self.pools, self.admission, self.metrics, lambda: 0.0, random.Random(1)
+        )
+        log = structlog.wrap_logger(None, processors=[self._log], wrapper_class=structlog.BoundLogger)
+        self.hub = Hub(
+            self.loop,
+            self.config,
+            pools=self.pools,
+            admission=self.admission,
+            router=self.router,
+            metrics=self.metrics,
+            log=log,
+            clock=lambda: self.loop.now_ms,
+        )
+
+    def _log(self, logger: object, name: str, event: Any) -> Any:
+        self.logged.append(dict(event))
+        raise structlog.DropEvent
+
+    def call(self, head: bytes | None = None) -> Line:
+        line = Line(self)
+        line.receive(upgrade() if head is None else head)
+        return line
+
+
+class Line:
+    """One connection of a Shell, seen from the far end."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+        self.transport = MemoryTransport()
+        self.connection = Connection(shell.hub)
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+        self.is_lost = False
+
+    def receive(self, data: bytes) -> None:
+        self.connection.data_received(data)
+        self.shell.loop.settle()
+
+    def lose(self) -> None:
+        self.is_lost = True
+        self.connection.connection_lost(None)
+        self.shell.loop.settle()
+
+    @property
+    def status(self) -> int:
+        return int(bytes(self.transport.data).split(b" ", 2)[1])
+
+    @property
+    def body(self) -> Any:
+        return json.loads(bytes(self.transport.data).partition(b"\r\n\r\n")[2])
+
+    def frames(self) -> list[Frame]:
+        """All frames so far, after the 101."""
+        _, _, data = bytes(self.transport.data).partition(b"\r\n\r\n")
+        frames: list[Frame] = []
+        at = 0
+
+        def read_exact(size: int) -> Any:
+            nonlocal at
+            assert at + size <= len(data), "a frame is cut"
+            at += size
+            return data[at - size : at]
+            yield
+
+        while at < len(data):
+            try:
+                next(Frame.parse(read_exact, mask=False))
+            except StopIteration as done:
+                frames.append(done.value)
+        return frames
+
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON events so far."""
+        return [json.loads(bytes(frame.data)) for frame in self.frames() if frame.opcode is Opcode.TEXT]
+
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events()]
+
+    @property
+    def close_code(self) -> int | None:
+        """Of the close frame that the server sent."""
+        for frame in self.frames():
+            if frame.opcode is Opcode.CLOSE:
+                return int.from_bytes(bytes(frame.data)[:2], "big")
+        return None

@@ -65,6 +65,7 @@ class OpenAICodec:
 
     name = "openai"
     subprotocol: str | None = "realtime"
+    max_message_bytes = schema.MAX_MESSAGE_BYTES
 
     def __init__(
         self,
@@ -183,13 +184,13 @@ class OpenAICodec:
             self._refuse(
                 "cannot_update_voice", "Cannot update a conversation's voice if assistant audio is present."
             )
-        if "input_rate_hz" in update and self._has_heard:
+        if after.input_format.rate_hz != self.input_rate_hz and self._has_heard:
             self._refuse(
                 "invalid_value",
                 "The rate of input audio cannot change after audio.",
                 "session.audio.input.format",
             )
-        if "output_rate_hz" in update and (out.has_spoken or out.responses):
+        if after.output_format.rate_hz != self.output_rate_hz and (out.has_spoken or out.responses):
             self._refuse(
                 "invalid_value",
                 "The rate of output audio cannot change after audio.",
@@ -249,13 +250,13 @@ class OpenAICodec:
                     "Error committing input audio buffer: buffer too small. Expected at least "
                     f"{MIN_COMMIT_MS:.0f}ms of audio, but buffer only has {buffered_ms:.2f}ms of audio.",
                 )
-            self._out.commit_ms.append(buffered_ms)
+            self._out.commits.append((buffered_ms, ""))
         self._buffered_ms, self._odd = 0.0, b""
 
         def undo() -> None:
             self._buffered_ms, self._odd = buffered_ms, odd
             if self._out.settings.turn_detection is None:
-                self._out.commit_ms.pop()
+                self._out.commits.pop()
 
         self._undo = undo
         return [InputCommit(creates_reply=False)]
@@ -315,8 +316,9 @@ class OpenAICodec:
         if not pcm:
             self._refuse("invalid_value", "The item has no audio.", "item.content[0].audio")
         self._has_heard = True
-        self._out.silent_items = (*self._out.silent_items, item_id)
-        self._out.commit_ms.append(len(pcm) * 500.0 / self.input_rate_hz)
+        heard_ms = len(pcm) * 500.0 / self.input_rate_hz
+        self._out.commits.append((heard_ms, item_id))
+        self._undo = lambda: self._out.commits.remove((heard_ms, item_id))
         return [Audio(pcm), InputCommit(key=item_id, creates_reply=False)]
 
     def _knows_call(self, call_id: str) -> bool:

@@ -32,7 +32,7 @@ _CODES: Final = {
 }
 # Reasons of busy that are about room, not about one caller's own audio running late.
 _ROOM: Final = frozenset(
-    {"capacity", "capacity_exhausted", "no_capacity", "full", "waiting", "waiting_room", "no_worker"}
+    {"capacity", "capacity_exhausted", "at_capacity", "full", "waiting", "no_worker", "no_workers"}
 )
 _WHERE: Final = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
@@ -67,15 +67,7 @@ def describe_busy(event: ServerBusy) -> dict[str, object]:
         f"The server is busy ({event.stage}: {event.reason}). It is {event.lag_ms:.0f} ms behind; "
         f"{event.credit_ms:.0f} ms of audio may be sent now. The session goes on."
     )
-    numbers = {
-        "stage": event.stage,
-        "reason": event.reason,
-        "lag_ms": event.lag_ms,
-        "credit_ms": event.credit_ms,
-        "retry_after_ms": event.retry_after_ms,
-        "dropped_ms": event.dropped_ms,
-        "position": event.position,
-    }
+    numbers = {name: getattr(event, name) for name in event.__struct_fields__ if name != "turn"}
     return {**error_fields(OVERLOADED, code, message, None, None), **numbers}
 
 

@@ -7,7 +7,10 @@ from typing import Final
 
 import msgspec
 
+from voiceserver.events import TurnDetection
+from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
+from voiceserver.wire.openai.items import Conversation
 
 PATH: Final = "/v1/realtime"
 SUBPROTOCOL: Final = "realtime"
@@ -41,4 +44,24 @@ def read_request(query: Mapping[str, str], beta_header: str = "", offered: Itera
         conversation_id=query.get("conversation_id", ""),
         subprotocol=SUBPROTOCOL if SUBPROTOCOL in names else None,
         api_key=next(keys, ""),
+    )
+
+
+def codec_for(
+    request: Request,
+    seed: str,
+    turn_detection: TurnDetection | None = None,
+    voices: frozenset[str] = frozenset(),
+    conversation: Conversation | None = None,
+) -> OpenAICodec:
+    """A connection's codec. ``turn_detection``: the server's own; ``seed``, ``voices``, ``conversation``: see ``OpenAICodec``."""
+    return OpenAICodec(
+        seed,
+        request.dialect,
+        model=request.model,
+        is_transcription=request.is_transcription,
+        turn_detection=turn_detection,
+        voices=voices,
+        has_vendor_events=request.has_vendor_events,
+        conversation=conversation,
     )

@@ -58,7 +58,7 @@ class Outbound:
         "_turns",
         "_unanswered_ms",
         "awaited_response",
-        "commit_ms",
+        "commits",
         "conversation",
         "conversation_id",
         "creates",
@@ -68,7 +68,6 @@ class Outbound:
         "rate_limits",
         "responses",
         "settings",
-        "silent_items",
         "updates",
         "writer",
     )
@@ -89,15 +88,15 @@ class Outbound:
         self.awaited_response = ""  # created by the client and not begun yet
         # To be told when the session agrees; a name of "": not at all.
         self.updates: list[tuple[str, WireSettings]] = []
-        self.commit_ms: list[float] = []  # audio of each commit by hand that is on its way
-        # Items made of audio that the client put into them: committed without a commit event.
-        self.silent_items: tuple[str, ...] = ()
+        # Commits by hand on their way: ms of audio, and the item if the client put the audio into one itself.
+        self.commits: list[tuple[float, str]] = []
         self._turns: dict[int, HeardTurn] = {}
         self._idle_item_id = ""
         self._unanswered_ms = 0.0
 
     def encode(self, event: ev.ServerEvent) -> list[Frame]:  # hot
-        return _ENCODERS[type(event)](self, event)
+        encoder = _ENCODERS.get(type(event))
+        return encoder(self, event) if encoder is not None else []
 
     @property
     def active_response(self) -> Response | None:
@@ -185,12 +184,14 @@ class Outbound:
         return [self.writer.frame("input_audio_buffer.speech_stopped", fields)]
 
     def _committed(self, event: ev.InputCommitted) -> list[Frame]:
-        heard = self._turn(event.turn, event.key)
-        if self.commit_ms and heard.audio_ms == 0.0:
-            heard.audio_ms = self.commit_ms.pop(0)
-        return self._commit(event.turn, heard)
+        audio_ms, item_id = 0.0, ""
+        if self.commits and self.settings.turn_detection is None:
+            audio_ms, item_id = self.commits.pop(0)
+        heard = self._turn(event.turn, item_id)
+        heard.audio_ms = heard.audio_ms or audio_ms
+        return self._commit(event.turn, heard, is_told=not item_id)
 
-    def _commit(self, turn: int, heard: HeardTurn) -> list[Frame]:
+    def _commit(self, turn: int, heard: HeardTurn, is_told: bool = True) -> list[Frame]:
         if heard.is_committed:
             return []
         heard.is_committed = True
@@ -201,9 +202,7 @@ class Outbound:
         item.parts.append(part)
         previous = self.conversation.add(item)
         frames: list[Frame] = []
-        if item.id in self.silent_items:
-            self.silent_items = tuple(one for one in self.silent_items if one != item.id)
-        else:
+        if is_told:
             fields = {"previous_item_id": previous, "item_id": item.id}
             frames.append(self.writer.frame("input_audio_buffer.committed", fields))
         frames += self.item_frames(item, previous)

@@ -211,11 +211,6 @@ def _apply_audio(
     for side, wanted in formats:
         if wanted is not None:
             changes[f"{side}_format"] = wanted
-            if (
-                wanted.rate_hz
-                != (settings.input_format if side == "input" else settings.output_format).rate_hz
-            ):
-                update[f"{side}_rate_hz"] = wanted.rate_hz
     detection = heard.turn_detection if heard.turn_detection is not UNSET else body.turn_detection
     if detection is not UNSET:
         changes["turn_detection"] = detection

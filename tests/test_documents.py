@@ -1,0 +1,119 @@
+"""README and the example configuration say what the code does: names in tables exist, and none is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import numpy as np
+import pytest
+
+from voiceserver import events
+from voiceserver.config import Config, load
+from voiceserver.metrics import Metrics
+from workers.engine import Item
+from workers.ipc.messages import ResultKind, StreamParams
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "deploy" / "voiceserver.toml"
+# Keys that every stage has; the example shows them once.
+STAGE_KEYS = (
+    "streams_per_worker",
+    "step_timeout_ms",
+    "request_slots",
+    "result_slots",
+    "slot_bytes",
+    "max_wait_ms",
+    "max_batch_size",
+)
+
+
+def rows_after(heading: str) -> Iterator[list[str]]:
+    """Cells of the first table after ``heading``."""
+    table = README.split(heading, 1)[1]
+    lines = table[table.index("\n|") + 1 :].splitlines()
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            return
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def names_in(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def leaves(tree: dict[str, object], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+@pytest.mark.parametrize(
+    ("heading", "union"), [("You may send:", events.ClientEvent), ("You will hear:", events.ServerEvent)]
+)
+def test_wire_tables_name_every_event_and_only_real_fields(heading: str, union: object) -> None:
+    kinds = {str(kind.__struct_config__.tag): kind for kind in get_args(union)}
+    kinds.pop("reply.audio", None)  # the binary message
+    told: set[str] = set()
+    for types, fields, _ in rows_after(heading):
+        told.update(names_in(types))
+        for name in names_in(types):
+            assert set(names_in(fields)) <= set(kinds[name].__struct_fields__), name
+    assert told == set(kinds)
+
+
+def test_metrics_table_is_complete() -> None:
+    told = {name.removesuffix("_total") for names, *_ in rows_after("## Metrics") for name in names_in(names)}
+    metrics = Metrics()
+    metrics.observe_pools(list)
+    exported = set(re.findall(r"^# TYPE (voiceserver_\w+)", metrics.to_text().decode(), re.MULTILINE))
+    assert told == {name.removesuffix("_total") for name in exported}
+
+
+def test_configuration_table_names_real_settings() -> None:
+    known = set(leaves(msgspec.to_builtins(Config())))
+    for names, *_ in rows_after("## Configuration"):
+        for name in names_in(names):
+            assert name.replace("STAGE", "stt") in known, name
+
+
+def test_example_configuration_holds_every_setting_at_its_default() -> None:
+    loaded = load(EXAMPLE, {})
+    assert loaded.config == Config()
+    given = set(leaves(tomllib.loads(EXAMPLE.read_text())))
+    known = set(leaves(msgspec.to_builtins(Config())))
+    other_stages = {f"stages.{stage}.{key}" for stage in ("stt", "reply", "tts") for key in STAGE_KEYS}
+    assert known - given <= other_stages
+
+
+def test_engine_of_the_readme_works(tmp_path: Path) -> None:
+    source = re.search(r"save it as `shouter.py`:\n\n```python\n(.*?)```", README, re.DOTALL)
+    assert source is not None
+    path = tmp_path / "shouter.py"
+    path.write_text(source[1])
+    spec = importlib.util.spec_from_file_location("shouter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    engine = module.Shouter({"mark": "?!"})
+    engine.open(1, StreamParams())
+    request = json.dumps({"messages": [{"role": "user", "content": "go forward"}]})
+    (output,) = engine.step([Item(1, 1, np.empty(0, np.float32), text=request)])
+    assert output.pieces[0][:2] == (ResultKind.TEXT, "GO FORWARD?!")
+    assert output.pieces[-1].kind == ResultKind.DONE
+
+
+def test_links_within_the_repository_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from voiceserver import conversation
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
 
@@ -43,15 +45,17 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
         raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
     ear = session.ear
     if "turn_detection" in changes and ear is not None:
-        if changes["turn_detection"] is None and ear.detector is not None and ear.capturing_turn:
-            session.end_turn("commit", now_ms)
+        if ear.capturing_turn and (changes["turn_detection"] is None) != (ear.detector is None):
+            conversation.end_turn(session, "commit", now_ms)
         ear.detect(changes["turn_detection"])
+        if ear.detector is None and ear.outbox.backlog:
+            conversation.hear_by_hand(session, ear, now_ms)
     session.options = msgspec.structs.replace(session.options, **changes)
     session.emit(ev.SessionUpdated())
 
 
 def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:
-    utterance = session.end_turn("commit", now_ms)
+    utterance = conversation.end_turn(session, "commit", now_ms)
     if utterance is None:
         raise ProtocolError("input_empty", "there is no audio to commit")
     utterance.creates_reply = event.creates_reply
@@ -88,7 +92,7 @@ def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
 def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
     if session.reply is None and not session.queue:
         raise ProtocolError("reply_not_active", "no reply is in progress")
-    session.stop_reply("cancelled", now_ms)
+    conversation.stop_reply(session, "cancelled", now_ms)
 
 
 def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:
@@ -108,7 +112,7 @@ def caller_is_idle(session: Session) -> None:
     detection = session.options.turn_detection
     clock_ms = session.ear.ms(session.ear.received_seq) if session.ear is not None else 0.0
     idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
-    session.idle_handled()
+    session.idle_from_ms = math.inf
     session.emit(ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1)))
     if session.options.replies and session.reply is None:
         session.enqueue_reply(ev.ReplyCreate())

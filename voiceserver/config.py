@@ -62,6 +62,8 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume_window_ms: int = 60_000
     reply_timeout_ms: int = 10_000  # a reply that has not begun by then is announced as failed
     audible_busy: bool = False
+    false_interruption_ms: int = 2_000  # an interrupted reply goes on when no words came by then; 0: never
+    backchannels: str = ""  # "mm-hm, uh huh": speech of these words only does not end a reply either
 
 
 class BackpressureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

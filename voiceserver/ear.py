@@ -64,7 +64,7 @@ class Ear:
         return samples * 1000.0 / self.rate_hz
 
     def samples(self, ms: float) -> int:
-        return int(ms * self.rate_hz / 1000.0)
+        return int(ms * self.rate_hz / 1000.0 + 0.5)
 
     @property
     def capturing_turn(self) -> int:

@@ -38,7 +38,13 @@ class ProtocolError(VoiceServerError):
     """A client broke the wire protocol. ``param`` names the field. ``close_code`` is set when the connection cannot go on."""
 
     def __init__(
-        self, code: str, message: str, *, param: str | None = None, event_id: str | None = None, close_code: int | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        event_id: str | None = None,
+        close_code: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code

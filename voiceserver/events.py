@@ -33,7 +33,9 @@ class TurnDetection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     creates_reply: bool = True
     interrupts_reply: bool = True
     idle_timeout_ms: int | None = None
-    max_silence_ms: int | None = None  # how long a turn that sounds unfinished may stay open; None: no longer than usual
+    max_silence_ms: int | None = (
+        None  # how long a turn that sounds unfinished may stay open; None: no longer than usual
+    )
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -45,8 +47,8 @@ class Tool(msgspec.Struct, frozen=True):
 class HistoryItem(msgspec.Struct, frozen=True, omit_defaults=True):
     """One item of the conversation, in the shape chat-completions endpoints take after ``reply_message``.
 
-    role ``user``/``assistant``/``system``/``tool``; a tool call has role ``assistant`` with ``call_id``, ``name`` and ``arguments``; its
-    answer has role ``tool`` with ``call_id`` and ``text``. ``turn`` is 0 for items that the client made.
+    role ``user``/``assistant``/``system``/``tool``; a tool call has role ``assistant`` with ``call_id``, ``name`` and
+    ``arguments``; its answer has role ``tool`` with ``call_id`` and ``text``. ``turn`` is 0 for items that the client made.
     """
 
     role: Literal["user", "assistant", "system", "tool"]
@@ -74,8 +76,6 @@ class SessionUpdate(_Event, frozen=True, tag="session.update"):
     max_output_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
     temperature: float | msgspec.UnsetType | None = msgspec.UNSET
     audible_busy: bool | msgspec.UnsetType = msgspec.UNSET
-    input_rate_hz: int | msgspec.UnsetType = msgspec.UNSET  # only before the first audio
-    output_rate_hz: int | msgspec.UnsetType = msgspec.UNSET  # only before the first reply audio
 
 
 class InputCommit(_Event, frozen=True, tag="input.commit"):
@@ -139,7 +139,16 @@ class SessionClose(_Event, frozen=True, tag="session.close"):
 
 
 ClientEvent = (
-    SessionUpdate | InputCommit | InputClear | ItemAppend | ItemDelete | ReplyCreate | ReplyCancel | ReplyPlayed | Digit | SessionClose
+    SessionUpdate
+    | InputCommit
+    | InputClear
+    | ItemAppend
+    | ItemDelete
+    | ReplyCreate
+    | ReplyCancel
+    | ReplyPlayed
+    | Digit
+    | SessionClose
 )
 
 # --------------------------------------------------------------------------------------------------- output events
@@ -283,7 +292,8 @@ class DigitHeard(_Event, frozen=True, tag="input.digit"):
 
 class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
     """The promise. ``lag_ms``: audio received and not yet consumed; ``credit_ms``: audio that may be sent now; ``dropped_ms``:
-    audio shed since the last signal; ``position``: place in the waiting room, 0 if not waiting."""
+    audio shed since the last signal; ``position``: place in the waiting room, 0 if not waiting. ``step``: how far down
+    the ladder this caller is; ``degraded``: no partial transcripts until ``server.ready``."""
 
     stage: str
     reason: str
@@ -293,6 +303,15 @@ class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
     dropped_ms: float = 0.0
     position: int = 0
     turn: int = 0
+    step: Literal["slow", "lost", "degraded", "shed", "waiting"] = "slow"
+
+
+class BusyCue(_Event, frozen=True, tag="server.cue"):
+    """Say it aloud to a caller who reads no events (option ``audible_busy``): cached audio, so no stage is needed. Comes at most
+    once for each time that the server is busy and for each place in the waiting room, and never into a reply."""
+
+    cue: Literal["busy", "waiting", "draining", "failed"]
+    position: int = 0
 
 
 class ServerReady(_Event, frozen=True, tag="server.ready", omit_defaults=False):
@@ -354,6 +373,7 @@ ServerEvent = (
     | PlaybackStop
     | DigitHeard
     | ServerBusy
+    | BusyCue
     | ServerReady
     | ServerDraining
     | SessionClosing

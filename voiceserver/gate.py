@@ -6,14 +6,16 @@
     BUSY  --(every busy_repeat_ms while something waits)-----------> BUSY    server.busy with fresh numbers
     BUSY  --(nothing has waited longer than ready_below_ms)--------> READY   server.ready
 
-Rule: from the moment a caller's work is overdue to the signal no more than one timer passes.
+Rule: from the moment a caller's work is overdue to the signal no more than one timer passes. The ladder, as far as
+one session climbs it: ``slow`` (or ``lost``, ``waiting``), then ``degraded`` when its audio is still late at the next
+signal, then ``shed``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from voiceserver.config import BackpressureConfig
 from voiceserver.events import ServerBusy, ServerReady
@@ -31,6 +33,7 @@ class Wait(NamedTuple):
     retry_after_ms: float = 0.0
     turn: int = 0
     position: int = 0
+    step: Literal["slow", "lost", "waiting"] = "slow"
 
     @property
     def due_ms(self) -> float:
@@ -38,7 +41,16 @@ class Wait(NamedTuple):
 
 
 class BusyGate:
-    __slots__ = ("_config", "_last_stage", "dropped_ms", "is_busy", "signalled_ms", "signals")
+    __slots__ = (
+        "_config",
+        "_last_stage",
+        "cued_position",
+        "dropped_ms",
+        "is_busy",
+        "is_degraded",
+        "signalled_ms",
+        "signals",
+    )
 
     def __init__(self, config: BackpressureConfig) -> None:
         self._config = config
@@ -46,7 +58,9 @@ class BusyGate:
         self.is_busy = False
         self.signalled_ms = -math.inf
         self.signals = 0
+        self.is_degraded = False  # until ready again
         self.dropped_ms = 0.0  # shed and not announced yet
+        self.cued_position = -1  # what the caller was told aloud of this time of being busy
 
     def deadline_ms(self, waits: Sequence[Wait]) -> float:
         """When ``evaluate`` must be called next."""
@@ -58,17 +72,22 @@ class BusyGate:
         self, waits: Sequence[Wait], credit_ms: float, now_ms: float
     ) -> ServerBusy | ServerReady | None:
         overdue = [wait for wait in waits if now_ms >= wait.due_ms]
-        if self.is_busy:
-            if now_ms >= self.signalled_ms + self._config.busy_repeat_ms and (overdue or self.dropped_ms):
-                return self._signal(overdue or waits, credit_ms, now_ms)
-            calm = self._config.ready_below_ms
-            if self.dropped_ms or any(now_ms - wait.since_ms > min(calm, wait.patience_ms) for wait in waits):
-                return None
-            self.is_busy = False
-            return ServerReady(stage=self._last_stage, credit_ms=round(credit_ms, 1))
-        if overdue or self.dropped_ms:
-            return self._signal(overdue or waits, credit_ms, now_ms)
-        return None
+        if not self.is_busy:
+            return self._signal(overdue, credit_ms, now_ms) if overdue or self.dropped_ms else None
+        if now_ms >= self.signalled_ms + self._config.busy_repeat_ms and (overdue or self.dropped_ms):
+            self.is_degraded |= any(wait.lag_ms is not None and wait.step != "waiting" for wait in overdue)
+            return self._signal(overdue, credit_ms, now_ms)
+        if self.dropped_ms or any(now_ms - wait.since_ms > self._calm_ms(wait) for wait in waits):
+            return None
+        self.is_busy = self.is_degraded = False
+        self.cued_position = -1
+        return ServerReady(stage=self._last_stage, credit_ms=round(credit_ms, 1))
+
+    def _calm_ms(self, wait: Wait) -> float:
+        """Audio comes all the time, so its recovery needs hysteresis; a request is taken once."""
+        if wait.lag_ms is None:
+            return wait.patience_ms
+        return min(self._config.ready_below_ms, wait.patience_ms)
 
     def announce(self, wait: Wait, credit_ms: float, now_ms: float) -> ServerBusy:
         """Say so at once: a worker was lost, audio was shed, a place was refused."""
@@ -84,6 +103,11 @@ class BusyGate:
         self._last_stage = worst.stage
         dropped_ms, self.dropped_ms = self.dropped_ms, 0.0
         lag_ms = max(now_ms - worst.since_ms if worst.lag_ms is None else worst.lag_ms, 0.0)
+        step: Literal["slow", "lost", "degraded", "shed", "waiting"] = worst.step
+        if dropped_ms:
+            step = "shed"
+        elif self.is_degraded and step == "slow":
+            step = "degraded"
         return ServerBusy(
             stage=worst.stage,
             reason=worst.reason,
@@ -93,4 +117,5 @@ class BusyGate:
             dropped_ms=round(dropped_ms, 3),
             position=worst.position,
             turn=worst.turn,
+            step=step,
         )

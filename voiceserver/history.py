@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from voiceserver.errors import ProtocolError
 from voiceserver.events import HistoryItem
 
@@ -31,6 +33,15 @@ class History:
             position = 0
         elif after_key:
             position = self._find(after_key) + 1
+        self._insert(position, item)
+
+    def record(self, item: HistoryItem) -> None:
+        """What was said goes to the end, whatever keys a client has used up."""
+        if item.key and any(one.key == item.key for one in self._items):
+            item = msgspec.structs.replace(item, key="")
+        self._insert(len(self._items), item)
+
+    def _insert(self, position: int, item: HistoryItem) -> None:
         self._items.insert(position, item)
         if len(self._items) > self._limit:
             oldest = next((i for i, one in enumerate(self._items) if one.role != "system"), 0)

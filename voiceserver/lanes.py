@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from voiceserver.errors import Refusal
 from voiceserver.outbox import Outbox
@@ -15,14 +16,23 @@ from voiceserver.outbox import Outbox
 RETRY_OPEN_MS = 100.0  # a refused stream is asked for again after this, or when the pool says there is room
 
 
+class Loss(NamedTuple):
+    """A stage lost its worker at ``since_ms`` and is back when it has answered ``until_seq`` again."""
+
+    reason: str
+    since_ms: float
+    until_seq: int
+
+
 class Lanes:
-    __slots__ = ("_opened", "_refused", "_reset", "_stages")
+    __slots__ = ("_lost", "_opened", "_refused", "_reset", "_stages")
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         self._stages = stages
         self._opened: tuple[str, ...] = ()
         self._refused: dict[str, tuple[Refusal, float]] = {}
         self._reset: tuple[str, ...] = ()
+        self._lost: dict[str, Loss] | None = None
 
     def wanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
         opened, refused = self._opened, self._refused
@@ -49,6 +59,23 @@ class Lanes:
     def closed(self, stage: str) -> None:
         self._opened = tuple(one for one in self._opened if one != stage)
         self._reset = tuple(one for one in self._reset if one != stage)
+
+    def lose(self, stage: str, loss: Loss) -> None:
+        self.closed(stage)
+        if self._lost is None:
+            self._lost = {}
+        first = self._lost.get(stage, loss)
+        self._lost[stage] = loss._replace(since_ms=first.since_ms)
+
+    def loss(self, stage: str) -> Loss | None:
+        return self._lost.get(stage) if self._lost is not None else None
+
+    def found(self, stage: str, seq: int) -> None:  # hot
+        """The stage has answered up to ``seq``."""
+        if self._lost is not None and stage in self._lost and seq >= self._lost[stage].until_seq:
+            del self._lost[stage]
+            if not self._lost:
+                self._lost = None
 
     def reset(self, stage: str) -> None:
         """What the stage is doing for this session is worthless now."""

@@ -60,6 +60,7 @@ _decode_failure = msgspec.json.Decoder(Failure).decode
 
 class Mouth:
     __slots__ = (
+        "_cut",
         "_events",
         "_played_ms",
         "_playing",
@@ -77,14 +78,31 @@ class Mouth:
         self.history = history
         self.reply: Reply | None = None
         self._playing: Reply | None = None  # the last reply that had audio
+        self._cut: Reply | None = (
+            None  # the last that was cut off: the client may still say how much it played
+        )
         self._played_ms: float | None = None  # what the client told of it
         self.replies = 0
         self.interruptions = 0
         self.samples_sent = 0
 
     def start(self, turn: int, create: ReplyCreate, speaks: bool, request: bytes, now_ms: float) -> Reply:
-        reply = Reply(turn, create, speaks, self._rate_hz, now_ms)
+        reply = self._begin(turn, create, speaks, now_ms)
         reply.ask.append(RequestKind.DATA, turn, 1, request, 1, now_ms)
+        return reply
+
+    def resume(self, turn: int, old: Reply, texts: list[str], now_ms: float) -> Reply:
+        """Say the rest of a reply that was cut off for nothing; nobody is asked again."""
+        create = ReplyCreate(is_out_of_band=old.create.is_out_of_band)
+        reply = self._begin(turn, create, old.speaks, now_ms)
+        for index, text in enumerate(texts):
+            self._text(reply, " " + text if index else text, now_ms)
+        reply.is_finished_asking = True
+        return reply
+
+    def _begin(self, turn: int, create: ReplyCreate, speaks: bool, now_ms: float) -> Reply:
+        reply = Reply(turn, create, speaks, self._rate_hz, now_ms)
+        reply.plays_from_ms = self.playing_until_ms
         self.reply = reply
         self.replies += 1
         started = ReplyStarted(turn=turn, key=create.key, speaks=speaks, is_out_of_band=create.is_out_of_band)
@@ -98,14 +116,17 @@ class Mouth:
         reply = self.reply
         if reply is None or record.turn != reply.turn:
             return
-        kind = record.kind
         reply.ask.consume(1)
+        reply.progress_ms = now_ms
+        try:
+            self._take(reply, record, now_ms)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.fail("engine_failed", "the engine gave a malformed answer", now_ms=now_ms)
+
+    def _take(self, reply: Reply, record: Record, now_ms: float) -> None:
+        kind = record.kind
         if kind == ResultKind.TEXT:
-            text = record.payload.decode()
-            if reply.first_text_at_ms is not None and not text[:1].isspace():
-                text = " " + text
-            if reply.receive_text(text, now_ms):
-                self._events.append(ReplyText(turn=reply.turn, text=text))
+            self._text(reply, record.payload.decode(), now_ms)
         elif kind == ResultKind.AUDIO:  # a speech-to-speech engine needs no tts
             self._audio(reply, 1, record.payload, now_ms)
         elif kind == ResultKind.TOOL:
@@ -128,6 +149,7 @@ class Mouth:
         reply = self.reply
         if reply is None or record.turn != reply.turn:
             return
+        reply.progress_ms = now_ms
         if record.kind == ResultKind.AUDIO:
             self._audio(reply, record.seq, record.payload, now_ms)
         elif record.kind == ResultKind.DONE:
@@ -135,6 +157,12 @@ class Mouth:
             self._finish_if_complete(now_ms)
         elif record.kind == ResultKind.FAILED:
             self.fail(*failure_of(record.payload), now_ms=now_ms)
+
+    def _text(self, reply: Reply, text: str, now_ms: float) -> None:
+        if reply.first_text_at_ms is not None and not text[:1].isspace():
+            text = " " + text
+        if reply.receive_text(text, now_ms):
+            self._events.append(ReplyText(turn=reply.turn, text=text))
 
     def _audio(self, reply: Reply, sentence: int, pcm: bytes, now_ms: float) -> None:  # hot
         pcm = reply.receive_audio(sentence, pcm, now_ms)
@@ -149,15 +177,18 @@ class Mouth:
         delta = _decode_tool(payload)
         call = reply.tool_calls.setdefault(delta.index, ToolCall())
         call.call_id = call.call_id or delta.call_id
+        is_new = not call.name
         call.name = call.name or delta.name
-        call.arguments += delta.arguments
+        arguments = call.receive(delta.arguments)
+        if not arguments and not is_new:
+            return
         self._events.append(
             ReplyToolCall(
                 turn=reply.turn,
                 index=delta.index,
                 call_id=call.call_id,
                 name=call.name,
-                arguments=delta.arguments,
+                arguments=arguments,
             )
         )
 
@@ -169,30 +200,36 @@ class Mouth:
             self._finish(reply, reply.finish_reason)
 
     def fail(self, code: str, message: str, *, now_ms: float) -> None:
-        if self.reply is not None:
-            self._finish(self.reply, "failed", code, message)
+        reply = self.reply
+        if reply is not None:
+            self._finish(reply, "failed", code, message, reply.audio_ms if reply.speaks else None)
 
     def stop(self, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
         """Barge-in or a cancel: the turn of the reply that was cut off, 0 if nothing was being said or heard.
 
         The order on the wire is the caller's: call it after the event that explains it.
         """
-        reply = self.reply
-        played_ms = self.played_ms(now_ms)
+        reply, playing = self.reply, self._playing
+        is_playing = playing is not None and playing is not reply and now_ms < self.playing_until_ms
+        if playing is not None and is_playing and reason == "interrupted":
+            self._stop_playing(playing, now_ms)
         if reply is not None:
             if reason == "interrupted":
                 self.interruptions += 1
-            self._finish(reply, reason, heard_ms=played_ms if reply.speaks else None)
-            self._playing = None
+            heard_ms = self.played_ms(now_ms) if self._playing is reply else 0.0
+            self._finish(reply, reason, heard_ms=heard_ms if reply.speaks else None)
+            self._playing, self._cut = None, reply
             return reply.turn
-        playing = self._playing
-        if playing is None or reason == "cancelled" or now_ms >= self.playing_until_ms:
+        if playing is None or not is_playing or reason == "cancelled":
             return 0
         self.interruptions += 1
-        self._playing = None
-        self.history.cut(playing.turn, playing.heard_text(played_ms).strip())
-        self._events.append(PlaybackStop(turn=playing.turn, played_ms=round(played_ms, 1)))
         return playing.turn
+
+    def _stop_playing(self, playing: Reply, now_ms: float) -> None:
+        played_ms = self.played_ms(now_ms)
+        self._playing, self._cut = None, playing
+        self.history.cut(playing.turn, playing.heard_text(played_ms))
+        self._events.append(PlaybackStop(turn=playing.turn, played_ms=round(played_ms, 1)))
 
     def _finish(
         self, reply: Reply, reason: Reason, code: str = "", message: str = "", heard_ms: float | None = None
@@ -212,7 +249,7 @@ class Mouth:
                     )
                 ]
             for item in items:
-                self.history.append(item)
+                self.history.record(item)
         reply.ask.discard()
         reply.say.discard()
         self._events.append(
@@ -239,7 +276,7 @@ class Mouth:
             return -math.inf
         if self._played_ms is not None and self._played_ms >= playing.audio_ms:
             return -math.inf
-        return playing.first_audio_at_ms + playing.audio_ms
+        return playing.plays_from_ms + playing.audio_ms
 
     def played_ms(self, now_ms: float) -> float:
         """How much of the last reply was heard: what the client told, else an estimate by time."""
@@ -248,21 +285,32 @@ class Mouth:
             return 0.0
         if self._played_ms is not None:
             return min(self._played_ms, playing.audio_ms)
-        return min(max(now_ms - playing.first_audio_at_ms, 0.0), playing.audio_ms)
+        return min(max(now_ms - playing.plays_from_ms, 0.0), playing.audio_ms)
+
+    def heard(self, now_ms: float) -> tuple[Reply, float] | None:
+        """What a barge-in would cut off now, and how much of it was heard."""
+        reply, playing = self.reply, self._playing
+        if reply is not None:
+            return reply, self.played_ms(now_ms) if playing is reply else 0.0
+        if playing is not None and now_ms < self.playing_until_ms:
+            return playing, self.played_ms(now_ms)
+        return None
 
     def receive_played(self, turn: int, played_ms: float, is_final: bool) -> None:
-        playing = self._playing
+        playing, cut = self._playing, self._cut
+        if cut is not None and cut.turn == turn:
+            self.history.cut(turn, cut.heard_text(played_ms))
         if playing is None or playing.turn != turn:
             return
         self._played_ms = played_ms
         if is_final and self.reply is None:
-            self.history.cut(turn, playing.heard_text(played_ms).strip())
+            self.history.cut(turn, playing.heard_text(played_ms))
             self._playing = None
-
-    def is_interruptible(self, now_ms: float) -> bool:
-        return self.reply is not None or now_ms < self.playing_until_ms
 
 
 def failure_of(payload: bytes) -> tuple[str, str]:
-    failure = _decode_failure(payload) if payload else Failure()
+    try:
+        failure = _decode_failure(payload)
+    except msgspec.DecodeError:
+        failure = Failure()
     return failure.code, failure.message

@@ -6,6 +6,7 @@ are passed over by count, audio of a sentence that was sent before by samples. N
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from voiceserver.events import HistoryItem, ReplyCreate, Timings
@@ -16,12 +17,23 @@ Reason = Literal["completed", "interrupted", "cancelled", "failed", "limited", "
 
 
 class ToolCall:
-    __slots__ = ("arguments", "call_id", "name")
+    __slots__ = ("_replayed", "arguments", "call_id", "name")
 
     def __init__(self) -> None:
         self.call_id = ""
         self.name = ""
         self.arguments = ""
+        self._replayed = 0
+
+    def receive(self, arguments: str) -> str:
+        """What of the next piece of the arguments is new."""
+        passed = min(self._replayed, len(arguments))
+        self._replayed -= passed
+        self.arguments += arguments[passed:]
+        return arguments[passed:]
+
+    def replay(self) -> None:
+        self._replayed = len(self.arguments)
 
 
 class Reply:
@@ -43,6 +55,8 @@ class Reply:
         "is_finished_asking",
         "output_rate_hz",
         "output_tokens",
+        "plays_from_ms",
+        "progress_ms",
         "samples_sent",
         "say",
         "speaks",
@@ -59,6 +73,8 @@ class Reply:
         self.speaks = speaks
         self.output_rate_hz = output_rate_hz
         self.asked_ms = now_ms
+        self.progress_ms = now_ms  # when a stage last answered
+        self.plays_from_ms = -math.inf  # when a client that plays without a pause comes to this reply
         self.decided_ms = now_ms
         self.end_of_speech_ms: float | None = None
         self.endpointing_ms: float | None = None
@@ -115,6 +131,7 @@ class Reply:
             pcm = pcm[passed * 2 :]
         if pcm and self.first_audio_at_ms is None:
             self.first_audio_at_ms = now_ms
+            self.plays_from_ms = max(self.plays_from_ms, now_ms)
         self.samples_sent += len(pcm) >> 1
         self.say.consume(sentence)
         return pcm
@@ -130,6 +147,8 @@ class Reply:
         """The reply stage died and will be asked again."""
         self.ask.rewind()
         self._replayed_texts = len(self._sentences)
+        for call in self.tool_calls.values():
+            call.replay()
 
     def replay_say(self) -> None:
         """The tts stage died: the sentence in progress is made again from its beginning."""
@@ -142,20 +161,30 @@ class Reply:
 
     def heard_text(self, played_ms: float) -> str:
         """The text that fits into ``played_ms`` of audio: whole sentences, and words in proportion of the last."""
+        return " ".join(self._split(played_ms)[0])
+
+    def unheard_texts(self, played_ms: float) -> list[str]:
+        """The rest of it, sentence by sentence, the first from its first unheard word on."""
+        return self._split(played_ms)[1]
+
+    def _split(self, played_ms: float) -> tuple[list[str], list[str]]:
         played = int(played_ms * self.output_rate_hz / 1000.0)
         heard: list[str] = []
+        unheard: list[str] = []
         begin = 0
         for index, sentence in enumerate(self._sentences):
-            end = self._audio_ends[index] if index < len(self._audio_ends) else self.samples_sent
-            if played >= end and index < len(self._audio_ends):
-                heard.append(sentence)
-                begin = end
-                continue
-            if end > begin and played > begin:
-                words = sentence.split()
-                heard.append(" ".join(words[: int(len(words) * min((played - begin) / (end - begin), 1.0))]))
-            break
-        return " ".join(part.strip() for part in heard if part.strip())
+            is_whole = index < len(self._audio_ends)
+            end = self._audio_ends[index] if is_whole else self.samples_sent
+            words = sentence.split()
+            count = 0
+            if is_whole and played >= end:
+                count = len(words)
+            elif begin < played and begin < end:
+                count = int(len(words) * min((played - begin) / (end - begin), 1.0))
+            heard.append(" ".join(words[:count]))
+            unheard.append(" ".join(words[count:]))
+            begin = end
+        return [text for text in heard if text], [text for text in unheard if text]
 
     def timings(self) -> Timings:
         def since(later: float | None, earlier: float | None) -> float | None:
@@ -192,3 +221,19 @@ class Reply:
                 )
             )
         return items
+
+
+class Interrupted:
+    """A reply that was cut off by speech in which there may turn out to be no words.
+
+    ``since_turn`` to ``by_turn``: the utterances since. ``due_ms``: when silence settles it. ``resumed``: the reply that goes on.
+    """
+
+    __slots__ = ("by_turn", "due_ms", "played_ms", "reply", "resumed", "since_turn")
+
+    def __init__(self, reply: Reply, played_ms: float, by_turn: int) -> None:
+        self.reply = reply
+        self.played_ms = played_ms
+        self.since_turn = self.by_turn = by_turn
+        self.due_ms = math.inf
+        self.resumed: Reply | None = None

@@ -8,6 +8,11 @@ from voiceserver.config import BackpressureConfig, Config
 from voiceserver.events import Tool, TurnDetection
 
 
+def words_of(text: str) -> str:
+    """The words alone, for comparing: no case, no punctuation."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
 class Facts(msgspec.Struct):
     """What a reply may tell about the server; shared by all its sessions, refreshed about once a second."""
 
@@ -47,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True):
     reply_timeout_ms: float = 10_000
     reply_slow_ms: float = 1_000
     close_timeout_ms: float = 10_000
+    false_interruption_ms: float = 0
+    backchannels: frozenset[str] = frozenset()
     check_laws: bool = False
 
     @property
@@ -86,5 +93,7 @@ class Settings(msgspec.Struct, frozen=True):
             history_items=session.history_items,
             reply_timeout_ms=session.reply_timeout_ms,
             close_timeout_ms=config.server.drain_timeout_ms,
+            false_interruption_ms=session.false_interruption_ms,
+            backchannels=frozenset(filter(None, map(words_of, session.backchannels.split(",")))),
             check_laws=config.server.check_laws,
         )

@@ -12,7 +12,15 @@ from workers.ipc.messages import Record, ResultKind
 class Utterance:
     """``decided_ms``: wall time of the end-of-turn decision, None while it is being spoken."""
 
-    __slots__ = ("creates_reply", "decided_ms", "end_of_speech_ms", "endpointing_ms", "partial", "turn")
+    __slots__ = (
+        "creates_reply",
+        "decided_ms",
+        "end_of_speech_ms",
+        "endpointing_ms",
+        "has_final",
+        "partial",
+        "turn",
+    )
 
     def __init__(self, turn: int) -> None:
         self.turn = turn
@@ -21,15 +29,17 @@ class Utterance:
         self.end_of_speech_ms = 0.0
         self.endpointing_ms = 0.0
         self.creates_reply = False
+        self.has_final = False
 
 
 class Transcripts:
-    __slots__ = ("_events", "_waiting", "is_silent")
+    __slots__ = ("_events", "_waiting", "is_silent", "skips_partials")
 
     def __init__(self, events: list[ServerEvent]) -> None:
         self._events = events
         self._waiting: deque[Utterance] = deque()
         self.is_silent = False  # the client asked for no transcripts
+        self.skips_partials = False  # the server is degraded
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -48,30 +58,43 @@ class Transcripts:
         """A turn has ended and its transcript is not here yet."""
         return any(one.decided_ms is not None for one in self._waiting)
 
+    @property
+    def pending_since_ms(self) -> float | None:
+        """When the oldest turn ended whose transcript is not here yet."""
+        return self._waiting[0].decided_ms if self._waiting else None
+
+    def find(self, turn: int) -> Utterance | None:
+        return next((one for one in self._waiting if one.turn == turn), None)
+
     def forget(self, turn: int) -> None:
         self._waiting = deque(one for one in self._waiting if one.turn != turn)
 
-    def receive(self, record: Record) -> tuple[Utterance, str] | None:
-        """A result of stt. The finished utterance and its text, once per turn; None otherwise. A failure finishes without one."""
-        utterance = next((one for one in self._waiting if one.turn == record.turn), None)
+    def receive(self, record: Record, *, is_last: bool = True) -> str | None:
+        """A result of stt. The text when it is the final one, which comes once per turn; None otherwise.
+
+        ``is_last`` False: the turn goes on after its final transcript (speech to speech).
+        """
+        utterance = self.find(record.turn)
         if utterance is None:
             return None
         if record.kind == ResultKind.TEXT:
-            text = record.payload.decode()
-            if len(text) > len(utterance.partial) and text.startswith(utterance.partial):
-                utterance.partial = text
-                if not self.is_silent:
-                    self._events.append(TranscriptPartial(turn=record.turn, text=text))
-            return None
-        if record.kind == ResultKind.FAILED:
+            self._partial(utterance, record.payload.decode(errors="replace"))
+        elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.forget(record.turn)
             self._events.append(TranscriptFailed(turn=record.turn, code=code, message=message))
-            return None
-        if record.kind != ResultKind.FINAL:
-            return None
-        self.forget(record.turn)
-        text = record.payload.decode().strip()
-        if not self.is_silent:
-            self._events.append(TranscriptFinal(turn=utterance.turn, text=text))
-        return utterance, text
+        elif record.kind == ResultKind.FINAL and not utterance.has_final:
+            utterance.has_final = True
+            if is_last:
+                self.forget(record.turn)
+            text = record.payload.decode(errors="replace").strip()
+            if not self.is_silent:
+                self._events.append(TranscriptFinal(turn=utterance.turn, text=text))
+            return text
+        return None
+
+    def _partial(self, utterance: Utterance, text: str) -> None:
+        if len(text) > len(utterance.partial) and text.startswith(utterance.partial):
+            utterance.partial = text
+            if not self.is_silent and not self.skips_partials:
+                self._events.append(TranscriptPartial(turn=utterance.turn, text=text))

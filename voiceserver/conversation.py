@@ -1,0 +1,281 @@
+"""What a turn leads to: the caller begins and ends to speak, a transcript comes, a reply starts, is cut off, or goes on.
+
+::
+
+    Start --> begin (capture) --Stop, commit--> end --> transcript --> reply
+      |                                                    |
+      '--> a reply in progress is cut off (barge-in) ------'--> no words came: the reply goes on (false interruption)
+
+Functions over a session, as in ``commands``; the state is the session's. Rule: a turn number is used for one utterance and
+for at most one reply.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from voiceserver import events as ev
+from voiceserver.history import chat_messages
+from voiceserver.reply import Interrupted, Reply
+from voiceserver.settings import words_of
+from voiceserver.transcripts import Transcripts, Utterance
+from voiceserver.turn import Start, Stop
+from workers.ipc.messages import Record, ResultKind
+
+if TYPE_CHECKING:
+    from voiceserver.ear import Ear
+    from voiceserver.state import SessionState
+
+
+# ------------------------------------------------------------------------------------------------------ utterances
+
+
+def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: float, now_ms: float) -> float:
+    session.turn += 1
+    session.last_speech_turn = session.turn
+    if session.transcripts is None:
+        session.transcripts = Transcripts(session.outgoing)
+    session.transcripts.is_silent = not session.options.transcribes
+    session.transcripts.begin(session.turn)
+    session.idle_from_ms = math.inf
+    session.lower_deadline(now_ms + session.settings.backpressure.busy_after_ms)
+    return ear.begin(session.turn, from_ms, decided_ms, now_ms)
+
+
+def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> None:
+    """Nothing detects turns: all audio belongs to a turn that the client will end."""
+    if not ear.capturing_turn and session.settings.can_hear:
+        begin_turn(session, ear, ear.ms(ear.outbox.consumed_seq), ear.ms(ear.received_seq), now_ms)
+    ear.pass_through()
+
+
+def start_speech(session: SessionState, ear: Ear, start: Start, now_ms: float) -> None:
+    detection = session.options.turn_detection
+    padding_ms = detection.prefix_padding_ms if detection is not None else 0
+    begun_ms = begin_turn(session, ear, max(start.at_ms - padding_ms, 0.0), start.decided_ms, now_ms)
+    slot = len(session.outgoing)
+    interrupted = 0
+    if detection is not None and detection.interrupts_reply and session.has_mouth:
+        heard = session.mouth.heard(now_ms)
+        interrupted = stop_reply(session, "interrupted", now_ms)
+        _remember_cut(session, heard)
+    # speech.started explains the end of the reply, so it goes before it.
+    started = ev.SpeechStarted(turn=session.turn, at_ms=round(begun_ms, 1), interrupted_turn=interrupted)
+    session.outgoing.insert(slot, started)
+
+
+def end_turn(session: SessionState, reason: Literal["commit", "close"], now_ms: float) -> Utterance | None:
+    """End the caller's turn here. None if there is none."""
+    ear = session.ear
+    if ear is None or not ear.capturing_turn:
+        return None
+    clock_ms = ear.ms(ear.outbox.consumed_seq)
+    stop = ear.detector.stop_now(reason) if ear.detector is not None else None
+    return end_speech(
+        session, ear, Stop(stop.at_ms if stop is not None else clock_ms, clock_ms, reason), now_ms
+    )
+
+
+def end_speech(session: SessionState, ear: Ear, stop: Stop, now_ms: float) -> Utterance | None:
+    transcripts, detection = session.transcripts, session.options.turn_detection
+    assert transcripts is not None
+    turn = ear.end(stop.decided_ms, now_ms)
+    utterance = transcripts.latest
+    utterance.decided_ms = now_ms
+    utterance.end_of_speech_ms = round(stop.at_ms, 1)
+    utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms, 1)
+    utterance.creates_reply = detection is not None and detection.creates_reply
+    if ear.detector is not None:
+        session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
+    session.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
+    if session.interrupted is not None and session.interrupted.by_turn == turn:
+        session.interrupted.due_ms = now_ms + session.settings.false_interruption_ms
+        session.lower_deadline(session.interrupted.due_ms)
+    if not session.settings.can_hear:  # listeners: nobody transcribes
+        ear.capture.commit_turn(turn)
+        transcripts.forget(turn)
+    elif session.settings.hears_with == "reply":
+        start_reply(session, ev.ReplyCreate(), now_ms, utterance)
+    return utterance
+
+
+def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record, now_ms: float) -> None:
+    """A result of the stage that takes a turn's audio."""
+    transcripts = session.transcripts
+    if transcripts is None:
+        return
+    turn, kind = record.turn, record.kind
+    ear.capture.consume(record.seq)
+    is_last = kind == ResultKind.FAILED or kind == (ResultKind.DONE if stage == "reply" else ResultKind.FINAL)
+    if is_last:
+        if ear.capturing_turn == turn:  # the engine gave up on a turn that is still being spoken
+            end_turn(session, "close", now_ms)
+        ear.capture.commit_turn(turn)
+    if stage == "reply":  # speech to speech: the turn is answered by audio
+        if kind == ResultKind.FINAL:
+            transcripts.receive(record, is_last=False)
+            return
+        if is_last:
+            transcripts.forget(turn)
+        session.mouth.receive_reply(record, now_ms)
+        return
+    utterance = transcripts.find(turn)
+    text = transcripts.receive(record)
+    if utterance is not None and is_last:
+        _finish_utterance(session, utterance, text, now_ms)
+
+
+def _finish_utterance(session: SessionState, utterance: Utterance, text: str | None, now_ms: float) -> None:
+    """``text`` None: it could not be transcribed."""
+    cut = session.interrupted
+    if cut is not None and cut.since_turn <= utterance.turn:
+        words = words_of(text or "")
+        if words and words not in session.settings.backchannels:
+            session.interrupted = None
+            if cut.resumed is not None and cut.resumed is session.reply:
+                stop_reply(session, "interrupted", now_ms)
+        elif utterance.turn == cut.by_turn:
+            go_on(session, cut, now_ms)
+            session.interrupted = None
+            return
+        else:
+            return
+    if text is None:
+        return
+    item = ev.HistoryItem(role="user", text=text, turn=utterance.turn, key=f"user:{utterance.turn}")
+    session.mouth.history.record(item)
+    if utterance.creates_reply and session.options.replies and session.last_speech_turn <= utterance.turn:
+        if session.reply is None:
+            start_reply(session, ev.ReplyCreate(), now_ms, utterance)
+        else:
+            session.enqueue_reply(ev.ReplyCreate())
+
+
+# --------------------------------------------------------------------------------------------------------- replies
+
+
+def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
+    """End the reply in progress (or the playing of the last); its turn, 0 for none."""
+    reply = session.reply
+    turn = session.mouth.stop(reason, now_ms)
+    session.queue = None
+    if reply is not None:
+        abandon(session, reply)
+    if reason == "cancelled":
+        session.interrupted = None
+    return turn
+
+
+def abandon(session: SessionState, reply: Reply) -> None:
+    """What the stages are still doing for a reply that is over is worthless."""
+    session.the_lanes.reset("reply")
+    session.the_lanes.reset("tts")
+    if session.settings.hears_with == "reply" and session.ear is not None and session.transcripts is not None:
+        session.ear.capture.commit_turn(reply.turn)
+        session.transcripts.forget(reply.turn)
+
+
+def start_reply(
+    session: SessionState, create: ev.ReplyCreate, now_ms: float, utterance: Utterance | None = None
+) -> None:
+    settings = session.settings
+    turn = _next_turn(session) if utterance is None else utterance.turn
+    session.replied_turn = max(session.replied_turn, turn)
+    speaks = (session.options.speaks if create.speaks is None else create.speaks) and settings.can_speak
+    hears = settings.hears_with == "reply"
+    request = b"" if hears else reply_request(session, turn, create)
+    reply = session.mouth.start(turn, create, speaks, request, now_ms)
+    session.idle_from_ms = math.inf
+    session.interrupted = None
+    if hears:
+        reply.ask.mark_sent()
+    if utterance is not None and utterance.decided_ms is not None:
+        reply.decided_ms = utterance.decided_ms
+        reply.end_of_speech_ms = utterance.end_of_speech_ms
+        reply.endpointing_ms = utterance.endpointing_ms
+        reply.stt_ms = round(now_ms - utterance.decided_ms, 2)
+
+
+def _next_turn(session: SessionState) -> int:
+    is_capturing = session.ear is not None and session.ear.capturing_turn == session.turn
+    if session.turn <= session.replied_turn or is_capturing:
+        session.turn += 1
+    return session.turn
+
+
+def reply_request(session: SessionState, turn: int, create: ev.ReplyCreate) -> bytes:
+    options = session.options
+    history = session.mouth.history.items
+    limit = create.max_output_tokens
+    request: dict[str, object] = {
+        "turn": turn,
+        "messages": chat_messages(history if create.items is None else create.items),
+        "instructions": options.instructions if create.instructions is None else create.instructions,
+        "tools": options.tools if create.tools is None else create.tools,
+        "tool_choice": options.tool_choice if create.tool_choice is None else create.tool_choice,
+        "max_output_tokens": options.max_output_tokens if limit is None else limit,
+        "temperature": options.temperature if create.temperature is None else create.temperature,
+        "language": options.language,
+        "context": session.facts,
+    }
+    return msgspec.json.encode(request)
+
+
+# --------------------------------------------------------------------------------------------- false interruptions
+
+
+def _may_resume(session: SessionState, reply: Reply) -> bool:
+    detection = session.options.turn_detection
+    return (
+        session.settings.false_interruption_ms > 0
+        and session.settings.hears_with != "reply"
+        and detection is not None
+        and detection.creates_reply
+        and reply.speaks
+    )
+
+
+def _remember_cut(session: SessionState, heard: tuple[Reply, float] | None) -> None:
+    """A reply of which ``heard`` ms were played was cut off by the turn that begins; or nothing was, but there is an older cut
+    of which it is still open whether there were words."""
+    if heard is not None:
+        session.interrupted = Interrupted(*heard, session.turn) if _may_resume(session, heard[0]) else None
+    elif session.interrupted is not None:
+        if session.interrupted.resumed is not None:
+            session.interrupted = None
+            return
+        session.interrupted.by_turn = session.turn
+        session.interrupted.due_ms = math.inf
+
+
+def false_interruption_due_ms(session: SessionState) -> float:
+    cut = session.interrupted
+    return math.inf if cut is None or cut.resumed is not None else cut.due_ms
+
+
+def settle_interruption(session: SessionState, now_ms: float) -> None:
+    """``due_ms`` has come without a transcript: were there words at all?"""
+    cut = session.interrupted
+    if cut is None or session.transcripts is None:
+        return
+    cut.due_ms = math.inf
+    utterance = session.transcripts.find(cut.by_turn)
+    if utterance is not None and not utterance.partial:
+        go_on(session, cut, now_ms)
+
+
+def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
+    """There were no words: the reply goes on from where it was heard."""
+    if cut.resumed is not None or session.reply is not None:
+        return
+    old = cut.reply
+    texts = old.unheard_texts(cut.played_ms)
+    if texts:
+        turn = _next_turn(session)
+        session.replied_turn = max(session.replied_turn, turn)
+        cut.resumed = session.mouth.resume(turn, old, texts, now_ms)
+    elif not old.is_finished_asking:
+        start_reply(session, msgspec.structs.replace(old.create, key=""), now_ms)

@@ -1,0 +1,164 @@
+"""Where a session waits, and what it says about it: every wait has a deadline, every deadline ends in words.
+
+Three questions, asked on every change: what waits (``waits``), by when must something happen (``next_deadline_ms``), and
+is there something to say now (``evaluate``). Rule: a caller whose work is overdue hears of it at the next timer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from voiceserver import events as ev
+from voiceserver.conversation import abandon, false_interruption_due_ms
+from voiceserver.gate import Wait
+from voiceserver.lanes import Loss
+
+if TYPE_CHECKING:
+    from voiceserver.ear import Ear
+    from voiceserver.state import SessionState
+
+
+def waits(session: SessionState) -> list[Wait]:
+    """What is not getting on. A caller in the waiting room waits for a place and nothing else."""
+    place = session.place
+    if place is not None:
+        return [place._replace(lag_ms=session.ear.lag_ms if session.ear is not None else 0.0)]
+    found = []
+    for stage in session.settings.stages:
+        if session.needs(stage) and not (stage == "tts" and session.is_output_held):
+            wait = _wait(session, stage)
+            if wait is not None:
+                found.append(wait)
+    return found
+
+
+def _wait(session: SessionState, stage: str) -> Wait | None:
+    ear, lanes, settings = session.ear, session.lanes, session.settings
+    outbox = session.outbox_of(stage)
+    if outbox is None:
+        return None
+    hears = stage in ("vad", settings.hears_with)
+    lag_ms = ear.ms(outbox.backlog) if hears and ear is not None else None
+    patience_ms = float(settings.backpressure.busy_after_ms)
+    loss = lanes.loss(stage) if lanes is not None else None
+    if loss is not None:
+        return Wait(stage, loss.reason, loss.since_ms, 0.0, lag_ms, patience_ms, session.turn, step="lost")
+    since_ms = outbox.oldest_at_ms
+    if since_ms is None:
+        since_ms, lag_ms, patience_ms = _silent_since_ms(session, stage), None, settings.reply_slow_ms
+    elif stage == "reply" and not hears and not outbox.has_unsent():
+        patience_ms = settings.reply_slow_ms
+    if since_ms is None:
+        return None
+    refusal = lanes.refusal(stage) if lanes is not None else None
+    reason = "slow" if refusal is None else refusal.reason
+    retry_ms = 0.0 if refusal is None else refusal.retry_after_ms
+    return Wait(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)
+
+
+def _silent_since_ms(session: SessionState, stage: str) -> float | None:
+    """Since when a stage owes an answer for what it has taken; not as long as the caller still hears something."""
+    reply, transcripts = session.reply, session.transcripts
+    if stage == "stt":
+        return transcripts.pending_since_ms if transcripts is not None else None
+    if reply is None or stage == "vad" or (stage == "tts" and reply.say.is_empty):
+        return None
+    return max(reply.progress_ms, session.mouth.playing_until_ms)
+
+
+# ------------------------------------------------------------------------------------------------------- deadlines
+
+
+def next_deadline_ms(session: SessionState) -> float:
+    waiting, gate, lanes = waits(session), session.gate, session.lanes
+    due_ms = min((wait.due_ms for wait in waiting), default=math.inf)
+    gate_ms = due_ms if gate is None else gate.deadline_ms(waiting)
+    return min(
+        session.close_by_ms,
+        gate_ms,
+        lanes.retry_ms if lanes is not None else math.inf,
+        answer_due_ms(session),
+        idle_due_ms(session),
+        false_interruption_due_ms(session),
+    )
+
+
+def answer_due_ms(session: SessionState) -> float:
+    """When a reply that does not get on is given up."""
+    reply = session.reply
+    if reply is None or session.place is not None or session.is_output_held:
+        return math.inf
+    return max(reply.progress_ms, session.mouth.playing_until_ms) + session.settings.reply_timeout_ms
+
+
+def idle_due_ms(session: SessionState) -> float:
+    detection = session.options.turn_detection
+    if detection is None or detection.idle_timeout_ms is None or not session.is_open:
+        return math.inf
+    return session.idle_from_ms + detection.idle_timeout_ms
+
+
+def give_up_reply(session: SessionState, now_ms: float) -> None:
+    reply = session.reply
+    if reply is not None:
+        waited_ms = round(now_ms - reply.progress_ms)
+        what = "the answer stopped" if reply.has_begun else "no answer began"
+        session.mouth.fail("reply_timeout", f"{what} for {waited_ms} ms", now_ms=now_ms)
+        abandon(session, reply)
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def evaluate(session: SessionState, now_ms: float) -> None:
+    waiting = waits(session)
+    if session.gate is None and all(now_ms < wait.due_ms for wait in waiting):
+        return
+    said = session.the_gate.evaluate(waiting, session.credit_ms, now_ms)
+    if said is not None:
+        _tell(session, said)
+
+
+def announce(session: SessionState, wait: Wait, now_ms: float) -> None:
+    _tell(session, session.the_gate.announce(wait, session.credit_ms, now_ms))
+
+
+def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
+    session.emit(said)
+    gate = session.the_gate
+    if session.transcripts is not None:
+        session.transcripts.skips_partials = gate.is_degraded
+    if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy:
+        return
+    reply = session.reply
+    if gate.cued_position != said.position and (reply is None or not reply.samples_sent):
+        gate.cued_position = said.position
+        session.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
+
+
+def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
+    """The stage's worker is gone: the caller hears it at once, and what was not committed goes out again."""
+    reply = session.reply
+    outbox = session.outbox_of(stage)
+    is_audio = stage in ("vad", session.settings.hears_with)
+    if reply is not None and (stage == "tts" or (stage == "reply" and is_audio)):
+        reply.replay_say()
+    elif reply is not None and stage == "reply":
+        reply.replay_ask()
+    if outbox is not None:
+        outbox.rewind()
+    until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
+    session.the_lanes.lose(stage, Loss(reason, now_ms, until_seq))
+    wait = _wait(session, stage)
+    if wait is not None:
+        announce(session, wait, now_ms)
+
+
+def shed(session: SessionState, ear: Ear, now_ms: float) -> None:
+    """Keep the audio that waits within its bound: the oldest goes, and the caller hears how much."""
+    dropped_ms = ear.shed(session.settings.backpressure.max_backlog_ms)
+    if dropped_ms:
+        session.the_gate.dropped_ms += dropped_ms
+        evaluate(session, now_ms)
+        session.lower_deadline(next_deadline_ms(session))

@@ -1,0 +1,209 @@
+"""What a session remembers, and the plain questions about it. Transitions are in ``session`` and what it calls.
+
+The halves: ``ear`` (listening), ``mouth`` (speaking), ``lanes`` (streams), ``gate`` (busy). Each is made when the caller first
+needs it, so that an idle session stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+from typing import Literal
+
+from voiceserver import events as ev
+from voiceserver.books import accounting
+from voiceserver.ear import Ear
+from voiceserver.gate import BusyGate, Wait
+from voiceserver.history import History
+from voiceserver.lanes import Lanes
+from voiceserver.mouth import Mouth
+from voiceserver.outbox import Outbox
+from voiceserver.reply import Interrupted, Reply
+from voiceserver.settings import Facts, Settings
+from voiceserver.transcripts import Transcripts
+
+
+class Phase(Enum):
+    OPENING = "opening"
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class SessionState:
+    __slots__ = (
+        "_mouth",
+        "close_by_ms",
+        "close_code",
+        "close_reason",
+        "deadline_ms",
+        "ear",
+        "facts",
+        "gate",
+        "idle_from_ms",
+        "input_rate_hz",
+        "interrupted",
+        "is_output_held",
+        "lanes",
+        "last_speech_turn",
+        "options",
+        "outgoing",
+        "output_rate_hz",
+        "phase",
+        "place",
+        "queue",
+        "replied_turn",
+        "resume_token",
+        "session_id",
+        "settings",
+        "transcripts",
+        "turn",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        settings: Settings,
+        facts: Facts,
+        *,
+        input_rate_hz: int,
+        output_rate_hz: int,
+        resume_token: str = "",
+    ) -> None:
+        self.session_id = session_id
+        self.input_rate_hz = input_rate_hz
+        self.output_rate_hz = output_rate_hz
+        self.resume_token = resume_token
+        self.settings = settings
+        self.options = settings.options
+        self.facts = facts
+        self.phase = Phase.OPENING
+        self.close_code = 1000
+        self.close_reason = ""
+        self.close_by_ms = math.inf
+        self.deadline_ms = math.inf  # never later than the next time handle_timer has something to do
+        self.idle_from_ms = math.inf  # since when neither side has said anything
+        self.turn = 0
+        self.last_speech_turn = 0
+        self.replied_turn = 0
+        self.is_output_held = False
+        self.outgoing: list[ev.ServerEvent] = []
+        self.ear: Ear | None = None
+        self.transcripts: Transcripts | None = None
+        self.lanes: Lanes | None = None
+        self.gate: BusyGate | None = None
+        self.place: Wait | None = None  # in the waiting room
+        self.interrupted: Interrupted | None = None
+        self.queue: deque[ev.ReplyCreate] | None = None  # they wait for a transcript or for another reply
+        self._mouth: Mouth | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self.phase is Phase.CLOSED
+
+    @property
+    def is_open(self) -> bool:
+        return self.phase is Phase.OPEN
+
+    @property
+    def stage_of_turn(self) -> Literal["idle", "listening", "thinking", "speaking"]:
+        if self.ear is not None and self.ear.capturing_turn:
+            return "listening"
+        reply = self.reply
+        if reply is not None:
+            return "speaking" if reply.samples_sent else "thinking"
+        return "thinking" if self.transcripts else "idle"
+
+    @property
+    def mouth(self) -> Mouth:
+        if self._mouth is None:
+            self._mouth = Mouth(self.outgoing, History(self.settings.history_items), self.output_rate_hz)
+        return self._mouth
+
+    @property
+    def has_mouth(self) -> bool:
+        return self._mouth is not None
+
+    @property
+    def reply(self) -> Reply | None:
+        return self._mouth.reply if self._mouth is not None else None
+
+    def enqueue_reply(self, create: ev.ReplyCreate) -> None:
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append(create)
+
+    @property
+    def the_lanes(self) -> Lanes:
+        if self.lanes is None:
+            self.lanes = Lanes(self.settings.stages)
+        return self.lanes
+
+    def outbox_of(self, stage: str) -> Outbox | None:  # hot
+        ear = self.ear
+        if stage == "vad":
+            return ear.outbox if ear is not None else None
+        if stage == self.settings.hears_with:
+            return ear.capture if ear is not None else None
+        reply = self.reply
+        if reply is None:
+            return None
+        return reply.ask if stage == "reply" else reply.say
+
+    def needs(self, stage: str) -> bool:  # hot
+        if self.phase is Phase.CLOSED:
+            return False
+        ear, hears_with = self.ear, self.settings.hears_with
+        if stage == "vad":
+            return ear is not None and ear.detector is not None
+        if stage == hears_with:
+            return (
+                ear is not None
+                and bool(self.transcripts)
+                and (ear.capturing_turn > 0 or not ear.capture.is_empty)
+            )
+        reply = self.reply
+        if reply is None:
+            return False
+        if stage == "reply":
+            return not reply.is_finished_asking
+        return reply.speaks and hears_with != "reply"
+
+    def lower_deadline(self, deadline_ms: float) -> None:
+        if deadline_ms < self.deadline_ms:
+            self.deadline_ms = deadline_ms
+
+    @property
+    def the_gate(self) -> BusyGate:
+        if self.gate is None:
+            self.gate = BusyGate(self.settings.backpressure)
+        return self.gate
+
+    @property
+    def credit_ms(self) -> float:
+        """How much audio the client may send before the oldest would be shed."""
+        lag_ms = self.ear.lag_ms if self.ear is not None else 0.0
+        return max(self.settings.backpressure.max_backlog_ms - lag_ms, 0.0)
+
+    def emit(self, event: ev.ServerEvent) -> None:
+        self.outgoing.append(event)
+
+    def accounting(self) -> ev.Accounting:
+        return accounting(self.ear, self.settings.hears_with)
+
+    def counters(self) -> dict[str, float]:
+        """Every counter of the session, for its closing log line."""
+        mouth, books = self._mouth, self.accounting()
+        spoken = mouth.samples_sent if mouth is not None else 0
+        return {
+            "turns": self.turn,
+            "replies": mouth.replies if mouth is not None else 0,
+            "interruptions": mouth.interruptions if mouth is not None else 0,
+            "reply_audio_ms": round(spoken * 1000.0 / self.output_rate_hz, 1),
+            "busy_signals": self.gate.signals if self.gate is not None else 0,
+            "received_ms": books.received_ms,
+            "consumed_ms": books.consumed_ms,
+            "dropped_ms": books.dropped_ms,
+            "discarded_ms": books.discarded_ms,
+        }

@@ -4,7 +4,7 @@ The slot ring beside what a user would otherwise pick: ``multiprocessing.Pipe``,
 ``multiprocessing.Queue``, and ``run_in_executor`` on a ``ProcessPoolExecutor``. Two real processes each time; the
 sender pushes in bursts, as a loop does that reads many sockets per tick; the receiver sleeps when there is nothing.
 Both get the payload as ``bytes``. CPU is what the kernel charges both processes, waiting excluded. The ring is the
-server's own, with its usual sizes; 10 MiB cross it in pieces of a quarter of the ring.
+server's own, with its usual sizes; 10 MiB cross it in pieces of 128 KiB.
 
 The limit is one ``memcpy`` of the payload in one process, into memory that its core does not hold in cache: what
 another core has just read, it does not. The same copy within the cache is shown too; no transfer can reach it.
@@ -40,7 +40,7 @@ SIZES = {640: "640 B", 3200: "3,200 B", 65536: "64 KiB", 10 * MIB: "10 MiB"}
 HEAD = struct.Struct("@6q")  # the peers carry the same fields as a ring's record
 
 CONFIG = ChannelConfig()
-PIECE_BYTES = CONFIG.request_slots // 4 * CONFIG.slot_bytes - HEADER_BYTES
+PIECE_BYTES = 32 * CONFIG.slot_bytes - HEADER_BYTES
 UNCACHED_BYTES = 64 * MIB  # of destinations in rotation: many times a core's cache
 
 
@@ -73,7 +73,7 @@ def receive_from_ring(_: None, control: Connection, warm: int, count: int) -> No
 
     def consume(left: int) -> None:
         while left:
-            records = worker.receive()
+            records = worker.receive(64)
             if not records:
                 worker.wait(1000)
             left -= len(records)

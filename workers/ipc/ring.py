@@ -32,7 +32,9 @@ _pack_header = HEADER.pack_into
 _unpack_header = HEADER.unpack_from
 _new_record = tuple.__new__  # half the cost of Record(...), which goes through a Python-level __new__
 
-SENT_NS_OFFSET = 32  # of a header: kind, stream, turn, seq come before it
+# A burst ends behind this many bytes of long records: copying more than a core's cache holds, into memory that the
+# allocator must fetch from the kernel and give back each time, costs twice as much.
+LONG_BURST_BYTES = 256 * 1024
 
 
 class RecordTooLarge(ValueError):
@@ -63,6 +65,8 @@ class TrySend(Protocol):
 
 class Receive(Protocol):
     """Take up to ``limit`` records, oldest first; an empty list when there are none. Never blocks.
+
+    Long records end a burst early (LONG_BURST_BYTES), so fewer than ``limit`` does not mean that none are left.
 
     Raises RingCorrupt when the producer's memory is damaged, ValueError when the ring is closed.
     """
@@ -278,7 +282,7 @@ class Consumer:
         self._is_asleep = False
 
     def receive(self, limit: int = 512) -> list[Record]:
-        """See Receive. The slots of the whole burst are given back with one store."""
+        """See Receive. The slots of the whole burst are given back with one store, behind it."""
         # hot
         if self._is_asleep:
             self.wake()
@@ -298,6 +302,7 @@ class Consumer:
         slot_payload = slot_bytes - HEADER_BYTES
         records: list[Record] = []
         append = records.append
+        long_bytes = 0
         while tail != head and limit > 0:
             start = slots_offset + (tail & mask) * slot_bytes
             kind, stream, turn, seq, sent_ns, size = _unpack_header(memory, start)
@@ -307,6 +312,9 @@ class Consumer:
                 tail += 1
             else:
                 payload, tail = self._take_long(tail, head, size)
+                long_bytes += size
+                if long_bytes >= LONG_BURST_BYTES:
+                    limit = 0
             append(_new_record(Record, (kind, stream, turn, seq, payload, sent_ns)))
             limit -= 1
         if not self._is_store_ordered:

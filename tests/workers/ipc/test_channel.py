@@ -12,6 +12,7 @@ import pytest
 from workers.ipc.channel import ChannelConfig, Flight, FlightState, RecordTooLarge, ServerEnd, WorkerEnd
 from workers.ipc.messages import Record
 from workers.ipc.platform import PORTABLE, Platform, choose_platform
+from workers.ipc.ring import LONG_BURST_BYTES
 
 SMALL = ChannelConfig(request_slots=8, result_slots=4, slot_bytes=256)
 WEAKLY_ORDERED = Platform(
@@ -259,3 +260,17 @@ def test_results_of_a_dead_worker_can_still_be_received(ends: Ends) -> None:
     assert [record.payload for record in server.receive()] == [b"last words"]
     server.try_send(2, 1, 0, 0)
     server.ring_bell()
+
+
+def test_long_records_end_a_burst_early_and_nothing_waits_unseen() -> None:
+    server = ServerEnd.create(ChannelConfig())
+    worker = WorkerEnd.attach(server.worker_fds())
+    try:
+        payload = bytes(LONG_BURST_BYTES // 2)
+        assert all(server.try_send(2, 1, 0, seq, payload) for seq in range(3))
+        assert [record.seq for record in worker.receive()] == [0, 1]
+        assert worker.wait(60_000) == []  # does not sleep: one is left
+        assert [record.seq for record in worker.receive()] == [2]
+    finally:
+        worker.close()
+        server.close()

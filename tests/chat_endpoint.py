@@ -1,0 +1,278 @@
+"""A real chat-completions endpoint on a local port, for tests: HTTP/1.1 with keep-alive, and answers by script.
+
+Each request takes the next script; without one it gets the last again. Nothing here waits for time: an answer that is to be slow
+waits for its ``gate``, and one that is to hang waits until the client has gone.
+
+    async with ChatEndpoint(Answer(["Hello", " there."])) as endpoint:
+        ... endpoint.base_url ... endpoint.requests[0].body["messages"]
+
+``python -m tests.chat_endpoint [port]`` serves an answer that repeats what it was asked, for trying things by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Tool:
+    """A tool call; its arguments are streamed in the given pieces."""
+
+    name: str
+    arguments: Sequence[str]
+    call_id: str = "call_1"
+
+
+@dataclass
+class Answer:
+    """Deltas of text, then tool calls, then the finish reason, usage (if asked for) and ``[DONE]``."""
+
+    deltas: Sequence[str] | Callable[[dict[str, Any]], Sequence[str]] = ()
+    tools: Sequence[Tool] = ()
+    finish_reason: str = "stop"
+    usage: tuple[int, int] = (7, 5)
+    hold_before: int | None = None  # wait for ``gate`` before this delta
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    has_done: bool = True
+    streams: bool = True
+    end: str = "\n\n"
+
+
+@dataclass
+class Status:
+    """An HTTP error."""
+
+    status: int
+    body: str = '{"error": {"message": "secret detail of the endpoint", "type": "x"}}'
+    retry_after: str = ""
+
+
+@dataclass
+class Silent:
+    """Takes the request and never answers."""
+
+
+@dataclass
+class Broken:
+    """Sends these deltas, then drops the connection."""
+
+    deltas: Sequence[str] = ()
+
+
+@dataclass
+class Raw:
+    """Sends this as the body of a 200 with this content type."""
+
+    body: bytes
+    content_type: str = "text/event-stream"
+
+
+Script = Answer | Status | Silent | Broken | Raw
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class ChatEndpoint:
+    """``requests``: calls of chat completions; ``probes``: other GETs; ``connections``: accepted so far; ``abandoned``:
+    answers whose client left before the end."""
+
+    def __init__(self, *scripts: Script, port: int = 0) -> None:
+        self.scripts = list(scripts)
+        self.requests: list[Request] = []
+        self.probes: list[str] = []
+        self.connections = 0
+        self.abandoned = 0
+        self._port = port
+        self._changed = asyncio.Condition()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    async def __aenter__(self) -> ChatEndpoint:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Until ``condition`` holds; it is looked at after each change of the lists and counters above."""
+        async with self._changed:
+            await self._changed.wait_for(condition)
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self.connections += 1
+        try:
+            while (request := await _read_request(reader)) is not None:
+                if request.method == "GET":
+                    self.probes.append(request.path)
+                    _write(writer, 200, "application/json", b'{"data": []}')
+                else:
+                    self.requests.append(request)
+                    await self._notify()
+                    script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+                    if not await self._play(script, request, reader, writer):
+                        return
+                await writer.drain()
+                await self._notify()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _play(
+        self, script: Script, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """False: the connection is over."""
+        if isinstance(script, Status):
+            extra = f"Retry-After: {script.retry_after}\r\n" if script.retry_after else ""
+            _write(writer, script.status, "application/json", script.body.encode(), extra)
+            return True
+        if isinstance(script, Raw):
+            _write(writer, 200, script.content_type, script.body)
+            return True
+        if isinstance(script, Silent):
+            return await self._wait_until_left(reader)
+        if isinstance(script, Broken):
+            _begin_stream(writer)
+            for delta in script.deltas:
+                _write_chunk(writer, _event(_text(delta)))
+            await writer.drain()
+            return False
+        if not script.streams:
+            _write(writer, 200, "application/json", json.dumps(_whole(script, request)).encode())
+            return True
+        return await self._stream(script, request, reader, writer)
+
+    async def _stream(
+        self, script: Answer, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        _begin_stream(writer)
+        events = _events(script, request)
+        for index, event in enumerate(events):
+            if index == script.hold_before:
+                await writer.drain()
+                gate = asyncio.ensure_future(script.gate.wait())
+                gone = asyncio.ensure_future(self._wait_until_left(reader))
+                done, waiting = await asyncio.wait({gate, gone}, return_when=asyncio.FIRST_COMPLETED)
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+                if gone in done:
+                    return False
+            _write_chunk(writer, f"data: {event}{script.end}")
+        writer.write(b"0\r\n\r\n")
+        return True
+
+    async def _wait_until_left(self, reader: asyncio.StreamReader) -> bool:
+        await reader.read(1)
+        self.abandoned += 1
+        await self._notify()
+        return False
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Request | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.IncompleteReadError:
+        return None
+    first, *lines = head.strip().split("\r\n")
+    method, path, _ = first.split(" ")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return Request(method, path, headers, json.loads(body) if body else {})
+
+
+def _write(
+    writer: asyncio.StreamWriter, status: int, content_type: str, body: bytes, extra: str = ""
+) -> None:
+    head = (
+        f"HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
+    )
+    writer.write(head.encode() + body)
+
+
+def _begin_stream(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+
+def _write_chunk(writer: asyncio.StreamWriter, text: str) -> None:
+    data = text.encode()
+    writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+def _event(value: object) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def _text(delta: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": delta}, "finish_reason": None}]}
+
+
+def _deltas(script: Answer, request: Request) -> Sequence[str]:
+    return script.deltas(request.body) if callable(script.deltas) else script.deltas
+
+
+def _events(script: Answer, request: Request) -> list[str]:
+    events: list[Any] = [_text(delta) for delta in _deltas(script, request)]
+    for index, tool in enumerate(script.tools):
+        head = {"index": index, "id": tool.call_id, "type": "function"}
+        calls: list[dict[str, Any]] = [{**head, "function": {"name": tool.name, "arguments": ""}}]
+        calls += [{"index": index, "function": {"arguments": piece}} for piece in tool.arguments]
+        events += [{"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]} for call in calls]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": script.finish_reason}]})
+    if request.body.get("stream_options", {}).get("include_usage"):
+        asked, answered = script.usage
+        usage = {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+        events.append({"choices": [], "usage": usage})
+    return [json.dumps(event) for event in events] + (["[DONE]"] if script.has_done else [])
+
+
+def _whole(script: Answer, request: Request) -> dict[str, Any]:
+    message = {"role": "assistant", "content": "".join(_deltas(script, request))}
+    usage = dict(zip(("prompt_tokens", "completion_tokens"), script.usage, strict=True))
+    return {"choices": [{"message": message, "finish_reason": script.finish_reason}], "usage": usage}
+
+
+def repeat(body: dict[str, Any]) -> list[str]:
+    """Deltas that say again what was asked last."""
+    asked = next((one["content"] for one in reversed(body["messages"]) if one["role"] == "user"), "nothing")
+    return [word + " " for word in f"You said: {asked}. Is that right?".split()]
+
+
+async def _serve(port: int) -> None:
+    async with ChatEndpoint(Answer(repeat), port=port) as endpoint:
+        print(endpoint.base_url, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(int(sys.argv[1]) if len(sys.argv) > 1 else 8900))

@@ -8,14 +8,17 @@ it is full.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from clients.connecting import ConnectFailed, ConnectionLost, Refused
@@ -23,7 +26,7 @@ from clients.conversation import Conversation, TurnReport
 from clients.local_server import LocalServer, ServerFailed
 from clients.made_speech import LINES, NoSpeech, make_speech
 from clients.recording import Recording, read_recording, write_wav
-from clients.timeline import Timeline, latency_table, speech_seconds
+from clients.timeline import Timeline, latency_table, make_console, speech_seconds
 from clients.voice import VoiceClient
 from voiceserver.events import ServerBusy, ServerEvent, SessionReady, SpeechStarted, TranscriptPartial
 
@@ -45,7 +48,7 @@ SMALL = {
 
 
 def main() -> None:
-    console = Console()
+    console = make_console()
     try:
         code = asyncio.run(demo(console))
     except KeyboardInterrupt:
@@ -76,7 +79,7 @@ async def demo(console: Console) -> int:
         console.rule(f"3. {CALLERS} callers at once, for {DECODERS} decoders and {PLACES} places")
         await crowd(console, server.url, recordings[0])
     console.rule("4. your turn")
-    _print_how_to(console, recordings)
+    _print_how_to(console)
     console.print(f"[dim]The whole demo took {time.monotonic() - began_s:.0f} s; its server is down.[/dim]")
     return 0 if reports and all(report.done is not None for report in reports) else 1
 
@@ -162,7 +165,7 @@ async def _call(index: int, view: CallerView, url: str, recording: Recording) ->
             reports = await conversation.hold([recording])
     except Refused as refusal:
         view.is_refused = True
-        view.state = f"refused: {refusal.reason}"
+        view.state = "refused at the door (HTTP 503)"
         view.told = f"retry in {refusal.retry_after_ms / 1000:.0f} s"
         return
     except (ConnectFailed, ConnectionLost) as error:
@@ -175,30 +178,31 @@ async def _call(index: int, view: CallerView, url: str, recording: Recording) ->
 
 
 def crowd_table(views: Sequence[CallerView]) -> Table:
-    table = Table()
-    table.add_column("caller", justify="right")
-    table.add_column("what it hears", min_width=34)
-    table.add_column("busy signals", justify="right")
-    table.add_column("worst lag (ms)", justify="right")
-    table.add_column("last told", min_width=34)
-    table.add_column("answered after (ms)", justify="right")
+    table = Table(box=SIMPLE)
+    table.add_column("caller", justify="right", no_wrap=True)
+    table.add_column("what it hears", min_width=32, no_wrap=True, overflow="ellipsis")
+    table.add_column("busy signals", justify="right", no_wrap=True)
+    table.add_column("worst lag", justify="right", no_wrap=True)
+    table.add_column("last told", min_width=24, no_wrap=True, overflow="ellipsis")
+    table.add_column("first audio", justify="right", no_wrap=True)
     for index, view in enumerate(views):
         state = f"served: “{view.transcript}”" if view.answer_ms is not None else view.state
         table.add_row(
             str(index + 1),
             state,
             str(view.busy_signals or ""),
-            f"{view.worst_lag_ms:.0f}" if view.busy_signals else "",
+            f"{view.worst_lag_ms:.0f} ms" if view.busy_signals else "",
             view.told,
-            "" if view.answer_ms is None else f"{view.answer_ms:.0f}",
+            "" if view.answer_ms is None else f"{view.answer_ms:.0f} ms",
             style="yellow" if view.is_refused else "green" if view.answer_ms is not None else "",
         )
     return table
 
 
-def _print_how_to(console: Console, recordings: Sequence[Recording]) -> None:
+def _print_how_to(console: Console) -> None:
     home = "" if sys.prefix == sys.base_prefix else str(Path(sys.prefix).name) + "/bin/"
-    speech = recordings[0].name if recordings[0].name.endswith(".wav") else "speech.wav"
+    recorded = RECORDED / SCRIPT[0]
+    speech = os.path.relpath(recorded) if recorded.is_file() else "speech.wav"
     console.print("Start a server, and talk to it from a second terminal:\n")
     for command, meaning in (
         (f"{home}voiceserver serve", "the default engines on port 8765"),
@@ -206,7 +210,8 @@ def _print_how_to(console: Console, recordings: Sequence[Recording]) -> None:
         (f"{home}python -m clients.talk --mic", "your own voice (pip install 'voiceserver[mic]')"),
         ("curl http://127.0.0.1:8765/v1/capacity", "what the server carries right now"),
     ):
-        console.print(f"  [bold]{command}[/bold]   [dim]{meaning}[/dim]", highlight=False, soft_wrap=True)
+        line = f"  [bold]{escape(command)}[/bold]   [dim]{escape(meaning)}[/dim]"
+        console.print(line, highlight=False, soft_wrap=True)
     console.print()
 
 

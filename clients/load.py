@@ -36,6 +36,7 @@ from clients.callers import (
 )
 from clients.histogram import Histogram
 from clients.recording import BadRecording, Recording, read_recording
+from clients.timeline import make_console
 
 RATE_HZ = 16_000
 CONNECTING_AT_ONCE = 256
@@ -330,13 +331,13 @@ def load(
         if processes > 1:
             shared = [*map(str, files or []), f"--url={url}", f"--seconds={seconds}", f"--ping-s={ping_s}"]
             return await spread(shared, processes, plan)
-        return await (Load(plan).run() if tally else watch(Load(plan), Console()))
+        return await (Load(plan).run() if tally else watch(Load(plan), make_console()))
 
     result = run_to_end(run)
     if tally:
         print(tally_to_json(result))
     elif processes > 1:
-        Console().print(status_table(result, plan, seconds))
+        make_console().print(status_table(result, plan, seconds))
 
 
 def run_to_end(main: Callable[[], Awaitable[Tally]]) -> Tally:

@@ -20,7 +20,7 @@ from rich.console import Console
 from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused
 from clients.conversation import Conversation, OnEvent, TurnReport
 from clients.recording import BadRecording, Recording, read_recording, write_wav
-from clients.timeline import Timeline, latency_table, speech_seconds
+from clients.timeline import Timeline, latency_table, make_console, speech_seconds
 from clients.voice import VoiceClient
 from voiceserver.events import ReplyAudio, ServerEvent
 
@@ -77,7 +77,7 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
             from clients.microphone import MicrophoneMissing, converse_live
 
             try:
-                asyncio.run(converse_live(options.url, options.rate_hz, Timeline(Console()).show_event))
+                asyncio.run(converse_live(options.url, options.rate_hz, Timeline(make_console()).show_event))
             except MicrophoneMissing as error:
                 return _complain(str(error), EXIT_USAGE)
             return 0
@@ -91,7 +91,7 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
 
 
 async def _converse(recordings: list[Recording], options: Options) -> int:
-    console = Console()
+    console = make_console()
     timeline = Timeline(console)
     on_event: OnEvent = _print_json if options.is_json else timeline.show_event
     on_speak = None if options.is_json else timeline.show_recording

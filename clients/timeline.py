@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -113,6 +115,11 @@ def _describe_server(event: ServerEvent) -> Row | None:
             return None
 
 
+def make_console() -> Console:
+    """A pipe or a log has no width of its own, and a table that folds its figures is of no use there."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
 class Timeline:
     """Prints rows as they happen. Audio is one line per reply, at its first byte."""
 
@@ -147,12 +154,12 @@ class Timeline:
 
 def latency_table(reports: Iterable[TurnReport]) -> Table:
     """Where the time of each turn went, in ms: the server's measured split, and what this client saw."""
-    table = Table(title="Where the time went (ms)", title_justify="left")
-    table.add_column("turn", justify="right")
-    table.add_column("heard", overflow="fold", max_width=44)
-    for name in ("endpointing", "STT", "reply", "TTS", "first audio", "seen here", "speech"):
-        table.add_column(name, justify="right")
-    table.add_column("end")
+    table = Table(title="Where the time went (ms)", title_justify="left", box=SIMPLE)
+    table.add_column("turn", justify="right", no_wrap=True)
+    table.add_column("heard", no_wrap=True, overflow="ellipsis", min_width=12)
+    for name in ("silence", "STT", "reply", "TTS", "first audio", "seen here"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("end", no_wrap=True)
     for report in reports:
         timings = report.done.timings if report.done else Timings()
         table.add_row(
@@ -164,11 +171,10 @@ def latency_table(reports: Iterable[TurnReport]) -> Table:
             _number(timings.tts_ms),
             _number(timings.first_audio_ms),
             _number(report.answer_ms),
-            _number(timings.audio_ms if report.done else None),
             report.done.reason if report.done else "no answer",
         )
     table.caption = (
-        "endpointing: the silence waited for; first audio: from the end-of-turn decision to the first byte"
+        "silence: what endpointing waited for; first audio: from the end-of-turn decision to the first byte"
     )
     table.caption_justify = "left"
     return table

@@ -184,7 +184,8 @@ class LocalPool(ChannelPool):
             forkserver.fork(self._request(lane), self._spec, [*end.worker_fds(), theirs.fileno()])
         end.close_worker_fds()
         self._loop.add_reader(end.result_fd(), self.drain, lane)
-        end.rearm()
+        if end.rearm():  # the worker was ready before we listened, and rings for a sleeper only
+            self._loop.call_soon(self.drain, lane)
 
     def end_worker(self, lane: Lane) -> None:
         process = self._processes.get(lane.index)

@@ -148,6 +148,8 @@ async def crowd(console: Console, url: str, recording: Recording) -> None:
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+    if not console.is_terminal:
+        console.print()  # a live table ends without a newline there
     refused = sum(view.is_refused for view in views)
     told = sum(view.busy_signals > 0 for view in views)
     served = sum(view.answer_ms is not None for view in views)

@@ -156,7 +156,7 @@ def latency_table(reports: Iterable[TurnReport]) -> Table:
     """Where the time of each turn went, in ms: the server's measured split, and what this client saw."""
     table = Table(title="Where the time went (ms)", title_justify="left", box=SIMPLE)
     table.add_column("turn", justify="right", no_wrap=True)
-    table.add_column("heard", no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("heard", no_wrap=True, overflow="ellipsis", max_width=40)
     for name in ("silence", "STT", "reply", "TTS", "first audio", "seen here"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("end", no_wrap=True)

@@ -204,12 +204,14 @@ class OpenAICodec:
         out, before = self._out, self._out.settings
         out.settings = after
         self._set_rates(after)
-        out.updates.append((answer, after))
+        awaited = (answer, after)
+        out.updates.append(awaited)
 
         def undo() -> None:
-            out.settings = before
-            self._set_rates(before)
-            out.updates.pop()
+            if awaited in out.updates:
+                out.updates.remove(awaited)
+                out.settings = before
+                self._set_rates(before)
 
         self._undo = undo
 
@@ -243,6 +245,7 @@ class OpenAICodec:
 
     def _commit(self, event: schema.CommitEvent) -> Received:
         buffered_ms, odd = self._buffered_ms, self._odd
+        commits = self._out.commits
         if self._out.settings.turn_detection is None:
             if buffered_ms < MIN_COMMIT_MS:
                 self._refuse(
@@ -250,13 +253,13 @@ class OpenAICodec:
                     "Error committing input audio buffer: buffer too small. Expected at least "
                     f"{MIN_COMMIT_MS:.0f}ms of audio, but buffer only has {buffered_ms:.2f}ms of audio.",
                 )
-            self._out.commits.append((buffered_ms, ""))
+            commits.append((buffered_ms, ""))
         self._buffered_ms, self._odd = 0.0, b""
 
         def undo() -> None:
             self._buffered_ms, self._odd = buffered_ms, odd
-            if self._out.settings.turn_detection is None:
-                self._out.commits.pop()
+            if commits and commits[-1] == (buffered_ms, ""):
+                commits.pop()
 
         self._undo = undo
         return [InputCommit(creates_reply=False)]
@@ -318,7 +321,7 @@ class OpenAICodec:
         self._has_heard = True
         heard_ms = len(pcm) * 500.0 / self.input_rate_hz
         self._out.commits.append((heard_ms, item_id))
-        self._undo = lambda: self._out.commits.remove((heard_ms, item_id))
+        self._undo = lambda: self._out.commits.clear()  # the session answers each commit at once
         return [Audio(pcm), InputCommit(key=item_id, creates_reply=False)]
 
     def _knows_call(self, call_id: str) -> bool:
@@ -385,14 +388,9 @@ class OpenAICodec:
         response_id = out.writer.new_id("resp")
         create, options = read_create(body, response_id, out.settings, out.conversation)
         out.expect_response(response_id, options)
-        undo_voice = self._undo
-
-        def undo() -> None:
-            out.forget_response(response_id)
-            if undo_voice is not None:
-                undo_voice()
-
-        self._undo = undo
+        self._undo = lambda: out.forget_response(
+            response_id
+        )  # a voice that came with it stays: the session took it
         return [*events, create]
 
     def _response_voice(self, body: schema.ResponseBody) -> Received:

@@ -76,7 +76,11 @@ def engines() -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(f"voiceserver {importlib.metadata.version('voiceserver')}")
+    try:
+        installed = importlib.metadata.version("voiceserver")
+    except importlib.metadata.PackageNotFoundError:
+        installed = "(not installed, run from its sources)"
+    typer.echo(f"voiceserver {installed}")
 
 
 def _load(config: Path | None, settings: list[str] | None, flags: list[tuple[str, str, str]]) -> Loaded:

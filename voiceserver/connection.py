@@ -216,6 +216,8 @@ class Connection(Pump, asyncio.Protocol):
             self._close_by(now_ms + CLOSE_TIMEOUT_MS)
 
     def end_stream(self) -> None:
+        """Say our last, then wait a little for the peer's end: to close on unread bytes would reset the connection, and
+        the peer would lose what we said."""
         self._is_ended = True
         self._hub.flush_later(self)
         self._close_by(self._hub.clock() + CLOSE_TIMEOUT_MS)
@@ -227,7 +229,9 @@ class Connection(Pump, asyncio.Protocol):
             return
         if outbox:
             transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
-        if self._is_ended:
+        if self._is_ended and transport.can_write_eof():
+            transport.write_eof()
+        elif self._is_ended:  # TLS has no half-closed state
             transport.close()
 
     # ------------------------------------------------------------------------------------------------------- time

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import os
 import random
 import resource
 import signal
@@ -168,7 +169,8 @@ class Server:
                 ssl=tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None,
             )
         except OSError as error:
-            reason = error.strerror or str(error)
+            # The loop's own text repeats the address.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise StartError(f"cannot listen on {server.host}:{server.port}: {reason}") from None
 
     async def _start_pools(self) -> None:

@@ -100,17 +100,25 @@ class MemoryTransport:
         self.data = bytearray()
         self.writes = 0
         self.is_closed = False
+        self.is_ended = False  # our half is closed
         self.is_aborted = False
         self.is_reading_now = True
         self.high = 0
 
     def write(self, data: bytes) -> None:
         assert not self.is_closed
+        assert not self.is_ended
         self.data += data
         self.writes += 1
 
     def close(self) -> None:
         self.is_closed = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.is_ended = True
 
     def abort(self) -> None:
         self.is_aborted = True

@@ -112,7 +112,7 @@ def test_a_broken_standard_is_said_accounted_and_closed(frame: bytes, close_code
     assert line.types() == ["session.ready", "error", "session.closing"]
     assert line.events()[1]["code"] == code
     assert line.close_code == close_code
-    assert line.transport.is_closed
+    assert line.transport.is_ended
     line.lose()
     assert shell.logged[-1]["code"] == close_code
 
@@ -124,7 +124,7 @@ def test_the_peers_close_is_answered_and_everything_is_given_back() -> None:
     line.receive(masked(Opcode.CLOSE, struct.pack("!H", 1000) + b"bye"))
     assert line.close_code == 1000
     assert line.frames()[-1].opcode is Opcode.CLOSE
-    assert line.transport.is_closed
+    assert line.transport.is_ended
     line.lose()
     assert shell.pools["vad"].streams[0].is_closed
     assert shell.admission.taken == 0
@@ -213,7 +213,7 @@ def test_a_handshake_that_never_finishes_ends_by_408() -> None:
     assert not line.transport.data
     shell.loop.advance(5.0)
     assert line.status == 408
-    assert line.transport.is_closed
+    assert line.transport.is_ended
     shell.loop.advance(CLOSE_TIMEOUT_MS + 5.0)
     assert line.transport.is_aborted
 
@@ -221,7 +221,7 @@ def test_a_handshake_that_never_finishes_ends_by_408() -> None:
 def test_a_head_without_end_is_refused_by_size() -> None:
     line = Shell("vad").call(b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000)
     assert line.status == 431
-    assert line.transport.is_closed
+    assert line.transport.is_ended
 
 
 def test_tls_on_the_plain_port_costs_one_log_line() -> None:
@@ -283,7 +283,7 @@ def test_a_peer_that_never_answers_the_close_is_dropped() -> None:
     line = shell.call()
     line.receive(text({"type": "session.close"}))
     assert line.close_code == 1000
-    assert not line.transport.is_closed
+    assert not line.transport.is_ended
     shell.loop.advance(CLOSE_TIMEOUT_MS + 5.0)
     assert line.transport.is_aborted
 

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.voiceserver.shell import Shell, upgrade
+from voiceserver.backpressure import Admission
+from voiceserver.errors import ProtocolError
+from voiceserver.http import Caller, Response, Router, Upgrade, error_response, json_response
+from voiceserver.wire import Codec
+from voiceserver.wire.native import codec_for
+
+
+def get(path: str, method: str = "GET", more: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: test\r\n{more}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (get("/nope"), 404, "not_found"),
+        (get("/v1/stream"), 426, "upgrade_required"),
+        (get("/healthz", "POST"), 405, "method_not_allowed"),
+        (get("/healthz", "POST", "Content-Length: 5\r\n"), 405, "method_not_allowed"),
+        (get("/v1/stream", "HEAD"), 405, "method_not_allowed"),
+        (get("/healthz", more="Content-Length: 5\r\n"), 400, "bad_request"),
+        (b"hello world\r\n\r\n", 400, "bad_request"),
+        (b"GET / HTTP/3\r\n\r\n", 400, "bad_request"),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", 400, "bad_request"),
+        (get("/" + "a" * 9_000), 414, "request_too_large"),
+        (get("/", more="X: " + "a" * 9_000 + "\r\n"), 431, "request_too_large"),
+        (get("/", more="X: a\r\n" * 200), 431, "request_too_large"),
+        (upgrade("/healthz"), 404, "not_found"),
+        (upgrade("/v1/stream?rate=7"), 400, "unsupported_rate"),
+        (upgrade("/v1/stream?rte=8000"), 400, "unknown_parameter"),
+        (upgrade().replace(b"-Version: 13", b"-Version: 12"), 400, "bad_handshake"),
+        (upgrade().replace(b"dGhlIHNhbXBsZSBub25jZQ==", b"short"), 400, "bad_handshake"),
+        (upgrade().replace(b"HTTP/1.1", b"HTTP/1.0"), 505, "bad_handshake"),
+    ],
+)
+def test_a_refusal_is_json_with_a_code_and_closes(head: bytes, status: int, code: str) -> None:
+    line = Shell("vad").call(head)
+    assert (line.status, line.body["error"]["code"]) == (status, code)
+    assert line.body["error"]["message"].endswith(".")
+    assert line.transport.is_ended
+
+
+def test_a_bad_rate_names_the_parameter() -> None:
+    assert Shell("vad").call(upgrade("/v1/stream?rate=7")).body["error"]["param"] == "rate"
+
+
+def test_the_usual_headers_say_what_to_do_instead() -> None:
+    assert b"\r\nAllow: GET\r\n" in Shell("vad").call(get("/healthz", "PUT")).transport.data
+    assert b"\r\nUpgrade: websocket\r\n" in Shell("vad").call(get("/v1/stream")).transport.data
+
+
+def test_health_readiness_capacity_and_metrics() -> None:
+    shell = Shell("vad", "stt")
+    assert shell.call(get("/healthz?x=1")).body == {"status": "ok"}
+    assert shell.call(get("/readyz")).body == {"status": "ready", "why": []}
+    shell.pools["stt"].ready = False
+    unready = shell.call(get("/readyz"))
+    assert (unready.status, unready.body["why"]) == (503, [{"reason": "no worker is ready", "stage": "stt"}])
+    shell.pools["stt"].ready = True
+    shell.router.is_draining = True
+    assert shell.call(get("/readyz")).body["why"] == [{"reason": "draining"}]
+    stages = shell.call(get("/v1/capacity")).body["stages"]
+    assert list(stages) == ["vad", "stt"]
+    assert set(stages["vad"]) >= {"workers", "streams", "free", "lag_ms"}
+
+
+def test_metrics_tell_what_happened() -> None:
+    shell = Shell("vad")
+    shell.metrics.observe_pools(lambda: [pool.stats() for pool in shell.pools.values()])
+    line = shell.call()
+    shell.call(get("/nope")).lose()
+    text = shell.call(get("/metrics")).transport.data.decode()
+    assert 'voiceserver_sessions_opened_total{wire="native"} 1.0' in text
+    assert 'voiceserver_http_responses_total{status="404"} 1.0' in text
+    assert 'voiceserver_stage_streams{stage="vad"} 0.0' in text
+    assert "voiceserver_sessions 1.0" in text
+    line.lose()
+    text = shell.call(get("/metrics")).transport.data.decode()
+    assert 'voiceserver_sessions_closed_total{code="1006",wire="native"} 1.0' in text
+
+
+def make_router() -> Router:
+    router = Router(Admission(0, 0, "connection", 1.0), random.Random(1))
+
+    def wire(caller: Caller) -> Codec:
+        if caller.query.get("bad"):
+            raise ProtocolError("bad", "Bad.", param="bad")
+        return codec_for(16_000, 24_000)
+
+    router.wires["/"] = wire
+    router.pages["/"] = lambda caller: json_response(200, {"page": True})
+    return router
+
+
+def test_one_path_may_be_a_page_and_a_websocket() -> None:
+    router = make_router()
+    assert isinstance(page := router.answer(get("/"), 0.0), Response)
+    assert page.status == 200
+    assert isinstance(router.answer(upgrade("/"), 0.0), Upgrade)
+
+
+def test_the_auth_hook_refuses_before_a_codec_or_a_place_is_taken() -> None:
+    router = make_router()
+    router.auth = lambda caller: (
+        None
+        if caller.headers.get("Authorization") == "Bearer x"
+        else error_response(401, "unauthorized", "Who?")
+    )
+    refused = router.answer(upgrade("/?bad=1"), 0.0)
+    assert isinstance(refused, Response)
+    assert refused.status == 401
+    assert isinstance(router.answer(upgrade("/", "Authorization: Bearer x\r\n"), 0.0), Upgrade)
+
+
+def test_a_subprotocol_is_selected_only_if_offered() -> None:
+    router = make_router()
+    codec = codec_for(16_000, 24_000)
+
+    class Realtime:
+        name = "openai"
+        subprotocol = "realtime"
+        input_rate_hz = codec.input_rate_hz
+        output_rate_hz = codec.output_rate_hz
+        receive_text = codec.receive_text
+        receive_binary = codec.receive_binary
+        encode = codec.encode
+        encode_protocol_error = codec.encode_protocol_error
+        frames_to_send = codec.frames_to_send
+
+    router.wires["/"] = lambda caller: Realtime()
+    offered = router.answer(upgrade("/", "Sec-WebSocket-Protocol: x-key.abc, realtime\r\n"), 0.0)
+    plain = router.answer(upgrade("/"), 0.0)
+    other = router.answer(upgrade("/", "Sec-WebSocket-Protocol: graphql\r\n"), 0.0)
+    assert isinstance(offered, Upgrade)
+    assert isinstance(plain, Upgrade)
+    assert isinstance(other, Upgrade)
+    assert b"Sec-WebSocket-Protocol: realtime\r\n" in offered.data
+    assert b"Protocol:" not in plain.data
+    assert b"Protocol:" not in other.data

@@ -332,6 +332,8 @@ class ChannelPool(ABC):
             limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
             lane.max_streams = min(limits, default=0)
             lane.state = LaneState.READY
+            if lane.end is not None:
+                lane.pid = lane.end.flight().worker_pid  # the hello may overtake the forkserver's answer
             self.on_ready(lane)
             if lane.is_trial:
                 self._call_soon(partial(self._offer_places, to_all=True))

@@ -125,10 +125,12 @@ class LocalPool(ChannelPool):
         try:
             await asyncio.wait_for(asyncio.shield(self._first_answer), FIRST_ANSWER_MS / 1000)
         except TimeoutError:
-            return
+            return  # still loading, and is_ready will tell
         except ConfigError:
             await self.stop()
             raise
+        finally:
+            self._first_answer = None
 
     async def stop(self) -> None:
         if self._is_stopping:

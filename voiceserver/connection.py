@@ -173,6 +173,7 @@ class Connection(Pump, asyncio.Protocol):
         hub = self._hub
         self._codec = codec = upgrade.codec
         self._ticket = upgrade.ticket
+        self.max_message_bytes = getattr(codec, "max_message_bytes", self.max_message_bytes)
         hub.join()
         self._heard_ms = self._active_ms = self._opened_ms = now_ms
         self._armed_ms = math.inf

@@ -85,9 +85,10 @@ class Judge(ServerProtocol):
 class Framing:
     """Bytes in by ``feed``, messages out by the ``receive_*`` hooks, bytes out by ``write``. Subclasses give the hooks."""
 
-    __slots__ = ("_inbox", "_judge", "_needed")
+    __slots__ = ("_inbox", "_judge", "_needed", "max_message_bytes")
 
-    def __init__(self) -> None:
+    def __init__(self, max_message_bytes: int) -> None:
+        self.max_message_bytes = max_message_bytes
         self._inbox: bytearray | None = (
             None  # bytes that are not yet a frame, or wait for this connection's turn
         )
@@ -95,10 +96,6 @@ class Framing:
         self._judge: Judge | None = None
 
     # ------------------------------------------------------------------------------------------------------- hooks
-
-    @property
-    def max_message_bytes(self) -> int:
-        raise NotImplementedError
 
     def receive_binary(self, payload: bytes) -> None:
         raise NotImplementedError

@@ -85,7 +85,6 @@ class Hub:
         "connections",
         "facts",
         "log",
-        "max_message_bytes",
         "metrics",
         "now_ms",
         "on_empty",
@@ -109,7 +108,6 @@ class Hub:
     ) -> None:
         self._loop = loop
         self.config = config
-        self.max_message_bytes = config.server.max_message_bytes
         self.settings = Settings.from_config(config)
         self.facts = Facts()
         self.pools = pools

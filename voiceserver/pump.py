@@ -35,7 +35,7 @@ class Pump(Framing):
     __slots__ = ("_active_ms", "_armed_ms", "_codec", "_hub", "_opened_ms", "_session", "_streams")
 
     def __init__(self, hub: Hub) -> None:
-        super().__init__()
+        super().__init__(hub.config.server.max_message_bytes)
         self._hub = hub
         self._codec: Codec | None = None
         self._session: Session | None = None
@@ -59,10 +59,6 @@ class Pump(Framing):
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------- messages in
-
-    @property
-    def max_message_bytes(self) -> int:
-        return self._hub.max_message_bytes
 
     def receive_binary(self, payload: bytes) -> None:  # hot
         session = self._session
@@ -104,6 +100,9 @@ class Pump(Framing):
         assert self._codec is not None
         self._hub.metrics.count_error(error.code)
         self._queue(self._codec.encode_protocol_error(error))
+        if self._session is not None:  # the codec may have taken a change of format back
+            self._session.input_rate_hz = self._codec.input_rate_hz
+            self._session.output_rate_hz = self._codec.output_rate_hz
         if error.close_code is not None and self._session is not None:
             self._session.fail(error.code, str(error), error.close_code, self._hub.now_ms)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -12,7 +13,8 @@ from voiceserver.config import Config
 from voiceserver.http import Caller, Response, Router, json_response
 from voiceserver.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
-from voiceserver.wire import Codec, native
+from voiceserver.settings import Settings
+from voiceserver.wire import Codec, native, openai
 
 
 class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,9 +43,17 @@ def build_router(
     jitter: random.Random,
 ) -> Router:
     router = Router(admission, jitter)
+    turn_detection = Settings.from_config(config).options.turn_detection
 
     def stream(caller: Caller) -> Codec:
         return native.codec_from_query(caller.query, config.session.output_rate_hz)
+
+    def realtime(caller: Caller) -> Codec:
+        headers = caller.headers
+        offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
+        beta = ",".join(headers.get_all("OpenAI-Beta"))
+        request = openai.read_request(caller.query, beta, offered)
+        return openai.codec_for(request, secrets.token_hex(8), turn_detection)
 
     def health(caller: Caller) -> Response:
         return json_response(200, {"status": "ok"})
@@ -61,6 +71,7 @@ def build_router(
         return json_response(200, value)
 
     router.wires[native.PATH] = stream
+    router.wires[openai.PATH] = realtime
     router.pages["/healthz"] = health
     router.pages["/readyz"] = ready
     router.pages["/metrics"] = metrics_page

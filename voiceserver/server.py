@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib
 import os
 import random
 import resource
@@ -70,11 +69,9 @@ def check_engines(loaded: Loaded) -> None:
 def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
     """The pool for a stage: of processes if its engine computes, of tasks on the loop if it waits for a network."""
     if registry.resolve(config.engine).is_remote:
-        module = importlib.import_module("voiceserver.pool.http")
-        return cast(
-            "Pool",
-            module.HttpPool(stage=stage, engine=config.engine, params=config.params, on_event=on_event),
-        )
+        from voiceserver.pool.chat import chat_pool
+
+        return chat_pool(stage, config, on_event=on_event)
     from voiceserver.pool.local import LocalPool
 
     return LocalPool(

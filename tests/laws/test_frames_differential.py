@@ -34,13 +34,9 @@ class Recorder(Framing):
     __slots__ = ("heard", "is_waiting")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(LIMIT)
         self.heard = Heard()
         self.is_waiting = False
-
-    @property
-    def max_message_bytes(self) -> int:
-        return LIMIT
 
     def receive_binary(self, payload: bytes) -> None:
         assert type(payload) is bytes

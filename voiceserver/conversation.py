@@ -191,6 +191,7 @@ def start_reply(
     session.idle_from_ms = math.inf
     session.interrupted = None
     if hears:
+        reply.needs_tts = False
         reply.ask.mark_sent()
     if utterance is not None and utterance.decided_ms is not None:
         reply.decided_ms = utterance.decided_ms

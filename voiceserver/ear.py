@@ -17,6 +17,7 @@ from voiceserver.outbox import Outbox
 from voiceserver.turn import TurnDetector
 from workers.ipc.messages import RequestKind
 
+DATA = RequestKind.DATA
 WARM_MS = 200.0  # kept beside the padding, so that a replayed detector starts warm
 
 
@@ -78,17 +79,19 @@ class Ear:
     def receive(self, pcm: bytes, now_ms: float) -> None:  # hot
         samples = len(pcm) >> 1
         self.received_seq += samples
-        self.outbox.append(RequestKind.DATA, 0, self.received_seq, pcm, samples, now_ms)
+        self.outbox.append(DATA, 0, self.received_seq, pcm, samples, now_ms)
 
     def pass_through(self) -> None:
         """Nothing detects turns: what was received counts as heard, and is captured."""
         self.consume(self.received_seq)
 
     def consume(self, seq: int) -> None:  # hot
-        self.outbox.consume(seq)
+        outbox = self.outbox
+        outbox.consume(seq)
+        consumed_seq = outbox.consumed_seq
         if self._turn:
-            self._capture_until(self.outbox.consumed_seq)
-        self.outbox.commit(self.outbox.consumed_seq - self._keep)
+            self._capture_until(consumed_seq)
+        outbox.commit(consumed_seq - self._keep)
 
     def begin(self, turn: int, from_ms: float, decided_ms: float, now_ms: float) -> float:
         """Capture for ``turn`` from ``from_ms`` on, but nothing twice; returns where it really begins.

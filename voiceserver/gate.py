@@ -77,17 +77,15 @@ class BusyGate:
         if now_ms >= self.signalled_ms + self._config.busy_repeat_ms and (overdue or self.dropped_ms):
             self.is_degraded |= any(wait.lag_ms is not None and wait.step != "waiting" for wait in overdue)
             return self._signal(overdue, credit_ms, now_ms)
-        if self.dropped_ms or any(now_ms - wait.since_ms > self._calm_ms(wait) for wait in waits):
+        if overdue or self.dropped_ms or any(self._is_late(wait, now_ms) for wait in waits):
             return None
         self.is_busy = self.is_degraded = False
         self.cued_position = -1
         return ServerReady(stage=self._last_stage, credit_ms=round(credit_ms, 1))
 
-    def _calm_ms(self, wait: Wait) -> float:
+    def _is_late(self, wait: Wait, now_ms: float) -> bool:
         """Audio comes all the time, so its recovery needs hysteresis; a request is taken once."""
-        if wait.lag_ms is None:
-            return wait.patience_ms
-        return min(self._config.ready_below_ms, wait.patience_ms)
+        return wait.lag_ms is not None and now_ms - wait.since_ms > self._config.ready_below_ms
 
     def announce(self, wait: Wait, credit_ms: float, now_ms: float) -> ServerBusy:
         """Say so at once: a worker was lost, audio was shed, a place was refused."""

@@ -53,6 +53,7 @@ class Reply:
         "first_text_at_ms",
         "input_tokens",
         "is_finished_asking",
+        "needs_tts",
         "output_rate_hz",
         "output_tokens",
         "plays_from_ms",
@@ -71,6 +72,7 @@ class Reply:
         self.turn = turn
         self.create = create
         self.speaks = speaks
+        self.needs_tts = speaks  # False where the reply stage speaks itself
         self.output_rate_hz = output_rate_hz
         self.asked_ms = now_ms
         self.progress_ms = now_ms  # when a stage last answered
@@ -115,7 +117,7 @@ class Reply:
         self._sentences.append(text)
         if self.first_text_at_ms is None:
             self.first_text_at_ms = now_ms
-        if self.speaks:
+        if self.needs_tts:
             self.say.append(
                 RequestKind.DATA, self.turn, len(self._sentences), text.strip().encode(), 1, now_ms
             )
@@ -157,7 +159,7 @@ class Reply:
 
     @property
     def is_complete(self) -> bool:
-        return self.is_finished_asking and (not self.speaks or self.say.is_empty)
+        return self.is_finished_asking and (not self.needs_tts or self.say.is_empty)
 
     def heard_text(self, played_ms: float) -> str:
         """The text that fits into ``played_ms`` of audio: whole sentences, and words in proportion of the last."""
@@ -172,7 +174,8 @@ class Reply:
         heard: list[str] = []
         unheard: list[str] = []
         begin = 0
-        for index, sentence in enumerate(self._sentences):
+        sentences = self._sentences if self.needs_tts else [self.text]
+        for index, sentence in enumerate(sentences):
             is_whole = index < len(self._audio_ends)
             end = self._audio_ends[index] if is_whole else self.samples_sent
             words = sentence.split()

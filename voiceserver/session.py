@@ -32,6 +32,7 @@ __all__ = ["Phase", "Session"]
 
 SPEECH = int(ResultKind.SPEECH)
 OPENED = int(ResultKind.OPENED)
+OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
 
 PHASES: dict[Phase, frozenset[Phase]] = {
     Phase.OPENING: frozenset({Phase.OPEN, Phase.CLOSED}),
@@ -148,11 +149,11 @@ class Session(SessionState):
                 "audio_misaligned", f"PCM16 has 2 bytes a sample, so {len(pcm)} bytes end in half a sample"
             )
         ear = self.ear
-        if ear is None or self.phase is not Phase.OPEN:
-            if self.phase is Phase.CLOSED:
+        if ear is None or self.phase is not OPEN:
+            if self.phase is CLOSED:
                 return
             ear = ear or self._make_ear()
-            if self.phase is not Phase.OPEN:
+            if self.phase is not OPEN:
                 ear.outbox.refuse(len(pcm) >> 1)
                 return
         if not ear.outbox.backlog:
@@ -180,14 +181,14 @@ class Session(SessionState):
 
     def receive_result(self, stage: str, record: Record, now_ms: float) -> None:  # hot
         """One result of a stage's stream. FAILED ends the turn, not the session."""
-        if record.kind == OPENED or self.phase is Phase.CLOSED:
+        if record.kind == OPENED or self.phase is CLOSED:
             return
         ear = self.ear
         if stage == "vad":
             if ear is None:
                 return
             self._receive_vad(ear, record, now_ms)
-            if self.gate is None and not self.outgoing and self.phase is Phase.OPEN:
+            if self.gate is None and not self.outgoing and self.phase is OPEN:
                 return
         elif stage == self.settings.hears_with:
             if ear is not None:
@@ -229,7 +230,7 @@ class Session(SessionState):
 
     def _after(self, now_ms: float) -> None:
         """What follows from any change: replies that waited, recovery, the end of a draining session, the next deadline."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is CLOSED:
             return
         if self.queue and self.reply is None and not (self.transcripts and self.transcripts.is_pending):
             conversation.start_reply(self, self.queue.popleft(), now_ms)
@@ -321,7 +322,7 @@ class Session(SessionState):
 
     def lose_stream(self, stage: str, reason: str, now_ms: float) -> None:
         """The stage's worker is gone. The caller hears it at once; what was not committed goes out again."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is CLOSED:
             return
         if reason == "quarantined":
             self._quarantine(stage, now_ms)
@@ -352,7 +353,7 @@ class Session(SessionState):
 
     def handle_timer(self, now_ms: float) -> None:
         """Call at ``deadline_ms`` or later; earlier calls do no harm."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is CLOSED:
             return
         self.deadline_ms = math.inf
         pressure.evaluate(self, now_ms)

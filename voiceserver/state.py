@@ -31,6 +31,9 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+CLOSED = Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
+
+
 class SessionState:
     __slots__ = (
         "_mouth",
@@ -152,12 +155,12 @@ class SessionState:
         return reply.ask if stage == "reply" else reply.say
 
     def needs(self, stage: str) -> bool:  # hot
-        if self.phase is Phase.CLOSED:
+        ear = self.ear
+        if self.phase is CLOSED:
             return False
-        ear, hears_with = self.ear, self.settings.hears_with
         if stage == "vad":
             return ear is not None and ear.detector is not None
-        if stage == hears_with:
+        if stage == self.settings.hears_with:
             return (
                 ear is not None
                 and bool(self.transcripts)
@@ -168,7 +171,7 @@ class SessionState:
             return False
         if stage == "reply":
             return not reply.is_finished_asking
-        return reply.speaks and hears_with != "reply"
+        return reply.needs_tts
 
     def lower_deadline(self, deadline_ms: float) -> None:
         if deadline_ms < self.deadline_ms:

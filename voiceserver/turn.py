@@ -60,9 +60,12 @@ class TurnDetector:
         if (
             not self.is_speaking
             and not self._run_ms
-            and max(probabilities, default=0.0) < self.settings.threshold
+            and probabilities
+            and max(probabilities) < self.settings.threshold
         ):
-            self.clock_ms = max(self.clock_ms, start_ms + window_ms * len(probabilities))
+            end_ms = start_ms + window_ms * len(probabilities)
+            if end_ms > self.clock_ms:
+                self.clock_ms = end_ms
             return []
         decisions: list[Start | Stop] = []
         for probability in probabilities:

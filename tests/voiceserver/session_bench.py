@@ -51,6 +51,7 @@ class Bench:
         self.refuses: dict[str, Refusal] = {}
         self.events: list[ev.ServerEvent] = []
         self.vad_answers = True
+        self.stt_answers = True
         self.vad_seq = 0
         self.seq = 0
         self.session.open(self.now_ms)
@@ -125,6 +126,8 @@ class Bench:
             self.pump()
             if self.vad_answers:
                 self.answer_vad(probability)
+            if self.stt_answers and "stt" in self.open_stages:
+                self.take_stt()
 
     def answer_vad(self, probability: float) -> None:
         windows = (self.seq - self.vad_seq) * 1000 // RATE_HZ // CHUNK_MS

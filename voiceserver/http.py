@@ -1,13 +1,14 @@
 """HTTP beside WebSocket on one port: what each path answers, decided before any upgrade.
 
-A router has ``pages`` (path -> response) and ``wires`` (path -> codec). A path may be both: the Upgrade header
-decides. Every refusal is JSON, ``{"error": {"code", "message", "param"}}``, and closes the connection.
+A router has ``pages`` (path -> response), ``actions`` (the same, asked for with POST and without a body) and ``wires``
+(path -> codec). A path may be both a page and a wire: the Upgrade header decides. Every refusal is JSON,
+``{"error": {"code", "message", "param"}}``, and closes the connection.
 
 =====  ============================================================================
 400    a bad query or a bad handshake; the message names the parameter
 401/3  what the auth hook says
 404    no such path
-405    anything but GET
+405    another method than the path has
 426    plain HTTP on a WebSocket path
 503    at capacity or draining, with Retry-After
 =====  ============================================================================
@@ -36,11 +37,13 @@ DRAIN_RETRY_MS = 5_000.0
 
 
 class Caller(NamedTuple):
-    """Who asks for what, before anything was promised. ``query`` has the last value of each name."""
+    """Who asks for what, before anything was promised. ``query`` has the last value of each name; ``peer`` is the address of
+    the other end of the socket."""
 
     path: str
     query: Mapping[str, str]
     headers: Headers
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +103,31 @@ class Router:
 
     def __init__(self, admission: Admission, jitter: random.Random) -> None:
         self.pages: dict[str, Page] = {}
+        self.actions: dict[str, Page] = {}
         self.wires: dict[str, CodecFactory] = {}
         self.auth: AuthHook | None = None
         self.is_draining = False
         self._admission = admission
         self._jitter = jitter
 
-    def answer(self, head: bytes, now_ms: float) -> Response | Upgrade:
+    def answer(self, head: bytes, now_ms: float, peer: str = "") -> Response | Upgrade:
         """The answer to one request head. Raises nothing for what a client sent."""
         try:
             handshake = read_handshake(head)
         except BadRequest as error:
             return error_response(error.status, error.code, error.message)
         path, _, query = handshake.path.partition("?")
-        caller = Caller(path, dict(parse_qsl(query, keep_blank_values=True)), handshake.headers)
-        if path not in self.wires and path not in self.pages:
-            paths = ", ".join(sorted({*self.wires, *self.pages}))
-            return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {paths}.")
-        if handshake.method != "GET":
-            return error_response(405, "method_not_allowed", "Only GET is answered here.", ("Allow", "GET"))
+        caller = Caller(path, dict(parse_qsl(query, keep_blank_values=True)), handshake.headers, peer)
+        paths = {*self.wires, *self.pages, *self.actions}
+        if path not in paths:
+            listed = ", ".join(sorted(paths))
+            return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
+        method = "POST" if path in self.actions else "GET"
+        if handshake.method != method:
+            message = f"Only {method} is answered here."
+            return error_response(405, "method_not_allowed", message, ("Allow", method))
+        if method == "POST":
+            return self.actions[path](caller)
         if handshake.is_upgrade:
             return self._upgrade(handshake, caller, now_ms)
         page = self.pages.get(path)

@@ -22,12 +22,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from voiceserver import events as ev
-from voiceserver.pool import PoolStats
+from voiceserver.pool import PoolStats, WorkerStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _TURN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0)
 _PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    labels: dict[str, str]
+    value: float
 
 
 class Metrics:
@@ -125,6 +130,14 @@ class Metrics:
     def to_text(self) -> bytes:
         return generate_latest(self._registry)
 
+    def to_samples(self) -> dict[str, list[Sample]]:
+        """The same as values: by name, each with its labels."""
+        found: dict[str, list[Sample]] = {}
+        for family in self._registry.collect():
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
+        return found
+
 
 class _PoolCollector(Collector):
     def __init__(self, stats: Callable[[], Sequence[PoolStats]]) -> None:
@@ -145,6 +158,7 @@ class _PoolCollector(Collector):
         )
         yield _workers(pools)
         yield _restarts(pools)
+        yield from _each_worker(pools)
 
 
 def _by_stage(
@@ -171,6 +185,35 @@ def _restarts(pools: Iterable[PoolStats]) -> CounterMetricFamily:
     for pool in pools:
         family.add_metric([pool.stage], pool.restarts)
     return family
+
+
+def _each_worker(pools: Sequence[PoolStats]) -> Iterator[Metric]:
+    labels = ["stage", "worker"]
+    state = GaugeMetricFamily(
+        "voiceserver_worker_state", "1 for the state that a worker is in.", labels=[*labels, "state"]
+    )
+    gauges: dict[str, tuple[str, Callable[[WorkerStats], float]]] = {
+        "streams": ("Open streams of one worker.", lambda worker: worker.streams),
+        "queued": ("Requests that the worker has not taken.", lambda worker: worker.queued),
+        "queue_age_seconds": ("Age of the oldest of them.", lambda worker: worker.queue_age_ms / 1000.0),
+        "step_seconds": ("Moving average of one engine step.", lambda worker: worker.service_ms / 1000.0),
+    }
+    counters: dict[str, tuple[str, Callable[[WorkerStats], float]]] = {
+        "steps": ("Engine steps: batches.", lambda worker: worker.batches),
+        "items": ("Items in those batches.", lambda worker: worker.items),
+    }
+    families: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[WorkerStats], float]]] = []
+    for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+        for name, (text, value_of) in table.items():
+            families.append((kind(f"voiceserver_worker_{name}", text, labels=labels), value_of))
+    for pool in pools:
+        for worker in pool.workers:
+            key = [pool.stage, str(worker.index)]
+            state.add_metric([*key, worker.state], 1.0)
+            for family, value_of in families:
+                family.add_metric(key, value_of(worker))
+    yield state
+    yield from (family for family, _ in families)
 
 
 class StageCapacity(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ class TurnReport:
     first_audio_ms: float | None = None
     done_ms: float | None = None
     transcript: str = ""
+    is_answering: bool = False
     reply: str = ""
     audio_bytes: int = 0
     done: ReplyDone | None = None
@@ -97,7 +98,7 @@ class Exchange:
             case TranscriptFailed(turn=turn):
                 self._turn(turn).final_ms = now_ms
             case ReplyStarted(turn=turn):
-                self._turn(turn)
+                self._turn(turn).is_answering = True
             case ReplyAudio(turn=turn, pcm=pcm):
                 self._hear(self._turn(turn), pcm, now_ms)
             case ReplyDone(turn=turn):
@@ -112,16 +113,28 @@ class Exchange:
                 pass
 
     def is_settled(self, now_ms: float) -> bool:
-        """Nothing is being heard, and every turn so far has its answer (or had no words, and none came)."""
-        return not self.is_hearing and not any(
-            self._is_open(report, now_ms) for report in self.turns.values()
-        )
-
-    def _is_open(self, report: TurnReport, now_ms: float) -> bool:
-        if report.done is not None:
+        """Nothing is being heard, and all is answered that will be: a turn into which the caller went on speaking before its
+        reply began is answered with the next one, and a turn without words may stay unanswered."""
+        if self.is_hearing or any(
+            report.is_answering and report.done is None for report in self.turns.values()
+        ):
             return False
-        has_no_words = report.final_ms is not None and not report.transcript
-        return not has_no_words or now_ms - (report.final_ms or now_ms) < EMPTY_TURN_MS
+        return not self.turns or not self._is_waiting(self.turns[max(self.turns)], now_ms)
+
+    def _is_waiting(self, last: TurnReport, now_ms: float) -> bool:
+        if last.done is not None:
+            return False
+        has_no_words = last.final_ms is not None and not last.transcript
+        return not has_no_words or now_ms - (last.final_ms or now_ms) < EMPTY_TURN_MS
+
+    @property
+    def is_answered(self) -> bool:
+        """The last thing that was said has its answer, and no answer failed."""
+        if not self.turns or self.turns[max(self.turns)].done is None:
+            return False
+        return not any(
+            report.done is not None and report.done.reason == "failed" for report in self.turns.values()
+        )
 
     def _hear(self, report: TurnReport, pcm: bytes, now_ms: float) -> None:
         if report.first_audio_ms is None:

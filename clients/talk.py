@@ -104,8 +104,7 @@ async def _converse(recordings: list[Recording], options: Options) -> int:
             _write_reply(conversation, options.out)
     if not options.is_json:
         _print_summary(console, conversation, reports, options.out)
-    is_answered = bool(reports) and all(report.done is not None for report in reports)
-    return 0 if is_answered else EXIT_UNANSWERED
+    return 0 if conversation.exchange.is_answered else EXIT_UNANSWERED
 
 
 def _write_reply(conversation: Conversation, out: Path | None) -> None:
@@ -126,12 +125,13 @@ def _print_summary(
         console.print(f"Reply written to {out} ({length_s:.1f} s)")
 
 
+# ``t_ms`` is when this client heard it, since the conversation began; an event's own ``at_ms`` is on the clock of its audio.
 def _print_json(at_ms: float, event: ServerEvent) -> None:
     if isinstance(event, ReplyAudio):
         body: dict[str, object] = {"type": "reply.audio", "turn": event.turn, "bytes": len(event.pcm)}
     else:
         body = msgspec.to_builtins(event)
-    print(msgspec.json.encode({"at_ms": round(at_ms, 3), **body}).decode(), flush=True)
+    print(msgspec.json.encode({"t_ms": round(at_ms, 3), **body}).decode(), flush=True)
 
 
 def _complain(message: str, code: int) -> int:

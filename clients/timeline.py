@@ -171,7 +171,7 @@ def latency_table(reports: Iterable[TurnReport]) -> Table:
             _number(timings.tts_ms),
             _number(timings.first_audio_ms),
             _number(report.answer_ms),
-            report.done.reason if report.done else "no answer",
+            report.done.reason if report.done else "caller went on",
         )
     table.caption = (
         "silence: what endpointing waited for; first audio: from the end-of-turn decision to the first byte"

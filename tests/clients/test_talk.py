@@ -106,6 +106,30 @@ class TestExchange:
             exchange.receive_event(event, now_ms)
             assert exchange.is_settled(now_ms) is is_settled, event
 
+    def test_a_turn_that_the_caller_went_on_from_is_answered_with_the_next(self) -> None:
+        exchange = Exchange()
+        for event in (
+            SpeechStarted(1, 0),
+            SpeechStopped(1, 900),
+            SpeechStarted(2, 1_000),
+            SpeechStopped(2, 1_900),
+        ):
+            exchange.receive_event(event, 0)
+        exchange.receive_event(TranscriptFinal(1, "and so"), 0)
+        assert not exchange.is_settled(1e6)
+        assert not exchange.is_answered
+        for event in (TranscriptFinal(2, "my friends"), ReplyStarted(2), ReplyDone(2, "completed")):
+            exchange.receive_event(event, 0)
+        assert exchange.is_settled(0)
+        assert exchange.is_answered
+
+    def test_a_failed_reply_is_no_answer(self) -> None:
+        exchange = Exchange()
+        for event in (SpeechStarted(1, 0), SpeechStopped(1, 900), ReplyStarted(1), ReplyDone(1, "failed")):
+            exchange.receive_event(event, 0)
+        assert exchange.is_settled(0)
+        assert not exchange.is_answered
+
     def test_a_turn_without_words_may_stay_unanswered(self) -> None:
         exchange = Exchange()
         for event in (SpeechStarted(1, 0), SpeechStopped(1, 900), TranscriptFinal(1, "")):
@@ -201,7 +225,7 @@ class TestTalk:
         assert await run_talk(answer_all, tone(tmp_path / "t.wav", 16_000, 1), is_json=True) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [line["type"] for line in lines][-2:] == ["reply.done", "session.closing"]
-        assert all(line["at_ms"] >= 0 for line in lines)
+        assert all(line["t_ms"] >= 0 for line in lines)
 
     async def test_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tone(tmp_path / "t.wav", 16_000, 1)

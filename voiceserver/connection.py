@@ -151,7 +151,7 @@ class Connection(Pump, asyncio.Protocol):
             self._answer(error_response(431, "request_too_large", "The request head is too large."))
             return
         end += len(HEAD_END)
-        answer = self._hub.router.answer(bytes(inbox[:end]), now_ms)
+        answer = self._hub.router.answer(bytes(inbox[:end]), now_ms, self._address())
         if isinstance(answer, Response):
             self._answer(answer)
             return
@@ -326,6 +326,10 @@ class Connection(Pump, asyncio.Protocol):
         self._is_ended = True
         if self._transport is not None:
             self._transport.abort()
+
+    def _address(self) -> str:
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if peer else ""
 
     def _peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import uvloop
 
+from voiceserver import pages
 from voiceserver.backpressure import Admission
 from voiceserver.config import Config, Loaded, StageConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
@@ -103,6 +104,9 @@ class Server:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._loop_lag_ms = 0.0
         self._frozen = 0
+        self.on_drain_asked: Callable[[], None] = lambda: (
+            None
+        )  # somebody pressed the button; begin and return
         self.hub: Hub
 
     @property
@@ -132,6 +136,7 @@ class Server:
         self.router = build_router(
             config, self._pools, admission, self.metrics, lambda: self._loop_lag_ms, jitter
         )
+        pages.add(self.router, self.metrics, lambda: self.on_drain_asked())
         self.hub = Hub(
             self._loop,
             config,
@@ -195,7 +200,11 @@ class Server:
         facts.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
         facts.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
         facts.local_time = time.strftime("%Y-%m-%d %H:%M")
-        if len(self.hub.connections) >= self._frozen + _FREEZE_STEP:
+        connections = len(self.hub.connections)
+        if connections >= self._frozen + _FREEZE_STEP:
+            self._freeze()
+        elif connections * 2 < self._frozen - _FREEZE_STEP:
+            gc.unfreeze()
             self._freeze()
         self._timers["refresh"] = self._loop.call_later(FACTS_MS / 1000.0, self._refresh)
 
@@ -267,6 +276,7 @@ async def _serve(config: Config) -> int:
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    server.on_drain_asked = lambda: signals.put_nowait(signal.SIGTERM)
     starting = asyncio.ensure_future(server.start())
     asked = asyncio.ensure_future(signals.get())
     await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -190,9 +190,7 @@ class PocketSphinx:
 
     def _start(self, state: _Stream) -> None:
         mean = _channel_mean(state.decoder, bytes(state.pending[: self._cmn_bytes]))
-        state.decoder.set_cmn(mean)
-        # Without it the front end's noise estimate passes from one utterance to the next.
-        state.decoder.start_stream()
+        _forget_channel(state.decoder, mean)
         state.decoder.start_utt()
         state.is_started = True
 
@@ -233,12 +231,11 @@ def _agree(state: _Stream) -> bool:
 
 def _channel_mean(decoder: Decoder, audio: bytes) -> str:
     """The cepstral mean of ``audio`` (PCM16), leaning on the prior, in the form that ``set_cmn`` takes."""
-    decoder.set_cmn(_cmn_text(_PRIOR_MEAN))
     frames = (len(audio) - _FRAME_BYTES) // _HOP_BYTES + 1
     if frames < 1:
         return _cmn_text(_PRIOR_MEAN)
     # Features only, no search: a tenth of a millisecond per 10 ms frame at most.
-    decoder.start_stream()
+    _forget_channel(decoder, _cmn_text(_PRIOR_MEAN))
     decoder.start_utt()
     decoder.process_raw(audio, True, False)
     blended = [float(value) for value in decoder.get_cmn(True).split(",")]
@@ -248,6 +245,12 @@ def _channel_mean(decoder: Decoder, audio: bytes) -> str:
         total = value * (_FRAMES_OF_SET_MEAN + frames) - prior * _FRAMES_OF_SET_MEAN
         means.append((total + prior * _PRIOR_FRAMES) / (frames + _PRIOR_FRAMES))
     return _cmn_text(means)
+
+
+def _forget_channel(decoder: Decoder, mean: str) -> None:
+    # A new front end: the old one keeps an estimate of the noise, which would pass to the next utterance.
+    decoder.reinit_feat()
+    decoder.set_cmn(mean)
 
 
 def _cmn_text(mean: Sequence[float]) -> str:

@@ -88,6 +88,7 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
+        self._children: dict[tuple[str, ...], Counter] = {}
         self._audio_of = {
             fate: self._audio.labels(fate) for fate in ("received", "consumed", "dropped", "discarded")
         }
@@ -99,33 +100,40 @@ class Metrics:
 
     def count_opened(self, wire: str) -> None:
         self.sessions.inc()
-        self._opened.labels(wire).inc()
+        self._inc(self._opened, wire)
 
     def count_closed(self, wire: str, code: int, accounting: ev.Accounting) -> None:
         self.sessions.dec()
-        self._closed.labels(wire, code).inc()
+        self._inc(self._closed, wire, str(code))
         for fate, counter in self._audio_of.items():
             counter.inc(max(getattr(accounting, f"{fate}_ms"), 0.0) / 1000.0)
 
     def count_refused(self, reason: str) -> None:
-        self._refused.labels(reason).inc()
+        self._inc(self._refused, reason)
 
     def count_http(self, status: int) -> None:
-        self._http.labels(status).inc()
+        self._inc(self._http, str(status))
 
     def count_error(self, code: str) -> None:
-        self._errors.labels(code).inc()
+        self._inc(self._errors, code)
 
     def observe(self, event: ev.ServerEvent) -> None:
         """Count what an event says; most say nothing."""
         if type(event) is ev.ServerBusy:
-            self._busy.labels(event.stage, event.reason).inc()
+            self._inc(self._busy, event.stage, event.reason)
         elif type(event) is ev.ReplyDone:
-            self._replies.labels(event.reason).inc()
+            self._inc(self._replies, event.reason)
             for part, histogram in self._part_of.items():
                 took_ms = getattr(event.timings, f"{part}_ms")
                 if took_ms is not None:
                     histogram.observe(took_ms / 1000.0)
+
+    def _inc(self, counter: Counter, *labels: str) -> None:
+        key = (counter._name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = counter.labels(*labels)
+        child.inc()
 
     def to_text(self) -> bytes:
         return generate_latest(self._registry)

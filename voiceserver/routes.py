@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -15,6 +16,8 @@ from voiceserver.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
 from voiceserver.settings import Settings
 from voiceserver.wire import Codec, native, openai
+
+LOOP_TOO_LATE_MS: Final = 500.0  # a smoothed lag above this: the server is not ready for more callers
 
 
 class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,7 +62,7 @@ def build_router(
         return json_response(200, {"status": "ok"})
 
     def ready(caller: Caller) -> Response:
-        why = reasons_unready(pools, router.is_draining)
+        why = reasons_unready(pools, router.is_draining, loop_lag_ms())
         return json_response(503 if why else 200, {"status": "unavailable" if why else "ready", "why": why})
 
     def metrics_page(caller: Caller) -> Response:
@@ -79,7 +82,11 @@ def build_router(
     return router
 
 
-def reasons_unready(pools: Mapping[str, Pool], is_draining: bool) -> Sequence[Unready]:
+def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> Sequence[Unready]:
     """Why no caller should be sent here now; empty when one may."""
     why = [Unready("no worker is ready", name) for name, pool in pools.items() if not pool.is_ready()]
-    return [Unready("draining"), *why] if is_draining else why
+    if loop_lag_ms > LOOP_TOO_LATE_MS:
+        why.insert(0, Unready(f"the event loop runs {loop_lag_ms:.0f} ms late"))
+    if is_draining:
+        why.insert(0, Unready("draining"))
+    return why

@@ -6,9 +6,11 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.e2e.serving import ENVIRONMENT, SMALL, ServerProcess, serving
+
+TLS = Path(__file__).with_name("tls")  # a key that guards nothing: for localhost, self-signed
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,23 @@ def test_a_tls_client_on_the_plain_port_is_one_line_in_the_log(server: ServerPro
         assert client.recv(100) == b""
     assert server.wait_for("a client speaks TLS to the plain port")["level"] == "warning"
     assert server.plain == []
+
+
+def test_tls_serves_pages_and_callers_and_closes_with_the_last_word() -> None:
+    cert, key = TLS / "cert.pem", TLS / "key.pem"
+    trust = ssl.create_default_context(cafile=str(cert))
+    with serving(*SMALL, f"server.tls_cert={cert}", f"server.tls_key={key}") as server:
+        with urllib.request.urlopen(
+            f"https://127.0.0.1:{server.port}/healthz", context=trust, timeout=30
+        ) as page:
+            assert json.load(page) == {"status": "ok"}
+        with connect(server.url.replace("ws:", "wss:"), ssl=trust) as caller:
+            caller.recv()
+            caller.send(b"odd")
+            assert json.loads(caller.recv())["code"] == "audio_misaligned"
+            caller.send(json.dumps({"type": "session.close"}))
+            events, code = events_until_close(caller)
+        assert (events[-1]["type"], code) == ("session.closing", 1000)
 
 
 def test_a_full_server_refuses_with_503_and_tells_browsers_in_band() -> None:

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
-from voiceserver.wire import Audio, Codec, Frame
+from voiceserver.wire import Audio, Codec, Frame, mulaw
 from voiceserver.wire.native import NativeCodec
 from voiceserver.wire.openai import Dialect, OpenAICodec
 from voiceserver.wire.openai.audio import AudioFormat
+from voiceserver.wire.twilio import TwilioCodec
+from voiceserver.wire.whisperlive import WhisperLiveCodec
 
 EXACT = 0.0
 COMPANDED = 1 / 16  # G.711 keeps about 12 bits: the error of a sample grows with it
@@ -39,7 +41,8 @@ class Wire:
 
     ``encode``: PCM16 as this wire's audio bytes; ``say``: one client frame that carries audio bytes; ``hear``: the PCM16
     in server frames; ``unit``: bytes of the smallest piece that a client may send; ``error``: largest relative error.
-    ``replies``: False for a wire without reply audio. ``valid``: client frames that the nonsense tests start from.
+    ``replies``: False for a wire without reply audio. ``speaks_first``: False for one that can say nothing before the
+    client's hello, and says it then. ``valid``: client frames that the nonsense tests start from.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Wire:
     hello: Sequence[Frame] = ()
     goodbye: Sequence[Frame] = ()
     replies: bool = True
+    speaks_first: bool = True
     valid: Sequence[Frame] = field(default_factory=tuple)
 
     def __str__(self) -> str:
@@ -140,10 +144,79 @@ def openai_wire(dialect: Dialect, audio_format: AudioFormat) -> Wire:
     )
 
 
+def twilio_wire() -> Wire:
+    start = {
+        "streamSid": "MZ1",
+        "callSid": "CA1",
+        "accountSid": "AC1",
+        "customParameters": {"language": "en"},
+    }
+
+    def message(event: str, **fields: object) -> str:
+        return json.dumps({"event": event, "sequenceNumber": "2", "streamSid": "MZ1", **fields})
+
+    def say(data: bytes) -> str:
+        payload = base64.b64encode(data).decode()
+        return message(
+            "media", media={"track": "inbound", "chunk": "1", "timestamp": "20", "payload": payload}
+        )
+
+    def hear(frames: Iterable[Frame]) -> bytes:
+        events = [json.loads(frame) for frame in frames]
+        payloads = [one["media"]["payload"] for one in events if one["event"] == "media"]
+        return mulaw.to_pcm(b"".join(base64.b64decode(payload) for payload in payloads))
+
+    return Wire(
+        name="twilio",
+        make=TwilioCodec,
+        rate_hz=8_000,
+        say=say,
+        hear=hear,
+        encode=mulaw.from_pcm,
+        unit=1,
+        error=COMPANDED,
+        hello=(message("start", start=start),),
+        goodbye=(message("stop", stop={"accountSid": "AC1", "callSid": "CA1"}),),
+        speaks_first=False,
+        valid=(
+            '{"event":"connected","protocol":"Call","version":"1.0.0"}',
+            message("dtmf", dtmf={"track": "inbound_track", "digit": "5"}),
+            message("mark", mark={"name": "1.1"}),
+        ),
+    )
+
+
+def whisperlive_wire(audio_format: str) -> Wire:
+    def floats(pcm: bytes) -> bytes:
+        return struct.pack(f"<{len(pcm) // 2}f", *(sample / 32768.0 for sample in samples_of(pcm)))
+
+    is_float = audio_format == "float32"
+    options = {"uid": "u", "language": "en", "task": "transcribe", "model": "small", "use_vad": True}
+    if not is_float:
+        options["audio_format"] = audio_format
+    return Wire(
+        name=f"whisperlive-{audio_format}",
+        make=WhisperLiveCodec,
+        rate_hz=16_000,
+        say=bytes,
+        hear=lambda frames: b"",
+        encode=floats if is_float else bytes,
+        unit=4 if is_float else 2,
+        hello=(json.dumps(options),),
+        goodbye=(b"END_OF_AUDIO",),
+        replies=False,
+        speaks_first=False,
+        valid=(b"\0" * 64,),
+    )
+
+
 WIRES: list[Wire] = [
     native_wire(16_000),
     native_wire(8_000),
     *(openai_wire(dialect, audio_format) for dialect in Dialect for audio_format in AudioFormat),
+    twilio_wire(),
+    whisperlive_wire("float32"),
+    whisperlive_wire("int16"),
 ]
 
 
@@ -300,7 +373,13 @@ class CodecSuite:
 
     def test_busy_is_said_in_every_state(self, wire: Wire) -> None:
         fresh = wire.make()
-        assert fresh.encode(BUSY)
+        said = fresh.encode(BUSY)
+        if not wire.speaks_first:
+            assert not said
+            assert isinstance(wire.hello[0], str)
+            fresh.receive_text(wire.hello[0].encode())
+            said = fresh.frames_to_send()
+        assert said
         codec = wire.open()
         for event in (
             ev.SpeechStarted(turn=1, at_ms=0.0),

@@ -56,7 +56,7 @@ def test_recovery_is_announced_with_hysteresis() -> None:
     assert bench.events == [], "the oldest chunk is 128 ms old"
     bench.result("vad", ResultKind.CONSUMED, 0, 6 * chunk)
     assert bench.one(ev.ServerReady) == ev.ServerReady(stage="vad", credit_ms=10_000.0 - 128.0)
-    bench.hear(160, 0.0)
+    bench.hear(96, 0.0)
     assert bench.all(ev.ServerBusy) == []
 
 

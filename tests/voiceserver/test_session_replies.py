@@ -541,7 +541,7 @@ def test_a_speech_to_speech_worker_that_dies_says_nothing_twice() -> None:
     bench = speech_to_speech()
     bench.say()
     bench.pause()
-    heard = [request for request in bench.sent["reply"]]
+    heard = list(bench.sent["reply"])
     last = heard[-1]
     bench.result("reply", ResultKind.AUDIO, 1, last[2], b"ab" * 100)
     bench.sent.clear()

@@ -72,11 +72,15 @@ def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
 
 
 def _append(session: Session, event: ev.ItemAppend, now_ms: float) -> None:
-    session.mouth.history.append(event.item, event.after_key)
+    history, after_key = session.mouth.history, event.after_key
+    is_gone = event.may_be_gone and after_key != "root" and after_key not in history
+    history.append(event.item, "" if is_gone else after_key)
 
 
 def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
-    session.mouth.history.delete(event.key)
+    history = session.mouth.history
+    if not event.may_be_gone or event.key in history:
+        history.delete(event.key)
 
 
 def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
@@ -92,7 +96,10 @@ def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
 def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
     if session.reply is None and not session.queue:
         raise ProtocolError("reply_not_active", "no reply is in progress")
-    conversation.stop_reply(session, "cancelled", now_ms)
+    if event.key and session.queue and any(one.key == event.key for one in session.queue):
+        conversation.drop_queue(session, "cancelled", event.key)
+    else:
+        conversation.stop_reply(session, "cancelled", now_ms)
 
 
 def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:

@@ -161,12 +161,22 @@ def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"
     """End the reply in progress (or the playing of the last); its turn, 0 for none."""
     reply = session.reply
     turn = session.mouth.stop(reason, now_ms)
-    session.queue = None
+    drop_queue(session, reason)
     if reply is not None:
         abandon(session, reply)
     if reason == "cancelled":
         session.interrupted = None
     return turn
+
+
+def drop_queue(session: SessionState, reason: Literal["interrupted", "cancelled"], key: str = "") -> None:
+    """Give up the replies that wait, or the one of ``key``; whoever named one hears that it is over."""
+    waiting, session.queue = session.queue or (), None
+    for create in waiting:
+        if key and create.key != key:
+            session.enqueue_reply(create)
+        elif create.key:
+            session.emit(ev.ReplyDone(turn=0, reason=reason, key=create.key))
 
 
 def abandon(session: SessionState, reply: Reply) -> None:
@@ -182,11 +192,18 @@ def start_reply(
     session: SessionState, create: ev.ReplyCreate, now_ms: float, utterance: Utterance | None = None
 ) -> None:
     settings = session.settings
-    turn = _next_turn(session) if utterance is None else utterance.turn
+    if utterance is not None:
+        turn = utterance.turn
+    elif create.is_out_of_band:  # what the caller said is still to be answered
+        session.turn += 1
+        turn = session.turn
+    else:
+        turn = _next_turn(session)
     session.replied_turn = max(session.replied_turn, turn)
     speaks = (session.options.speaks if create.speaks is None else create.speaks) and settings.can_speak
     hears = settings.hears_with == "reply"
     request = b"" if hears else reply_request(session, turn, create)
+    session.mouth.output_rate_hz = session.output_rate_hz
     reply = session.mouth.start(turn, create, speaks, request, now_ms)
     session.idle_from_ms = math.inf
     session.interrupted = None

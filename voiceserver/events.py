@@ -90,14 +90,19 @@ class InputClear(_Event, frozen=True, tag="input.clear"):
 
 
 class ItemAppend(_Event, frozen=True, tag="item.append"):
-    """Put an item into the history after ``after_key`` (empty: at the end; "root": at the start)."""
+    """Put an item into the history after ``after_key`` (empty: at the end; "root": at the start). ``may_be_gone``: the history
+    is bounded, so an ``after_key`` that it no longer has means the end."""
 
     item: HistoryItem
     after_key: str = ""
+    may_be_gone: bool = False
 
 
 class ItemDelete(_Event, frozen=True, tag="item.delete"):
+    """``may_be_gone``: no error if the history does not have it (it is bounded, and an unheard reply is not in it)."""
+
     key: str
+    may_be_gone: bool = False
 
 
 class ReplyCreate(_Event, frozen=True, tag="reply.create"):
@@ -264,7 +269,8 @@ class Timings(msgspec.Struct, frozen=True):
 
 
 class ReplyDone(_Event, frozen=True, tag="reply.done"):
-    """Always sent once for every ``ReplyStarted``. ``reason``: completed, interrupted (barge-in), cancelled (asked for),
+    """Always sent once for every ``ReplyStarted``, and once for a ``ReplyCreate`` with a key that was given up before it started
+    (``turn`` 0). ``reason``: completed, interrupted (barge-in), cancelled (asked for),
     failed (code and message), limited (max_output_tokens), filtered."""
 
     turn: int

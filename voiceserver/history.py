@@ -22,6 +22,9 @@ class History:
     def items(self) -> tuple[HistoryItem, ...]:
         return tuple(self._items)
 
+    def __contains__(self, key: str) -> bool:
+        return any(one.key == key for one in self._items)
+
     def append(self, item: HistoryItem, after_key: str = "") -> None:
         """Raises ProtocolError ``item_not_found`` for an unknown ``after_key`` and ``item_exists`` for a used key."""
         if item.key and any(one.key == item.key for one in self._items):

@@ -64,9 +64,9 @@ class Mouth:
         "_events",
         "_played_ms",
         "_playing",
-        "_rate_hz",
         "history",
         "interruptions",
+        "output_rate_hz",
         "replies",
         "reply",
         "samples_sent",
@@ -74,7 +74,7 @@ class Mouth:
 
     def __init__(self, events: list[ServerEvent], history: History, output_rate_hz: int) -> None:
         self._events = events
-        self._rate_hz = output_rate_hz
+        self.output_rate_hz = output_rate_hz  # of the next reply
         self.history = history
         self.reply: Reply | None = None
         self._playing: Reply | None = None  # the last reply that had audio
@@ -101,7 +101,7 @@ class Mouth:
         return reply
 
     def _begin(self, turn: int, create: ReplyCreate, speaks: bool, now_ms: float) -> Reply:
-        reply = Reply(turn, create, speaks, self._rate_hz, now_ms)
+        reply = Reply(turn, create, speaks, self.output_rate_hz, now_ms)
         reply.plays_from_ms = self.playing_until_ms
         self.reply = reply
         self.replies += 1

@@ -37,7 +37,8 @@ def test_a_created_item_is_told_in_full_and_goes_into_the_history() -> None:
             "content": [{"type": "input_text", "text": "hello"}],
         }
     )
-    assert client.asked == [ev.ItemAppend(item=HistoryItem(role="user", text="hello", key="mine"))]
+    item = HistoryItem(role="user", text="hello", key="mine")
+    assert client.asked == [ev.ItemAppend(item=item, may_be_gone=True)]
 
 
 def test_beta_says_created_once_and_calls_text_by_its_old_name() -> None:
@@ -80,7 +81,7 @@ def test_delete_takes_the_item_from_the_chain_and_from_the_history() -> None:
     heard, said = ids(client)
     (deleted,) = client.say("conversation.item.delete", item_id=said)
     assert (deleted["type"], deleted["item_id"]) == ("conversation.item.deleted", said)
-    assert client.asked[-1] == ev.ItemDelete(key="reply:1")
+    assert client.asked[-1] == ev.ItemDelete(key="reply:1", may_be_gone=True)
     added, _ = client.say("conversation.item.create", item=text_item())
     assert added["previous_item_id"] == heard
     assert client.error("conversation.item.retrieve", item_id=said)["code"] == "item_retrieve_invalid_item_id"

@@ -296,7 +296,7 @@ class OpenAICodec:
             self._answers.clear()
 
         self._undo = undo
-        return [ItemAppend(item=item.to_history(), after_key=key)]
+        return [ItemAppend(item=item.to_history(), after_key=key, may_be_gone=True)]
 
     def _after_key(self, after: str) -> str:
         if not after or after == ROOT or after == self._out.conversation.last_id():
@@ -346,7 +346,7 @@ class OpenAICodec:
         item = self._item("deleting", event.item_id, "item_delete_invalid_item_id")
         self._out.conversation.remove(item.id)
         self._answers.append(self._out.writer.frame("conversation.item.deleted", {"item_id": item.id}))
-        return [ItemDelete(key=item.key)]
+        return [ItemDelete(key=item.key, may_be_gone=True)]
 
     def _item_truncate(self, event: schema.ItemTruncateEvent) -> Received:
         item = self._item("truncating", event.item_id, "item_truncate_invalid_item_id")

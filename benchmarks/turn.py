@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from rich.progress import Progress
 from benchmarks.report import percentiles, print_table, store
 from clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
 from clients.local_server import LocalServer, ServerFailed
-from clients.made_speech import make_speech
+from clients.made_speech import LINES, make_speech
 from clients.recording import BYTES_PER_SAMPLE, Recording, read_recording
 from clients.voice import VoiceClient
 
@@ -60,10 +61,10 @@ async def measure(recording: Recording, turns: int, pace: float) -> list[TurnRep
 
 
 async def _listen(client: VoiceClient, exchange: Exchange, done: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
     async for event in client.events():
-        exchange.receive_event(event, loop.time() * 1000)
-        if exchange.turns and exchange.is_settled(loop.time() * 1000):
+        now_ms = time.monotonic() * 1000
+        exchange.receive_event(event, now_ms)
+        if exchange.turns and exchange.is_settled(now_ms):
             done.set()
 
 
@@ -118,9 +119,7 @@ def turn(
 ) -> None:
     """Measure the wait for an answer."""
     path = file or RECORDED / "goforward.wav"
-    recording = (
-        read_recording(path, RATE_HZ) if path.is_file() else make_speech("go forward ten meters", RATE_HZ)
-    )
+    recording = read_recording(path, RATE_HZ) if path.is_file() else make_speech(LINES[1], RATE_HZ)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             reports = runner.run(measure(recording, turns, pace))

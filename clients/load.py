@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,11 @@ class Load:
             else {}
         )
 
-    def _now_ms(self) -> float:
-        return self._loop.time() * 1000
+    @staticmethod
+    def _now_ms() -> float:
+        return (
+            time.monotonic() * 1000
+        )  # uvloop's own clock stands still within a tick, and has whole milliseconds
 
     async def run(self) -> Tally:
         ticking = asyncio.create_task(self._schedule.run(), name="schedule")

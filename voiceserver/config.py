@@ -79,6 +79,14 @@ class BackpressureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     retry_after_ms: int = 2_000  # before there is a measurement
 
 
+class TwilioConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``auth_token``: of the Twilio account; then only upgrades that Twilio has signed are let in. ``public_url``: the ``wss://``
+    address of the TwiML, where a proxy in front changes it."""
+
+    auth_token: str = ""
+    public_url: str = ""
+
+
 class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``engine`` "none" switches the stage off. ``workers`` 0: one per core up to the engine's advice."""
 
@@ -105,6 +113,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     session: SessionConfig = SessionConfig()
     backpressure: BackpressureConfig = BackpressureConfig()
+    twilio: TwilioConfig = TwilioConfig()
     stages: StagesConfig = StagesConfig()
 
 

@@ -17,7 +17,8 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Final, cast
 
-from voiceserver.events import ErrorEvent
+from voiceserver.errors import ProtocolError
+from voiceserver.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
 from voiceserver.handshake import HEAD_END, MAX_HEAD_BYTES, is_tls_hello
 from voiceserver.http import Response, Upgrade, error_response, refusal_message
 from voiceserver.pump import Pump
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # For the peer's half of a closing handshake, and for the last bytes to leave.
 CLOSE_TIMEOUT_MS: Final = 2_000.0
 TOLD_MS: Final = 1_500.0  # how long a refused browser has to read why
+LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
 _PING: Final = build_head(PING, 0)
 
 
@@ -193,10 +195,30 @@ class Connection(Pump, asyncio.Protocol):
         hub = self._hub
         hub.admission.lingering += 1
         hub.metrics.count_refused(refusal.reason)
-        event = ErrorEvent(code=refusal.reason, message=refusal_message(refusal), retryable=True)
         assert self._codec is not None
-        self._queue(self._codec.encode(event))
+        if getattr(self._codec, "tells_refusal", False):
+            told: tuple[ServerEvent, ...] = (
+                ServerBusy("admission", refusal.reason, 0.0, 0.0, refusal.retry_after_ms, step="waiting"),
+                BusyCue("draining" if refusal.reason == "draining" else "full"),
+            )
+        else:
+            told = (ErrorEvent(code=refusal.reason, message=refusal_message(refusal), retryable=True),)
+        for event in told:
+            self._queue(self._codec.encode(event))
         self._close_by(now_ms + TOLD_MS)
+
+    def tell_later(self, payload: bytes) -> None:
+        codec = self._codec
+        assert codec is not None
+        try:
+            codec.receive_text(payload)
+        except ProtocolError:
+            return
+        frames = codec.frames_to_send()
+        if frames:
+            self._queue(frames)
+            linger_ms = min(getattr(codec, "linger_ms", 0.0), LINGER_MS)
+            self._close_by(self._hub.now_ms + max(TOLD_MS, linger_ms))
 
     # ------------------------------------------------------------------------------------------------- messages in
 
@@ -212,9 +234,15 @@ class Connection(Pump, asyncio.Protocol):
     def part(self, session: Session, now_ms: float) -> None:
         """The session is over: begin the closing handshake, if the peer did not."""
         session.events_to_send()
-        if self._transport is not None and not self.is_closing:
-            self.close(session.close_code, session.close_reason)
-            self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+        if self._transport is None or self.is_closing:
+            return
+        if self._close_by_ms == math.inf:  # a phone has yet to hear what was said last
+            self._close_by_ms = now_ms + min(getattr(self._codec, "linger_ms", 0.0), LINGER_MS)
+        if now_ms < self._close_by_ms:
+            self.wake_at(self._close_by_ms)
+            return
+        self.close(session.close_code, session.close_reason)
+        self._close_by(now_ms + CLOSE_TIMEOUT_MS)
 
     def end_stream(self) -> None:
         """Say our last, then wait a little for the peer's end: to close on unread bytes would reset the connection, and
@@ -259,6 +287,8 @@ class Connection(Pump, asyncio.Protocol):
             self.abort()
         elif self._codec is None:
             self._answer(error_response(408, "handshake_timeout", "No complete request came in time."))
+        elif session is not None:
+            self.part(session, now_ms)
         else:
             self.close(1013, "at_capacity")
             self._close_by(now_ms + CLOSE_TIMEOUT_MS)

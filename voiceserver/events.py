@@ -316,7 +316,7 @@ class BusyCue(_Event, frozen=True, tag="server.cue"):
     """Say it aloud to a caller who reads no events (option ``audible_busy``): cached audio, so no stage is needed. Comes at most
     once for each time that the server is busy and for each place in the waiting room, and never into a reply."""
 
-    cue: Literal["busy", "waiting", "draining", "failed"]
+    cue: Literal["busy", "waiting", "full", "draining", "failed"]
     position: int = 0
 
 

@@ -78,7 +78,7 @@ class Upgrade:
 
 
 Page = Callable[[Caller], Response]
-CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query: 400
+CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
 AuthHook = Callable[[Caller], Response | None]  # a 401 or 403 to refuse, None to let in
 
 
@@ -155,7 +155,8 @@ class Router:
         got = Refusal("draining", DRAIN_RETRY_MS) if self.is_draining else self._admission.try_enter(now_ms)
         if isinstance(got, Ticket):
             return Upgrade(data, codec, caller, got)
-        if "Origin" in caller.headers and self._admission.lingering < MAX_LINGERING:
+        is_told = "Origin" in caller.headers or getattr(codec, "tells_refusal", False)
+        if is_told and self._admission.lingering < MAX_LINGERING:
             return Upgrade(data, codec, caller, None, got)
         return self._refuse(got)
 

@@ -50,6 +50,10 @@ class Pump(Framing):
         """Have ``_pump`` called with the session's timer handled at ``due_ms`` or earlier."""
         raise NotImplementedError
 
+    def tell_later(self, payload: bytes) -> None:
+        """A text message of a caller who was refused: on some wires nothing can be told before it."""
+        raise NotImplementedError
+
     def part(self, session: Session, now_ms: float) -> None:
         """The session is over: begin the closing handshake if the peer did not."""
         raise NotImplementedError
@@ -78,6 +82,8 @@ class Pump(Framing):
     def receive_text(self, payload: bytes) -> None:
         session, codec = self._session, self._codec
         if session is None or session.is_closed:
+            if session is None:
+                self.tell_later(payload)
             return
         assert codec is not None
         now_ms = self._active_ms = self._hub.now_ms

@@ -10,12 +10,14 @@ from typing import Final
 import msgspec
 
 from voiceserver.backpressure import Admission
+from voiceserver.clips import Clips
 from voiceserver.config import Config
+from voiceserver.handshake import BadRequest
 from voiceserver.http import Caller, Response, Router, json_response
 from voiceserver.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
 from voiceserver.settings import Settings
-from voiceserver.wire import Codec, native, openai
+from voiceserver.wire import Codec, mulaw, native, openai, twilio, whisperlive
 
 LOOP_TOO_LATE_MS: Final = 500.0  # a smoothed lag above this: the server is not ready for more callers
 
@@ -58,6 +60,24 @@ def build_router(
         request = openai.read_request(caller.query, beta, offered)
         return openai.codec_for(request, secrets.token_hex(8), turn_detection)
 
+    clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
+
+    def telephone(caller: Caller) -> Codec:
+        token = config.twilio.auth_token
+        signature = caller.headers.get(twilio.SIGNATURE_HEADER, "")
+        host = caller.headers.get("Host", "")
+        if token and not twilio.is_signed(
+            signature, token, host=host, path=caller.path, public_url=config.twilio.public_url
+        ):
+            raise BadRequest(
+                403, "bad_signature", f"{twilio.SIGNATURE_HEADER} is missing, or not of this account and URL."
+            )
+        clips.make(pools.get("tts"))
+        return twilio.TwilioCodec(clips.made)
+
+    def transcription(caller: Caller) -> Codec:
+        return whisperlive.WhisperLiveCodec()
+
     def health(caller: Caller) -> Response:
         return json_response(200, {"status": "ok"})
 
@@ -75,6 +95,9 @@ def build_router(
 
     router.wires[native.PATH] = stream
     router.wires[openai.PATH] = realtime
+    router.wires[twilio.PATH] = telephone
+    router.wires[whisperlive.PATH] = transcription
+    router.wires["/"] = transcription  # its clients can be told a host and a port, but no path
     router.pages["/healthz"] = health
     router.pages["/readyz"] = ready
     router.pages["/metrics"] = metrics_page

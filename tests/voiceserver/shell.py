@@ -13,7 +13,14 @@ import structlog
 from websockets.frames import Frame, Opcode
 
 from voiceserver.backpressure import Admission
-from voiceserver.config import BackpressureConfig, Config, ServerConfig, StageConfig, StagesConfig
+from voiceserver.config import (
+    BackpressureConfig,
+    Config,
+    ServerConfig,
+    StageConfig,
+    StagesConfig,
+    TwilioConfig,
+)
 from voiceserver.connection import Connection
 from voiceserver.errors import Refusal
 from voiceserver.hub import Hub
@@ -206,6 +213,7 @@ class Shell:
         self,
         *stages: str,
         limits: BackpressureConfig = _LIMITS,
+        twilio: TwilioConfig = TwilioConfig(),  # noqa: B008  # frozen
         **server: Any,
     ) -> None:
         one, none = StageConfig(engine="answered"), StageConfig(engine="none")
@@ -213,6 +221,7 @@ class Shell:
         self.config = Config(
             server=ServerConfig(check_laws=True, **server),
             backpressure=limits,
+            twilio=twilio,
             stages=StagesConfig(**{name: one if name in stages else none for name in names}),
         )
         self.pools = {name: AnsweredPool(name) for name in stages}

@@ -52,10 +52,17 @@ LINES: Final[Mapping[str, str]] = {
     "busy": "One moment, please.",
     "waiting": "All our lines are busy. Please hold the line.",
     **{f"waiting_{n}": f"All our lines are busy. You are number {n} in line." for n in range(1, 10)},
+    "full": "All our lines are busy. Please call again in a moment.",
     "draining": "I am sorry, I have to end this call. Please call again in a moment.",
     "failed": "I am sorry, something went wrong. Please try again.",
 }
-_TONE_OF_CUE: Final = {"busy": "busy", "waiting": "busy", "draining": "failed", "failed": "failed"}
+_TONE_OF_CUE: Final = {
+    "busy": "busy",
+    "waiting": "busy",
+    "full": "busy",
+    "draining": "failed",
+    "failed": "failed",
+}
 
 
 class _Media(msgspec.Struct, frozen=True):
@@ -128,12 +135,13 @@ class TwilioCodec:
 
     name = "twilio"
     subprotocol: str | None = None
+    tells_refusal = True  # who calls hears it; an HTTP 503 would only be in Twilio's error log
     input_rate_hz = mulaw.RATE_HZ
     output_rate_hz = mulaw.RATE_HZ
 
     def __init__(self, clips: Mapping[str, bytes] | None = None) -> None:
         """``clips``: the spoken ``LINES`` that there are, as mu-law; shared by all calls."""
-        self._clips: Mapping[str, bytes] = clips or {}
+        self._clips: Mapping[str, bytes] = {} if clips is None else clips
         self.stream_sid = ""
         self.call_sid = ""
         self.account_sid = ""

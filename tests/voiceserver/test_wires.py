@@ -1,0 +1,147 @@
+"""How each wire is reached, and how each says that there is no place: in words that its stock clients take for that."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from websockets.frames import Opcode
+
+from tests.voiceserver.shell import Line, Shell, masked, text, upgrade
+from voiceserver.config import BackpressureConfig, TwilioConfig
+from voiceserver.wire import mulaw, openai, twilio, whisperlive
+from workers.ipc.messages import ResultKind
+
+FULL = BackpressureConfig(max_connections=1, retry_after_ms=90_000)
+START = {"event": "start", "streamSid": "MZ1", "start": {"streamSid": "MZ1", "callSid": "CA1"}}
+
+
+def full(*stages: str) -> Shell:
+    shell = Shell(*stages, limits=FULL)
+    shell.call()
+    return shell
+
+
+def speak_clips(shell: Shell) -> None:
+    (stream,) = shell.pools["tts"].streams
+    for _, turn, seq, _ in stream.sent:
+        stream.answer(ResultKind.AUDIO, turn, seq, bytes(2 * 8 * 100 * seq))
+        stream.answer(ResultKind.DONE, turn, seq)
+    assert stream.is_closed
+
+
+@pytest.mark.parametrize("path", [openai.PATH, f"{openai.PATH}?model=gpt-realtime"])
+def test_realtime_callers_without_an_origin_get_503_before_the_upgrade(path: str) -> None:
+    refused = full().call(upgrade(path))
+    assert refused.status == 503
+    assert b"Retry-After: " in refused.transport.data
+    assert refused.body["error"]["code"] == "at_capacity"
+
+
+def test_a_realtime_browser_is_let_in_told_and_closed_a_second_later() -> None:
+    shell = full()
+    browser = shell.call(
+        upgrade(openai.PATH, "Origin: https://a.test\r\nSec-WebSocket-Protocol: realtime\r\n")
+    )
+    assert browser.status == 101
+    (event,) = browser.events()
+    assert event["type"] == "error"
+    assert event["error"]["type"] == "server_overloaded"
+    assert event["error"]["code"] == "capacity_exhausted"
+    shell.loop.advance(1_000)
+    assert browser.close_code is None
+    shell.loop.advance(600)
+    assert browser.close_code == 1013
+
+
+@pytest.mark.parametrize("path", ["/", whisperlive.PATH])
+def test_a_whisperlive_client_is_told_to_wait_in_minutes(path: str) -> None:
+    shell = full()
+    client = shell.call(upgrade(path))
+    assert client.status == 101
+    assert client.events() == []
+    client.receive(text({"uid": "u1", "language": "en", "task": "transcribe"}))
+    assert client.events() == [{"uid": "u1", "status": "WAIT", "message": 1.5}]
+    client.receive(masked(Opcode.BINARY, bytes(4096)))
+    shell.loop.advance(1_600)
+    assert client.close_code == 1013
+    assert shell.metrics.to_text().count(b'voiceserver_refused_total{reason="at_capacity"} 1.0') == 1
+
+
+def test_a_refused_caller_who_talks_nonsense_is_closed_all_the_same() -> None:
+    shell = full()
+    client = shell.call(upgrade("/"))
+    client.receive(masked(Opcode.TEXT, b"{"))
+    assert client.events() == []
+    shell.loop.advance(1_600)
+    assert client.close_code == 1013
+
+
+def media_ms(line: Line) -> float:
+    chunks = [event["media"]["payload"] for event in line.events() if event["event"] == "media"]
+    return sum(len(chunk) * 3 // 4 for chunk in chunks) / mulaw.BYTES_PER_MS
+
+
+def test_a_phone_hears_that_all_lines_are_busy_before_it_is_closed() -> None:
+    shell = full("tts")
+    phone = shell.call(upgrade(twilio.PATH))
+    speak_clips(shell)
+    phone.receive(text({"event": "connected"}))
+    phone.receive(text(START))
+    said = [event["event"] for event in phone.events()]
+    assert said == ["media", "mark", "clear", "media", "mark"]  # the tone gives way to words
+    lines = list(twilio.LINES)
+    spoken_ms = 100 * (lines.index("full") + 1)
+    assert media_ms(phone) == pytest.approx(1_000 + spoken_ms, abs=2)
+    shell.loop.advance(1_600)
+    assert phone.close_code == 1013
+
+
+def test_a_phone_hears_a_tone_where_there_are_no_words() -> None:
+    shell = full()
+    phone = shell.call(upgrade(twilio.PATH))
+    phone.receive(text(START))
+    assert media_ms(phone) == pytest.approx(1_000, abs=2)
+
+
+def test_the_last_word_to_a_phone_is_played_before_the_connection_closes() -> None:
+    shell = Shell("tts")
+    phone = shell.call(upgrade(twilio.PATH))
+    speak_clips(shell)
+    phone.receive(text(START))
+    phone.connection.drain(1_000)
+    shell.loop.settle()
+    spoken_ms = 100 * (list(twilio.LINES).index("draining") + 1)
+    assert media_ms(phone) == pytest.approx(spoken_ms, abs=2)
+    shell.loop.advance(spoken_ms - 10)
+    assert phone.close_code is None
+    shell.loop.advance(20)
+    assert phone.close_code == 1012
+
+
+def test_an_upgrade_that_twilio_did_not_sign_is_forbidden() -> None:
+    config = TwilioConfig(auth_token="secret", public_url="wss://voice.example.com/v1/twilio")
+    shell = Shell(twilio=config)
+    signature = twilio.signature_of(config.public_url, config.auth_token)
+    assert shell.call(upgrade(twilio.PATH)).status == 403
+    forged = shell.call(upgrade(twilio.PATH, "X-Twilio-Signature: AAAA\r\n"))
+    assert forged.status == 403
+    assert "secret" not in json.dumps(forged.body)
+    assert shell.call(upgrade(twilio.PATH, f"X-Twilio-Signature: {signature}\r\n")).status == 101
+
+
+def test_clips_are_begun_again_after_their_worker_was_lost() -> None:
+    shell = Shell("tts")
+    shell.call(upgrade(twilio.PATH))
+    (lost,) = shell.pools["tts"].streams
+    lost.answer(ResultKind.AUDIO, 1, 1, bytes(320))
+    lost.answer(ResultKind.DONE, 1, 1)
+    lost.owner.on_stream_lost("tts", "worker_lost")
+    shell.call(upgrade(twilio.PATH))
+    again = shell.pools["tts"].streams[1]
+    assert [seq for _, _, seq, _ in again.sent] == [seq for _, _, seq, _ in lost.sent[1:]]
+    for _, turn, seq, _ in again.sent:
+        again.answer(ResultKind.AUDIO, turn, seq, bytes(320))
+        again.answer(ResultKind.DONE, turn, seq)
+    shell.call(upgrade(twilio.PATH))
+    assert len(shell.pools["tts"].streams) == 2

@@ -1,0 +1,249 @@
+// The dashboard: asks for the figures once a second and draws them. It computes differences, and knows nothing that /metrics does not.
+
+import { Chart, drawSpark } from "./charts.js";
+import { Figures, KEEP_MS } from "./figures.js";
+
+const POLL_MS = 1000;
+const STAGES = ["vad", "stt", "reply", "tts"];
+const PARTS = { endpointing: "end of turn", stt: "transcript", reply: "answer", tts: "voice", first_audio: "in all, after end of turn" };
+
+const $ = (id) => document.getElementById(id);
+const figures = new Figures();
+const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
+const ms = (value) => (value == null ? "–" : value < 10 ? `${value.toFixed(1)} ms` : value < 9995 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
+const toMs = (value) => (value == null ? null : value * 1000);
+globalThis.__dashboard = { figures };
+
+// --------------------------------------------------------------------------------------------------------- tiles
+
+const talkers = (snapshot) => figures.value("voiceserver_stage_streams", { stage: "vad" }, snapshot);
+const TILES = [
+  { title: "Sessions", value: (s) => figures.value("voiceserver_sessions", {}, s), show: count, beside: (s) => `${count(s.capacity.free)} free` },
+  { title: "Talkers", value: talkers, show: count, beside: (s) => (s.capacity.stages.vad ? "streams listened to" : "no vad stage") },
+  { title: "In line", value: (s) => figures.value("voiceserver_waiting", {}, s), show: count, beside: () => "waiting room" },
+  { title: "Refused", value: (_, i) => figures.perMinute("voiceserver_refused_total", {}, i), show: count, beside: () => "in the last minute" },
+  { title: "Busy signals", value: (_, i) => figures.perMinute("voiceserver_busy_signals_total", {}, i), show: count, beside: () => "in the last minute" },
+  {
+    title: "First sound",
+    value: (_, i) => toMs(figures.percentile("voiceserver_turn_seconds", 0.5, { part: "first_audio" }, 60000, i)),
+    show: ms,
+    beside: () => `p95 ${ms(toMs(figures.percentile("voiceserver_turn_seconds", 0.95, { part: "first_audio" }, 60000)))}`,
+  },
+  {
+    title: "Loop lag p99",
+    value: (_, i) => toMs(figures.percentile("voiceserver_loop_lag_seconds", 0.99, {}, 10000, i)),
+    show: ms,
+    beside: (s) => `now ${ms(s.capacity.loop_lag_ms)}`,
+  },
+];
+
+function makeTile({ title }) {
+  const tile = $("tile").content.firstElementChild.cloneNode(true);
+  tile.querySelector("h3").textContent = title;
+  $("tiles").append(tile);
+  return tile;
+}
+const tiles = TILES.map(makeTile);
+
+function drawTiles() {
+  TILES.forEach((spec, index) => {
+    const tile = tiles[index];
+    const last = figures.all.length - 1;
+    const now = spec.value(figures.last, last);
+    tile.hidden = now === undefined;
+    tile.querySelector("b").textContent = spec.show(now);
+    tile.querySelector("span").textContent = spec.beside(figures.last);
+    drawSpark(tile.querySelector("svg"), figures.series(spec.value), KEEP_MS);
+  });
+}
+
+// ------------------------------------------------------------------------------------------------------- latency
+
+const chart = new Chart($("latency-chart"), ["b", "a"], ms);
+const shares = (share) => (_, i) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part: "first_audio" }, 30000, i));
+
+function drawLatency() {
+  chart.draw([figures.series(shares(0.95)), figures.series(shares(0.5))], KEEP_MS);
+  const rows = Object.entries(PARTS).map(([part, label]) => {
+    const at = (share) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part }));
+    return { part, label, values: [at(0.5), at(0.95), at(0.99)] };
+  });
+  const longest = Math.max(...rows.map(({ values }) => values[0] ?? 0), 1);
+  $("parts").tBodies[0].replaceChildren(...rows.map(({ part, label, values }) => {
+    const bar = element("i", "", { part });
+    bar.style.width = `${((values[0] ?? 0) / longest) * 100}%`;
+    return row([element("th", label, {}, { scope: "row" }), cell(bar, "bar"), ...values.map((value) => cell(ms(value)))]);
+  }));
+}
+
+// -------------------------------------------------------------------------------------------------------- stages
+
+const cards = new Map();
+
+function cardOf(stage) {
+  if (!cards.has(stage)) {
+    const card = $("stage").content.firstElementChild.cloneNode(true);
+    card.querySelector("h2").textContent = stage;
+    $("stages").append(card);
+    cards.set(stage, card);
+  }
+  return cards.get(stage);
+}
+
+function drawStage(stage) {
+  const known = figures.last.capacity.stages[stage];
+  if (!known) return;
+  const card = cardOf(stage);
+  const lagMs = (snapshot) => toMs(figures.value("voiceserver_stage_lag_seconds", { stage }, snapshot));
+  card.querySelector("header p").textContent = known.engine;
+  card.querySelector(".figure b").textContent = ms(lagMs(figures.last));
+  drawSpark(card.querySelector("svg"), figures.series(lagMs), KEEP_MS);
+  const streams = figures.value("voiceserver_stage_streams", { stage });
+  const free = figures.value("voiceserver_stage_free", { stage });
+  const places = known.free == null ? `${count(streams)} streams, no limit` : `${count(streams)} of ${count(streams + free)} places taken`;
+  const restarts = figures.value("voiceserver_worker_restarts_total", { stage });
+  card.querySelector(".places").textContent = restarts ? `${places}, ${count(restarts)} restarts` : places;
+  const workers = figures.samples("voiceserver_worker_state", { stage }).map(([labels]) => drawWorker(stage, labels));
+  card.querySelector("tbody").replaceChildren(...workers);
+}
+
+function drawWorker(stage, { worker, state }) {
+  const labels = { stage, worker };
+  const at = (name) => figures.value(`voiceserver_worker_${name}`, labels);
+  const name = element("th", `${worker} ${state}`, { state }, { scope: "row" });
+  const cells = [count(at("streams")), count(at("queued")), ms(toMs(at("queue_age_seconds"))), batchOf(labels), ms(toMs(at("step_seconds")))];
+  return row([name, ...cells.map((text) => cell(text))]);
+}
+
+// Items per step in the last ten seconds; over its life when it idles.
+function batchOf(labels) {
+  const gained = (name) => {
+    const now = figures.value(`voiceserver_worker_${name}_total`, labels) ?? 0;
+    return [now - (figures.value(`voiceserver_worker_${name}_total`, labels, figures.before(10000)) ?? 0), now];
+  };
+  const [steps, allSteps] = gained("steps");
+  const [items, allItems] = gained("items");
+  if (steps > 0) return (items / steps).toFixed(1);
+  return allSteps > 0 ? (allItems / allSteps).toFixed(1) : "–";
+}
+
+// --------------------------------------------------------------------------------------------------------- rows
+
+function drawRows(list, rows) {
+  list.replaceChildren(...rows.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
+}
+
+function drawDoor() {
+  const refused = figures.samples("voiceserver_refused_total").map(([{ reason }, value]) => [`refused: ${reason.replaceAll("_", " ")}`, count(value)]);
+  const closed = figures.samples("voiceserver_sessions_closed_total").map(([{ wire, code }, value]) => [`closed ${code}, ${wire}`, count(value)]);
+  const opened = figures.samples("voiceserver_sessions_opened_total").map(([{ wire }, value]) => [`admitted, ${wire}`, count(value)]);
+  drawRows($("door"), [...opened, ...refused, ...closed].concat(opened.length + refused.length ? [] : [["nobody yet", ""]]));
+  const busy = figures.samples("voiceserver_busy_signals_total").toSorted(([, one], [, two]) => two - one);
+  drawRows($("busy"), busy.length ? busy.slice(0, 8).map(([{ stage, reason }, value]) => [`${stage}, ${reason.replaceAll("_", " ")}`, count(value)]) : [["none", "0"]]);
+}
+
+function drawAudio() {
+  const fates = ["consumed", "dropped", "discarded"].map((fate) => [fate, figures.value("voiceserver_audio_seconds_total", { fate }) ?? 0]);
+  const received = figures.value("voiceserver_audio_seconds_total", { fate: "received" }) ?? 0;
+  $("fates").replaceChildren(...fates.map(([fate, value]) => {
+    const piece = element("i", "", { fate });
+    piece.style.flexGrow = String(value);
+    return piece;
+  }));
+  drawRows($("audio"), [["received", `${received.toFixed(1)} s`], ...fates.map(([fate, value]) => [fate, `${value.toFixed(1)} s`])]);
+}
+
+function row(cells) {
+  const made = document.createElement("tr");
+  made.append(...cells);
+  return made;
+}
+
+function cell(content, className = "") {
+  const made = document.createElement("td");
+  made.append(content);
+  made.className = className;
+  return made;
+}
+
+function element(name, text, data = {}, attributes = {}) {
+  const made = document.createElement(name);
+  if (text) made.textContent = text;
+  Object.assign(made.dataset, data);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+// ------------------------------------------------------------------------------------------------------- asking
+
+let isDraining = false;
+const headers = () => {
+  const key = sessionStorage.getItem("voiceserver-key");
+  return key ? { Authorization: `Bearer ${key}` } : {};
+};
+
+async function poll() {
+  try {
+    const answer = await fetch("/v1/stats", { headers: headers(), signal: AbortSignal.timeout(5000) });
+    if (answer.status === 401 || answer.status === 403) return askForKey();
+    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+    draw(await answer.json());
+  } catch {
+    setStatus("lost", isDraining ? "The server has stopped" : "No answer");
+  }
+  setTimeout(poll, document.hidden ? 5 * POLL_MS : POLL_MS);
+}
+
+function draw(stats) {
+  figures.add(performance.now(), stats);
+  isDraining = stats.capacity.is_draining;
+  drawTiles();
+  drawLatency();
+  STAGES.forEach(drawStage);
+  drawDoor();
+  drawAudio();
+  const stages = Object.values(stats.capacity.stages);
+  const isReady = stages.every(({ ready }) => ready > 0);
+  if (isDraining) setStatus("busy", "Draining");
+  else setStatus(isReady ? "open" : "busy", isReady ? "Live" : "Not every stage is ready");
+  $("drain").disabled = isDraining;
+}
+
+function setStatus(state, words) {
+  $("status").dataset.state = state;
+  const span = $("status").lastElementChild;
+  if (span.textContent !== words) span.textContent = words;
+}
+
+function askForKey() {
+  setStatus("lost", "A key is needed");
+  $("key-dialog").showModal();
+}
+
+$("key-dialog").addEventListener("close", () => {
+  if ($("key-dialog").returnValue !== "ok") return;
+  sessionStorage.setItem("voiceserver-key", $("key").value.trim());
+  poll();
+});
+
+$("drain").addEventListener("click", () => {
+  const open = figures.last ? figures.value("voiceserver_sessions") : 0;
+  $("drain-words").textContent = `New callers will be refused from now on. ${open === 1 ? "The one open session" : `The ${count(open)} open sessions`} may finish the turn in progress; then the server stops, and somebody has to start it again.`;
+  $("drain-error").hidden = true;
+  $("drain-dialog").showModal();
+});
+
+$("drain-confirm").addEventListener("click", async () => {
+  const asked = { method: "POST", headers: { ...headers(), "X-Voiceserver-Action": "drain" } };
+  const answer = await fetch("/v1/drain", asked).catch(() => undefined);
+  if (answer?.ok) {
+    isDraining = true;
+    $("drain-dialog").close();
+    return;
+  }
+  const body = await answer?.json().catch(() => undefined);
+  $("drain-error").textContent = body?.error?.message ?? "The server did not answer.";
+  $("drain-error").hidden = false;
+});
+
+poll();

@@ -1,0 +1,105 @@
+// Microphone and loudspeaker. One AudioContext at the device's own rate; the worklets resample to and from the wire.
+
+export const INPUT_RATE_HZ = 16000;
+export const OUTPUT_RATE_HZ = 24000;
+
+// Why there is no microphone, in words for a person.
+export class MicrophoneError extends Error {}
+
+export class Sound extends EventTarget {
+  #context;
+  #player;
+  #analyser;
+  #wave;
+  #microphone;
+  #capture;
+
+  // Must be called from a press or a key: browsers keep audio off until then.
+  async start() {
+    if (!this.#context) {
+      this.#context = new AudioContext({ latencyHint: "interactive" });
+      const modules = ["capture.worklet.js", "player.worklet.js"];
+      await Promise.all(modules.map((name) => this.#context.audioWorklet.addModule(`/web/${name}`)));
+      this.#player = new AudioWorkletNode(this.#context, "player", {
+        numberOfInputs: 0,
+        outputChannelCount: [2],
+        processorOptions: { rateHz: OUTPUT_RATE_HZ },
+      });
+      this.#player.port.onmessage = ({ data }) => this.#report(data);
+      this.#analyser = new AnalyserNode(this.#context, { fftSize: 1024 });
+      this.#wave = new Float32Array(this.#analyser.fftSize);
+      this.#player.connect(this.#analyser).connect(this.#context.destination);
+    }
+    if (this.#context.state !== "running") await this.#context.resume();
+  }
+
+  #report(progress) {
+    // What has left the worklet is heard a little later.
+    const latencyMs = progress.isOver && !progress.isCut ? 0 : (this.#context.outputLatency || 0) * 1000;
+    const playedMs = Math.max(0, progress.playedMs - latencyMs);
+    this.dispatchEvent(new CustomEvent("progress", { detail: { ...progress, playedMs } }));
+  }
+
+  play(turn, pcm) {
+    this.#player?.port.postMessage({ type: "audio", turn, pcm }, [pcm]);
+  }
+
+  // Nothing follows of this turn.
+  end(turn) {
+    this.#player?.port.postMessage({ type: "end", turn });
+  }
+
+  stop() {
+    this.#player?.port.postMessage({ type: "stop" });
+  }
+
+  // Loudness of what is being played, 0 to 1.
+  get replyLevel() {
+    if (!this.#analyser) return 0;
+    this.#analyser.getFloatTimeDomainData(this.#wave);
+    let power = 0;
+    for (const sample of this.#wave) power += sample * sample;
+    return Math.sqrt(power / this.#wave.length);
+  }
+
+  get isMicrophoneOpen() {
+    return this.#microphone !== undefined;
+  }
+
+  // Frames come as "frame" events: {pcm, level}.
+  async openMicrophone() {
+    if (!navigator.mediaDevices) {
+      throw new MicrophoneError("Browsers give a microphone to pages on https or localhost only.");
+    }
+    const wishes = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+    let stream;
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ audio: wishes });
+    } catch (error) {
+      throw new MicrophoneError(REASONS[error.name] ?? "The microphone could not be opened.");
+    }
+    await this.start();
+    this.#capture = new AudioWorkletNode(this.#context, "capture", {
+      numberOfOutputs: 0,
+      processorOptions: { rateHz: INPUT_RATE_HZ },
+    });
+    this.#capture.port.onmessage = ({ data }) => this.dispatchEvent(new CustomEvent("frame", { detail: data }));
+    this.#microphone = new MediaStreamAudioSourceNode(this.#context, { mediaStream: stream });
+    this.#microphone.connect(this.#capture);
+    stream.getAudioTracks()[0].addEventListener("ended", () => this.dispatchEvent(new Event("unplugged")));
+  }
+
+  closeMicrophone() {
+    if (!this.#microphone) return;
+    this.#microphone.disconnect();
+    this.#capture.port.onmessage = null;
+    for (const track of this.#microphone.mediaStream.getTracks()) track.stop();
+    this.#microphone = this.#capture = undefined;
+  }
+}
+
+const REASONS = {
+  NotAllowedError: "The browser was told not to give this page the microphone. Allow it in the address bar, then try again.",
+  NotFoundError: "No microphone was found.",
+  NotReadableError: "Another program is using the microphone.",
+};

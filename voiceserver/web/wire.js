@@ -1,0 +1,172 @@
+// The native wire from a browser: connects, honours credit, and comes back by itself, to the same session if it can.
+//
+//   state:  idle -> connecting -> open -> (lost) -> waiting to retry -> connecting ...
+//
+// Events: "state" {state, retryAtMs, reason}, "event" (a server event), "audio" (an ArrayBuffer of the reply).
+
+const FIRST_RETRY_MS = 500;
+const LONGEST_RETRY_MS = 15000;
+const HELD_LIMIT_MS = 15000; // audio that waits here for credit
+const KEPT_MS = 10000; // audio that was sent and may be sent again to a resumed session
+const NORMAL = 1000;
+
+export class Wire extends EventTarget {
+  #rateHz;
+  #replyRateHz;
+  #key = "";
+  #socket;
+  #timer;
+  #attempts = 0;
+  #told; // the retry time that a refusal named
+  #resumeToken = "";
+  #held = [];
+  #kept = [];
+  #sentMs = 0;
+  #creditMs = Infinity;
+
+  state = "idle";
+  droppedMs = 0; // audio that found no room here while the server was busy
+
+  constructor(rateHz, replyRateHz) {
+    super();
+    this.#rateHz = rateHz;
+    this.#replyRateHz = replyRateHz;
+  }
+
+  get heldMs() {
+    return this.#held.reduce((sum, pcm) => sum + this.#durationMs(pcm), 0);
+  }
+
+  get key() {
+    return this.#key;
+  }
+
+  set key(value) {
+    this.#key = value;
+  }
+
+  // Connect unless that is so already. Idempotent; also "try now" while a retry is pending.
+  open() {
+    if (this.state === "open" || this.state === "connecting") return;
+    clearTimeout(this.#timer);
+    this.#told = undefined;
+    this.#to("connecting");
+    const query = new URLSearchParams({ rate: this.#rateHz, reply_rate: this.#replyRateHz });
+    if (this.#resumeToken) query.set("resume", this.#resumeToken);
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const url = `${scheme}://${location.host}/v1/stream?${query}`;
+    const socket = new WebSocket(url, this.#key ? ["voiceserver", `voiceserver-api-key.${this.#key}`] : []);
+    socket.binaryType = "arraybuffer";
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onclose = ({ code }) => this.#lose(code);
+    this.#socket = socket;
+  }
+
+  // Hang up: the turn in progress ends, and nobody reconnects.
+  close() {
+    clearTimeout(this.#timer);
+    this.#forget();
+    if (this.state === "open") this.send({ type: "session.close" });
+    else this.#socket?.close(NORMAL);
+    this.#to("closing");
+  }
+
+  send(event) {
+    if (this.state === "open") this.#socket.send(JSON.stringify(event));
+    return this.state === "open";
+  }
+
+  // PCM16. Waits here while the server gives no credit, and while there is no connection.
+  sendAudio(pcm) {
+    if (this.state === "retrying" && !this.#resumeToken) return; // a new session should not begin with old words
+    this.#held.push(pcm);
+    while (this.heldMs > HELD_LIMIT_MS) this.droppedMs += this.#durationMs(this.#held.shift());
+    this.#flush();
+  }
+
+  #flush() {
+    while (this.state === "open" && this.#held.length) {
+      const durationMs = this.#durationMs(this.#held[0]);
+      if (durationMs > this.#creditMs) return;
+      const pcm = this.#held.shift();
+      this.#socket.send(pcm);
+      this.#creditMs -= durationMs;
+      this.#sentMs += durationMs;
+      if (this.#resumeToken) this.#keep(pcm, durationMs);
+    }
+  }
+
+  #keep(pcm, durationMs) {
+    this.#kept.push({ pcm, fromMs: this.#sentMs - durationMs });
+    while (this.#sentMs - this.#kept[0].fromMs > KEPT_MS) this.#kept.shift();
+  }
+
+  #durationMs(pcm) {
+    return (pcm.byteLength / 2 / this.#rateHz) * 1000;
+  }
+
+  #receive(data) {
+    if (data instanceof ArrayBuffer) {
+      this.dispatchEvent(new CustomEvent("audio", { detail: data }));
+      return;
+    }
+    const event = JSON.parse(data);
+    if (event.type === "session.ready") this.#begin(event);
+    if (event.type === "server.busy") this.#creditMs = event.credit_ms;
+    if (event.type === "server.ready") this.#creditMs = Infinity;
+    if (event.type === "error" && this.state === "connecting") this.#told = refusalOf(event);
+    this.dispatchEvent(new CustomEvent("event", { detail: event }));
+    this.#flush();
+  }
+
+  #begin(ready) {
+    this.#attempts = 0;
+    this.#creditMs = Infinity;
+    if (ready.is_resumed) {
+      const again = this.#kept.filter(({ fromMs }) => fromMs >= (ready.received_ms ?? 0));
+      this.#held.unshift(...again.map(({ pcm }) => pcm));
+      this.#sentMs = again.length ? again[0].fromMs : this.#sentMs;
+    } else {
+      this.#sentMs = 0;
+    }
+    this.#kept = [];
+    this.#resumeToken = ready.resume_token ?? "";
+    this.#to("open", { isResumed: ready.is_resumed ?? false });
+  }
+
+  #lose(code) {
+    if (this.state === "closing" || code === NORMAL) {
+      this.#forget();
+      this.#to("idle", { code });
+      return;
+    }
+    const wasOpen = this.state === "open";
+    if (!this.#resumeToken) this.#held = [];
+    const backoffMs = Math.min(FIRST_RETRY_MS * 2 ** this.#attempts, LONGEST_RETRY_MS);
+    this.#attempts++;
+    // Spread out, so that callers who were sent away together do not come back together.
+    const waitMs = Math.max(this.#told?.retryMs ?? 0, backoffMs) * (1 + Math.random() * 0.3);
+    const reason = this.#told?.reason ?? (code === 1012 ? "draining" : code === 1013 ? "at_capacity" : "lost");
+    this.#timer = setTimeout(() => this.open(), waitMs);
+    this.#to("retrying", { reason, code, wasOpen, attempts: this.#attempts, waitMs });
+  }
+
+  #forget() {
+    this.#resumeToken = "";
+    this.#held = [];
+    this.#kept = [];
+    this.#attempts = 0;
+  }
+
+  #to(state, detail = {}) {
+    this.state = state;
+    this.dispatchEvent(new CustomEvent("state", { detail: { state, ...detail } }));
+  }
+}
+
+// A browser cannot see a 503: it is let in for a second, told, and sent away.
+function refusalOf(event) {
+  const named = /about (\d+(?:\.\d+)?) s\b/.exec(event.message ?? "");
+  const retryMs = event.retry_after_ms ?? (named ? Number(named[1]) * 1000 : 0);
+  return { reason: event.code, retryMs };
+}

@@ -1,0 +1,83 @@
+// What the server's signals mean, in words for a person. Pure: a signal in, what the banner shows out.
+
+const STAGES = {
+  vad: "listening",
+  stt: "speech recognition",
+  reply: "the answer",
+  tts: "the voice",
+  admission: "the door",
+};
+
+const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`;
+const whole = (ms) => `${Math.max(1, Math.ceil(ms / 1000))} s`;
+
+// {kind, title, detail, figures: [[name, value]], waitMs, canRetry}
+export function busyBanner(event, heldMs = 0) {
+  if (event.step === "waiting") {
+    return {
+      kind: "waiting",
+      title: event.position === 1 ? "You are next" : `You are number ${event.position} in line`,
+      detail: "All lines are taken. Keep this page open; you can talk as soon as it is your turn.",
+      figures: [["position", String(event.position)], ["estimate", whole(event.retry_after_ms)]],
+      waitMs: event.retry_after_ms,
+    };
+  }
+  const stage = STAGES[event.stage] ?? event.stage;
+  const figures = [["behind", seconds(event.lag_ms)], ["may send", seconds(event.credit_ms)]];
+  if (heldMs > 0) figures.push(["held here", seconds(heldMs)]);
+  if (event.dropped_ms > 0) figures.push(["dropped", seconds(event.dropped_ms)]);
+  return { kind: "busy", title: TITLES[event.step] ?? "Busy", detail: busyDetail(event, stage), figures, waitMs: event.retry_after_ms };
+}
+
+const TITLES = {
+  slow: "Busy: running behind",
+  lost: "A worker was lost and is being replaced",
+  degraded: "Busy: live captions are paused",
+  shed: "Too far behind: some audio was dropped",
+};
+
+function busyDetail(event, stage) {
+  if (event.step === "shed") return `The oldest ${seconds(event.dropped_ms)} had to go, because ${stage} could not keep up. Please repeat it.`;
+  if (event.step === "lost") return `It was working on ${stage}. What you said is kept and goes to another one.`;
+  if (event.step === "degraded") return `Many people are talking. Nothing is lost; the words will come all at once.`;
+  return `Many people are talking, and ${stage} has to catch up. Nothing is lost.`;
+}
+
+export function retryBanner({ reason, waitMs, wasOpen }) {
+  const kind = reason === "lost" ? "lost" : "refused";
+  const words = {
+    draining: ["The server is shutting down", "Another one may answer in a moment."],
+    at_capacity: ["All lines are taken", "The server turned this call away rather than serve it badly."],
+    lost: wasOpen ? ["The connection was lost", "Trying to pick up where you were."] : ["No answer from the server", "It may be starting, or out of reach."],
+  };
+  const [title, detail] = words[reason] ?? ["The server refused this call", reason];
+  return { kind, title, detail, figures: [], waitMs, canRetry: true };
+}
+
+export function drainingBanner(event) {
+  return {
+    kind: "draining",
+    title: "The server is about to shut down",
+    detail: "This turn will be finished first.",
+    figures: [],
+    waitMs: event.deadline_ms,
+  };
+}
+
+export const problemBanner = (title, detail) => ({ kind: "problem", title, detail, figures: [] });
+
+// The parts of a turn in the order they happen: [{name, label, ms}], and what a caller felt in all.
+export function splitOf(timings) {
+  const parts = [
+    { name: "endpointing", label: "end of turn", ms: timings.endpointing_ms },
+    { name: "stt", label: "transcript", ms: timings.stt_ms },
+    { name: "reply", label: "answer", ms: timings.reply_ms },
+    { name: "tts", label: "voice", ms: timings.tts_ms },
+  ].filter(({ ms }) => ms != null && ms >= 0);
+  const known = parts.filter(({ name }) => name !== "endpointing").reduce((sum, { ms }) => sum + ms, 0);
+  const rest = (timings.first_audio_ms ?? known) - known;
+  if (rest >= 1) parts.push({ name: "rest", label: "in between", ms: rest });
+  return { parts, totalMs: parts.reduce((sum, { ms }) => sum + ms, 0) };
+}
+
+export const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 9995 ? `${Math.round(ms)} ms` : seconds(ms));

@@ -92,6 +92,7 @@ class Events:
         text = self.texts[event.turn]
         assert event.text == text.strip()
         sentences = [f"{part.strip()}." for part in text.split(".") if part.strip()]
+        assert len(set(sentences)) == len(sentences), "a sentence twice"
         expected = b"".join(audio_of(sentence.encode()) for sentence in sentences)
         assert expected.startswith(pcm), "said twice, or out of order"
         if event.reason == "completed" and pcm:
@@ -269,6 +270,32 @@ class SessionUnderAnything(RuleBasedStateMachine):
         if end == len(pcm) and self.streams.get("tts") is stream:
             self.result("tts", ResultKind.DONE, turn, seq)
 
+    @rule(
+        depth=st.integers(1, 6),
+        text=st.sampled_from(["words", "words", ""]),
+        tail=st.integers(1, 6),
+        crashes=st.lists(st.tuples(st.sampled_from(STAGES), st.integers(0, 30)), max_size=3),
+    )
+    def converse(self, depth: int, text: str, tail: int, crashes: list[tuple[str, int]]) -> None:
+        """Walk a turn down to where faults are interesting, as random steps alone seldom do."""
+        for step in range(18 + tail):
+            if step < 18:
+                self.speak(ms=80, times=1, beside=0)
+                if self.streams.get("vad"):
+                    self.vad(count=99, probability=0.9 if step < 9 else 0.0)
+                if self.streams.get("stt"):
+                    self.stt(count=99, text=text, fails=1)
+            elif depth > 3:
+                if self.streams.get("reply") or self.answered:
+                    self.reply(pieces=1 if depth == 4 else 2, fails=1)
+                if depth > 4 and self.streams.get("tts"):
+                    self.tts(samples=120, is_done=depth == 6)
+            for stage, when in crashes:
+                if when == step:
+                    self.lose(stage, "worker_lost")
+            if depth == 1 and step == 9:
+                return
+
     # ---- faults and time
 
     @rule(stage=st.sampled_from(STAGES), reason=st.sampled_from(["worker_lost", "worker_hung"]))
@@ -284,11 +311,12 @@ class SessionUnderAnything(RuleBasedStateMachine):
 
     @rule(stage=st.sampled_from(STAGES), is_full=st.booleans())
     def room(self, stage: str, is_full: bool) -> None:
-        if is_full:
+        if is_full and not self.refusing:
             self.refusing.add(stage)
         else:
-            self.refusing.discard(stage)
-            self.session.retry(stage)
+            for one in list(self.refusing):
+                self.session.retry(one)
+            self.refusing.clear()
             self.pump()
 
     @rule(ms=st.sampled_from([1, 20, 90, 250, 700, 2_500]))
@@ -316,7 +344,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
             self.session.admitted(self.now_ms)
         self.pump()
 
-    @rule(how=st.sampled_from(["close", "drain", "disconnect", "fail"]), luck=st.integers(0, 5))
+    @rule(how=st.sampled_from(["close", "drain", "disconnect", "fail"]), luck=st.integers(0, 9))
     def end(self, how: str, luck: int) -> None:
         if luck or self.session.is_closed:
             return

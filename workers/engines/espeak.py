@@ -172,7 +172,9 @@ class Espeak:
 
     @staticmethod
     def preload(params: Mapping[str, object]) -> None:
-        """Index the voices and have the library's pages in memory, so that the first sentence is as quick as any."""
+        """Index the voices and have the library's pages in memory: the first sentence is as quick as any."""
+        if synthesiser.cache_info().currsize:
+            return
         Library(_voice({"voice": DEFAULT_VOICE, **params}, Voice(""))).close()
 
     def open(self, stream: int, params: StreamParams) -> None:

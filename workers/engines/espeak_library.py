@@ -7,6 +7,7 @@ forgotten: flutter, gain and noise of the last sentence are nowhere to be reset 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -42,6 +43,9 @@ _SYNTH = ctypes.CFUNCTYPE(
     ctypes.c_void_p,
 )
 
+# Two in one process would be one state under two owners.
+_is_free = threading.Lock()
+
 Taker = Callable[[bytes], bool]
 
 
@@ -67,6 +71,8 @@ class Library:
         self._taker: Taker | None = None
         self._callback = _CALLBACK(self._receive)
         self._has_spoken = False
+        if not _is_free.acquire(blocking=False):
+            raise EspeakError("this process has an espeak-ng already")
         self._load(voice)
 
     def speak(self, text: str, voice: Voice, taker: Taker) -> None:
@@ -83,11 +89,15 @@ class Library:
 
     def reload(self, voice: Voice) -> None:
         """Forget all that was spoken, and be ready for ``voice``."""
-        self.close()
+        self._unload()
         self._load(voice)
 
     def close(self) -> None:
-        """Unload. Anything but ``reload`` is an error after it."""
+        """Unload, so that the process may have another. Nothing may be asked of this one after it."""
+        self._unload()
+        _is_free.release()
+
+    def _unload(self) -> None:
         # A voice file with capitals is found through the voice list, an array that espeak-ng never frees.
         listed = None if self._voice.path.islower() else self._list_voices(None)
         self._terminate()

@@ -248,10 +248,8 @@ class Silero:
         row = 0
         for active in rounds:
             h_next, c_next = self._net.cell(gates[row : row + active], h[:active], c[:active])
-            if active == len(h):
-                h, c = h_next, c_next
-            else:
-                h[:active], c[:active] = h_next, c_next
+            # Into our own h, never h = h_next: history keeps h_next as it is.
+            h[:active], c[:active] = h_next, c_next
             history.append(h_next)
             row += active
         self._h[slots], self._c[slots] = h, c

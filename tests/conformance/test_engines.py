@@ -1,0 +1,123 @@
+"""Every engine, held to ``engine_suite``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.register_assert_rewrite("tests.conformance.engine_suite")
+
+from tests import recordings  # noqa: E402
+from tests.conformance.engine_suite import (  # noqa: E402
+    Case,
+    EngineSuite,
+    Input,
+    audio_script,
+    reply_script,
+    text_script,
+)
+from tests.engines_for_tests import Echo  # noqa: E402
+from workers import registry  # noqa: E402
+from workers.engine import Engine  # noqa: E402
+
+
+def _speech_for_vad() -> Sequence[Sequence[Input]]:
+    audio = recordings.goforward().audio
+    return [
+        audio_script(audio[:16000], 320, flush=False),
+        audio_script(audio[4000:40000], 3333, flush=False),
+        audio_script(audio[8000:20000], 512, flush=False),
+        audio_script(audio[::-1][:40000].copy(), 25000, flush=False),
+    ]
+
+
+def _speech_for_stt() -> Sequence[Sequence[Input]]:
+    audio = recordings.goforward().audio
+    return [audio_script(audio[:30000], 1600, flush=True), audio_script(audio[6000:], 4000, flush=True)]
+
+
+def _sentences() -> Sequence[Sequence[Input]]:
+    return [
+        text_script("You said: go forward ten meters.", "And then?"),
+        text_script("Two."),
+        text_script("...", "The quick brown fox jumps over the lazy dog, twice, and goes home."),
+    ]
+
+
+def _load(name: str) -> Any:
+    def make(params: Mapping[str, Any]) -> Engine:
+        return registry.load(name)(params)
+
+    return make
+
+
+CASES = (
+    Case(
+        "silero",
+        _load("silero"),
+        _speech_for_vad,
+        bad_params=({"device": "abacus"}, {"dtype": "int3"}, {"threads": 0}, {"wheels": 4}),
+        bad_options=({"voice": "x"},),
+        # Sums of floats in another order.
+        tolerance=1e-5,
+        has_turns=False,
+    ),
+    Case(
+        "pocketsphinx",
+        _load("pocketsphinx"),
+        _speech_for_stt,
+        {"decoders": 2},
+        bad_params=({"decoders": 0}, {"cmn_ms": "long"}, {"lm": "/no/such/file"}, {"wheels": 4}),
+        bad_options=({"language": "de"}, {"voice": "x"}),
+    ),
+    Case(
+        "espeak",
+        _load("espeak"),
+        _sentences,
+        bad_params=({"voice": "klingon"}, {"rate": 5}, {"pitch": "high"}, {"wheels": 4}),
+        bad_options=({"voice": "klingon"}, {"voice": "en-us+nobody"}, {"rate": True}, {"wheels": 4}),
+    ),
+    Case(
+        "concierge",
+        _load("concierge"),
+        lambda: [reply_script("hello", "what time is it"), reply_script("what is two plus two")],
+        bad_params=({"wheels": 4},),
+        bad_options=({"voice": "x"},),
+    ),
+    Case(
+        "echo",
+        Echo,
+        lambda: [text_script("one", "two"), text_script("three")],
+        bad_params=({"stage": "kitchen"},),
+        bad_options=({"voice": "x"},),
+    ),
+)
+
+
+@cache
+def _engine(name: str) -> Engine:
+    # Decoders take a second to make, and a test that leaves something behind should be found by the next one.
+    case = next(case for case in CASES if case.name == name)
+    return case.make(case.params)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+class TestEngine(EngineSuite):
+    @pytest.fixture
+    def engine(self, case: Case) -> Iterator[Engine]:
+        engine = _engine(case.name)
+        yield engine
+        # What a failed test left open is not the next one's trouble.
+        for stream in range(200):
+            engine.close(stream)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in registry.known_names() if not registry.resolve(name).is_remote]
+)
+def test_every_known_engine_is_held_to_the_suite(name: str) -> None:
+    assert name in [case.name for case in CASES]
+    assert _engine(name).info.stage in registry.resolve(name).stages

@@ -1,0 +1,114 @@
+"""The registry: clear answers to every name, and nothing heavy imported for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines_for_tests import Echo
+from workers import registry
+from workers.registry import EngineMissing, EngineNotFound, check, known_names, load, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILT_IN = ["chat", "concierge", "espeak", "pocketsphinx", "silero"]
+
+
+def test_the_built_in_engines_are_known() -> None:
+    assert set(BUILT_IN) <= set(known_names())
+    assert {name: resolve(name).stages for name in BUILT_IN} == {
+        "chat": ("reply",),
+        "concierge": ("reply",),
+        "espeak": ("tts",),
+        "pocketsphinx": ("stt",),
+        "silero": ("vad",),
+    }
+
+
+def test_only_chat_is_remote() -> None:
+    assert [name for name in BUILT_IN if resolve(name).is_remote] == ["chat"]
+    with pytest.raises(EngineNotFound, match="runs in the server"):
+        load("chat")
+
+
+def test_a_typing_error_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(EngineNotFound) as caught:
+        resolve("pocketsphnix")
+    assert caught.value.nearest == "pocketsphinx"
+    assert "Did you mean 'pocketsphinx'?" in str(caught.value)
+    for name in BUILT_IN:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "whisper", "a:b:c", "no/such:thing", ":", "module:", ":attr"])
+def test_other_unknown_names_list_what_there_is(name: str) -> None:
+    with pytest.raises(EngineNotFound, match=r"Known: .*silero"):
+        resolve(name)
+
+
+def test_module_and_attribute() -> None:
+    assert check("tests.engines_for_tests:Echo").target == "tests.engines_for_tests:Echo"
+    assert load("tests.engines_for_tests:Echo") is Echo
+
+
+@pytest.mark.parametrize("name", ["no_such_package:X", "tests.no_such_module:X", "json.tool.deeper:X"])
+def test_a_module_that_is_not_there(name: str) -> None:
+    with pytest.raises(EngineNotFound, match="no module"):
+        check(name)
+
+
+def test_an_attribute_that_is_not_there() -> None:
+    with pytest.raises(EngineNotFound, match="has no 'Nobody'"):
+        load("tests.engines_for_tests:Nobody")
+
+
+def test_the_wrong_stage_is_told_which_engines_fit() -> None:
+    with pytest.raises(EngineNotFound, match=r"serves tts, not stt; for stt there is .*pocketsphinx"):
+        check("espeak", "stt")
+
+
+def test_a_missing_package_is_told_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"espeakng_loader"}
+    found = registry.importlib.util.find_spec
+    monkeypatch.setattr(
+        registry.importlib.util, "find_spec", lambda name: None if name in missing else found(name)
+    )
+    with pytest.raises(EngineMissing) as caught:
+        check("espeak")
+    assert caught.value.packages == ("espeakng_loader",)
+    assert caught.value.install == "pip install 'voiceserver[espeak]'"
+    assert caught.value.install in str(caught.value)
+    missing |= {"numpy", "torch", "silero_vad"}
+    with pytest.raises(EngineMissing) as caught:
+        check("silero")
+    assert caught.value.install == "pip install 'voiceserver[workers,silero]'"
+
+
+def test_other_peoples_engines_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("parrot", "tests.engines_for_tests:Echo", registry.ENTRY_POINT_GROUP)
+
+    def entry_points(**wanted: Any) -> EntryPoints:
+        return EntryPoints([point]).select(**wanted)
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    assert "parrot" in known_names()
+    assert load("parrot") is Echo
+    with pytest.raises(EngineNotFound, match="Did you mean 'parrot'"):
+        resolve("parot")
+
+
+def test_checking_imports_no_engine_and_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from workers import registry\n"
+        "for name in registry.known_names(): registry.check(name)\n"
+        "registry.check('tests.engines_for_tests:Echo')\n"
+        "heavy = {'numpy', 'torch', 'soxr', 'pocketsphinx', 'silero_vad', 'espeakng_loader', 'httpx'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert not any(name.startswith(('workers.engines', 'tests.')) for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)

@@ -284,6 +284,11 @@ def test_busy_draining_and_vendor_events() -> None:
         "retry_after_ms": 50.0,
         "dropped_ms": 20.0,
     }
+    (late,) = client.hear(ev.ServerBusy("stt", "slow", lag_ms=400.0, credit_ms=9600.0, retry_after_ms=50.0))
+    assert late["type"] == "rate_limits.updated"  # an error would end the session of some stock clients
+    (limit,) = late["rate_limits"]
+    assert limit == {"name": "tokens", "limit": 100, "remaining": 96, "reset_seconds": 0.4}
+    assert (late["busy"]["stage"], late["busy"]["lag_ms"]) == ("stt", 400.0)
     (waiting,) = client.hear(ev.ServerBusy("stt", "waiting", 0.0, 0.0, 900.0, position=3))
     assert (waiting["error"]["code"], waiting["error"]["position"]) == ("capacity_exhausted", 3)
     (draining,) = client.hear(ev.ServerDraining(deadline_ms=5000.0))

@@ -22,6 +22,9 @@ with warnings.catch_warnings():
 
 PCM_RATE_HZ: Final = 24_000
 G711_RATE_HZ: Final = 8_000
+# The service counts audio as one token a 100 ms in, one a 50 ms out; so do the usage figures here.
+INPUT_TOKEN_MS: Final = 100.0
+OUTPUT_TOKEN_MS: Final = 50.0
 
 
 class AudioFormat(Enum):

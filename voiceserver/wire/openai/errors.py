@@ -1,5 +1,8 @@
 """What goes wrong, in the words that Realtime clients know. Rule: an ``error`` event never ends the session.
 
+Some stock clients give up on any ``error`` that they do not know, so a server that is only late says so as
+``rate_limits.updated`` with the numbers, and keeps ``error`` for audio that is lost and for places that there are not.
+
 Clients branch on ``code``: cancelling a response that has just finished, or creating one while another runs, is a race
 that stock clients pass over in silence, but only under these codes.
 """
@@ -13,6 +16,7 @@ import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import ErrorEvent, ServerBusy, ServerDraining
+from voiceserver.wire.openai.audio import INPUT_TOKEN_MS
 
 INVALID_REQUEST: Final = "invalid_request_error"
 SERVER_ERROR: Final = "server_error"
@@ -59,10 +63,30 @@ def describe_error(event: ErrorEvent) -> dict[str, object]:
     return error_fields(SERVER_ERROR, event.code, event.message, None, None)
 
 
+def _has_no_room(event: ServerBusy) -> bool:
+    return event.position > 0 or event.step == "waiting" or event.reason in _ROOM
+
+
+def is_loss(event: ServerBusy) -> bool:
+    """Audio was dropped, or nothing will be done for this caller until there is room."""
+    return event.dropped_ms > 0 or event.step == "shed" or _has_no_room(event)
+
+
+def describe_limit(event: ServerBusy) -> dict[str, object]:
+    """The fields of ``rate_limits.updated``: how much audio may be sent now, in tokens, and the numbers of the native wire."""
+    limit = {
+        "name": "tokens",
+        "limit": round((event.lag_ms + event.credit_ms) / INPUT_TOKEN_MS),
+        "remaining": round(event.credit_ms / INPUT_TOKEN_MS),
+        "reset_seconds": round(max(event.lag_ms, event.retry_after_ms) / 1000.0, 3),
+    }
+    numbers = {name: getattr(event, name) for name in event.__struct_fields__ if name != "turn"}
+    return {"rate_limits": [limit], "busy": {"code": "input_backpressure", **numbers}}
+
+
 def describe_busy(event: ServerBusy) -> dict[str, object]:
     """Recoverable, with the numbers of the native wire beside the fields that every ``error`` has."""
-    is_room = event.position > 0 or event.reason in _ROOM
-    code = "capacity_exhausted" if is_room else "input_backpressure"
+    code = "capacity_exhausted" if _has_no_room(event) else "input_backpressure"
     message = (
         f"The server is busy ({event.stage}: {event.reason}). It is {event.lag_ms:.0f} ms behind; "
         f"{event.credit_ms:.0f} ms of audio may be sent now. The session goes on."

@@ -335,7 +335,9 @@ class Outbound:
     # ------------------------------------------------------------------------------------------- the server
 
     def _busy(self, event: ev.ServerBusy) -> list[Frame]:
-        return self.error(errors.describe_busy(event))
+        if errors.is_loss(event):
+            return self.error(errors.describe_busy(event))
+        return [self.writer.frame("rate_limits.updated", errors.describe_limit(event))]
 
     def _server_ready(self, event: ev.ServerReady) -> list[Frame]:
         return self._vendor("server.ready", {"stage": event.stage, "credit_ms": event.credit_ms})

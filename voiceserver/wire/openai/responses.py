@@ -17,13 +17,10 @@ import pybase64
 
 from voiceserver.events import ReplyDone, ReplyToolCall
 from voiceserver.wire import Frame
+from voiceserver.wire.openai.audio import INPUT_TOKEN_MS, OUTPUT_TOKEN_MS
 from voiceserver.wire.openai.dialect import Writer
 from voiceserver.wire.openai.items import Conversation, Item, Part, Status
 from voiceserver.wire.openai.settings import WireSettings, describe_modalities
-
-# The service counts audio as one token a 100 ms in, one a 50 ms out; so do the usage figures here.
-INPUT_TOKEN_MS: Final = 100.0
-OUTPUT_TOKEN_MS: Final = 50.0
 
 _STATUS: Final[dict[str, tuple[str, str | None]]] = {
     "completed": ("completed", None),

@@ -12,6 +12,7 @@ from clients.recording import Recording
 
 # Lines, voice and speed that the default recogniser, which was trained on people, understands.
 LINES = ("good morning", "what time is it", "how busy are you")
+SILENCE_MS = 400  # before and after, as in a recording of somebody
 TIMEOUT_S = 60
 
 _SPEAK = """
@@ -51,4 +52,5 @@ def make_speech(text: str, rate_hz: int) -> Recording:
     if made.returncode or not made.stdout:
         reason = made.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it made no sound"]
         raise NoSpeech(f"no recordings here, and the espeak voice does not work: {reason[0]}")
-    return Recording(f"“{text}”", made.stdout, rate_hz, "made on the spot by espeak")
+    silence = bytes(2 * (rate_hz * SILENCE_MS // 1000))
+    return Recording(f"“{text}”", silence + made.stdout + silence, rate_hz, "made on the spot by espeak")

@@ -6,10 +6,6 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import soxr
-
 BYTES_PER_SAMPLE = 2
 FULL_SCALE = 32_767
 
@@ -34,6 +30,14 @@ class Recording:
 
 def read_recording(path: Path, rate_hz: int) -> Recording:
     """Decode, mix to mono, resample. Raises BadRecording."""
+    try:
+        import numpy as np
+        import soundfile
+        import soxr
+    except ModuleNotFoundError as error:
+        raise BadRecording(
+            f"sound files need the {error.name} package: pip install 'voiceserver[clients]'"
+        ) from None
     if not path.is_file():
         raise BadRecording(f"{path}: no such file")
     try:

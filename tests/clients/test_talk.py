@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -73,6 +74,13 @@ class TestRecording:
                 read_recording(path, 16_000)
         with pytest.raises(BadRecording, match="no audio"):
             read_recording(tmp_path / "empty.wav", 16_000)
+
+    def test_without_the_extra_the_command_that_helps_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "soundfile", None)
+        with pytest.raises(BadRecording, match=r"pip install 'voiceserver\[clients\]'"):
+            read_recording(tmp_path / "t.wav", 16_000)
 
     @pytest.mark.skipif(not RECORDED.is_dir(), reason="the recordings in ../shared/audio are not here")
     @pytest.mark.parametrize(

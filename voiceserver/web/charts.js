@@ -61,7 +61,7 @@ export class Chart {
     }
     this.#scale.className = "scale";
     this.#scale.setAttribute("aria-hidden", "true");
-    this.#scale.append(...["", "", "", "5 min ago", "now"].map((text) => Object.assign(document.createElement("span"), { textContent: text })));
+    this.#scale.append(...["", "", "", "", "now"].map((text) => Object.assign(document.createElement("span"), { textContent: text })));
     root.append(this.#svg, this.#scale);
   }
 
@@ -73,5 +73,6 @@ export class Chart {
     labels[0].textContent = this.format(top);
     labels[1].textContent = this.format(top / 2);
     labels[2].textContent = "0";
+    labels[3].textContent = `${Math.round(spanMs / 60000)} min ago`;
   }
 }

@@ -1,7 +1,7 @@
 // The dashboard: asks for the figures once a second and draws them. It computes differences, and knows nothing that /metrics does not.
 
 import { Chart, drawSpark } from "./charts.js";
-import { Figures, KEEP_MS } from "./figures.js";
+import { Figures } from "./figures.js";
 
 const POLL_MS = 1000;
 const STAGES = ["vad", "stt", "reply", "tts"];
@@ -10,7 +10,8 @@ const PARTS = { endpointing: "end of turn", stt: "transcript", reply: "answer", 
 const $ = (id) => document.getElementById(id);
 const figures = new Figures();
 const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
-const ms = (value) => (value == null ? "–" : value < 10 ? `${value.toFixed(1)} ms` : value < 9995 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
+const ms = (value) => (value == null ? "–" : value < 10 ? `${value.toFixed(1)} ms` : value < 999.5 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(2)} s`);
+const bareMs = (value) => (value == null ? "–" : value < 9.95 ? value.toFixed(1) : count(value));
 const toMs = (value) => (value == null ? null : value * 1000);
 globalThis.__dashboard = { figures };
 
@@ -53,7 +54,7 @@ function drawTiles() {
     tile.hidden = now === undefined;
     tile.querySelector("b").textContent = spec.show(now);
     tile.querySelector("span").textContent = spec.beside(figures.last);
-    drawSpark(tile.querySelector("svg"), figures.series(spec.value), KEEP_MS);
+    drawSpark(tile.querySelector("svg"), figures.series(spec.value), figures.spanMs);
   });
 }
 
@@ -63,7 +64,7 @@ const chart = new Chart($("latency-chart"), ["b", "a"], ms);
 const shares = (share) => (_, i) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part: "first_audio" }, 30000, i));
 
 function drawLatency() {
-  chart.draw([figures.series(shares(0.95)), figures.series(shares(0.5))], KEEP_MS);
+  chart.draw([figures.series(shares(0.95)), figures.series(shares(0.5))], figures.spanMs);
   const rows = Object.entries(PARTS).map(([part, label]) => {
     const at = (share) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part }));
     return { part, label, values: [at(0.5), at(0.95), at(0.99)] };
@@ -97,7 +98,7 @@ function drawStage(stage) {
   const lagMs = (snapshot) => toMs(figures.value("voiceserver_stage_lag_seconds", { stage }, snapshot));
   card.querySelector("header p").textContent = known.engine;
   card.querySelector(".figure b").textContent = ms(lagMs(figures.last));
-  drawSpark(card.querySelector("svg"), figures.series(lagMs), KEEP_MS);
+  drawSpark(card.querySelector("svg"), figures.series(lagMs), figures.spanMs);
   const streams = figures.value("voiceserver_stage_streams", { stage });
   const free = figures.value("voiceserver_stage_free", { stage });
   const places = known.free == null ? `${count(streams)} streams, no limit` : `${count(streams)} of ${count(streams + free)} places taken`;
@@ -110,8 +111,8 @@ function drawStage(stage) {
 function drawWorker(stage, { worker, state }) {
   const labels = { stage, worker };
   const at = (name) => figures.value(`voiceserver_worker_${name}`, labels);
-  const name = element("th", `${worker} ${state}`, { state }, { scope: "row" });
-  const cells = [count(at("streams")), count(at("queued")), ms(toMs(at("queue_age_seconds"))), batchOf(labels), ms(toMs(at("step_seconds")))];
+  const name = element("th", state === "ready" ? worker : `${worker} ${state}`, { state }, { scope: "row", title: `worker ${worker}: ${state}` });
+  const cells = [count(at("streams")), count(at("queued")), bareMs(toMs(at("queue_age_seconds"))), batchOf(labels), bareMs(toMs(at("step_seconds")))];
   return row([name, ...cells.map((text) => cell(text))]);
 }
 

@@ -1,6 +1,7 @@
 // What the samples of /v1/stats say over time: rates, batch sizes and percentiles, all from differences of counters. Pure.
 
 export const KEEP_MS = 300000;
+const SHORTEST_MS = 60000;
 
 export class Figures {
   #snapshots = []; // {atMs, metrics, capacity}, the oldest first
@@ -15,6 +16,12 @@ export class Figures {
 
   get last() {
     return this.#snapshots.at(-1);
+  }
+
+  // How much time a chart should show: a minute at first, then all there is.
+  get spanMs() {
+    const goneMs = this.last.atMs - this.#snapshots[0].atMs;
+    return Math.max(SHORTEST_MS, Math.ceil(goneMs / SHORTEST_MS) * SHORTEST_MS);
   }
 
   get all() {

@@ -111,7 +111,7 @@ def test_a_backlog_in_one_item_equals_the_same_in_small_ones() -> None:
     _, at_once = probabilities(engine, 1, cut(1, audio, [len(audio)]))
     sizes = [320] * (len(audio) // 320)
     _, bit_by_bit = probabilities(engine, 2, cut(2, audio, sizes))
-    np.testing.assert_allclose(at_once[: len(bit_by_bit)], bit_by_bit, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(at_once[: len(bit_by_bit)], bit_by_bit, rtol=0, atol=1e-4)
 
 
 def test_windows_are_placed_on_the_input_clock_and_again_after_a_gap() -> None:
@@ -142,7 +142,7 @@ def test_a_reused_slot_starts_with_silence() -> None:
     for stream in range(2, 300):
         engine.open(stream, StreamParams())
         _, again = probabilities(engine, stream, cut(stream, audio, [16000]))
-        np.testing.assert_allclose(again, fresh, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(again, fresh, rtol=0, atol=1e-4)
         if stream % 3 == 0:
             engine.close(stream)
 

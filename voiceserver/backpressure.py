@@ -15,7 +15,7 @@ room, gets no more while others could come.
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from voiceserver.errors import Refusal
 
@@ -26,6 +26,12 @@ REFRESH_MS: Final = 1_000.0  # how old an estimate in the waiting room may becom
 _SMOOTHING: Final = 0.2
 
 State = Literal["admitted", "waiting", "expired", "released"]
+
+
+class Claimant(Protocol):
+    """Who holds a ticket, and wants to hear of it."""
+
+    def on_place(self, ticket: Ticket, now_ms: float) -> None: ...
 
 
 class Ticket:
@@ -54,7 +60,7 @@ class Ticket:
         self.state: State = "admitted"
         self.position = 0
         self.estimate_ms = 0.0
-        self.owner: object = None  # for whoever tells it the news
+        self.owner: Claimant | None = None  # for whoever tells the news
 
     @property
     def is_waiting(self) -> bool:
@@ -173,9 +179,9 @@ class Admission:
             return None
         if not can_wait or len(self._room) >= self._room_size:
             return self._refuse("at_capacity")
-        if ticket.tenant and self._share < 1:
-            if sum(one.tenant == ticket.tenant for one in self._room) >= max(self._room_size // 2, 1):
-                return self._refuse("tenant_share")
+        of_tenant = sum(one.tenant == ticket.tenant for one in self._room)
+        if ticket.tenant and self._share < 1 and of_tenant >= max(self._room_size // 2, 1):
+            return self._refuse("tenant_share")
         ticket.state = "waiting"
         at = len(self._room)
         if ticket.is_resumed:

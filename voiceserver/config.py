@@ -76,6 +76,7 @@ class BackpressureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     hold: str = "connection"  # what takes a talker's place: a connection, or only speech
     waiting_room: int = 32
     waiting_timeout_ms: int = 60_000
+    tenant_share: float = 0.8  # of the talkers' places that callers of one remote address may have; 1: all
     retry_after_ms: int = 2_000  # before there is a measurement
 
 
@@ -314,6 +315,7 @@ _RULES: Final[Mapping[str, Callable[[Any], str]]] = {
     "backpressure.busy_repeat_ms": _at_least(1),
     "backpressure.max_backlog_ms": _at_least(1),
     "backpressure.hold": _one_of("connection", "speech"),
+    "backpressure.tenant_share": _between(0, 1),
     "stages.max_batch_size": _at_least(1),
     "stages.step_timeout_ms": _at_least(1),
     "stages.request_slots": _power_of_two,

@@ -25,7 +25,6 @@ from voiceserver.pump import Pump
 from voiceserver.wire.frames import PING, build_head
 
 if TYPE_CHECKING:
-    from voiceserver.backpressure import Ticket
     from voiceserver.errors import Refusal
     from voiceserver.hub import Hub
     from voiceserver.session import Session
@@ -48,14 +47,12 @@ class Connection(Pump, asyncio.Protocol):
         "_is_waiting",
         "_outbox",
         "_ping_ms",
-        "_ticket",
         "_transport",
     )
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self._transport: asyncio.Transport | None = None
-        self._ticket: Ticket | None = None
         self._outbox: list[bytes] | None = None
         self._is_ended = False  # nothing more is written after what the outbox holds
         self._is_waiting = False  # for its turn to go on reading
@@ -108,10 +105,9 @@ class Connection(Pump, asyncio.Protocol):
         hub.metrics.connections.dec()
         if self._codec is not None:
             hub.leave()
-        if self._ticket is not None:
-            self._ticket.release()
-        elif self._codec is not None:
+        if self._ticket is None and self._codec is not None:
             hub.admission.lingering -= 1
+        self.leave_places(now_ms)
         session = self._session
         if session is not None:
             session.disconnect(now_ms)
@@ -188,6 +184,11 @@ class Connection(Pump, asyncio.Protocol):
         self._session = session = hub.make_session(codec)
         hub.metrics.count_opened(codec.name)
         session.open(now_ms)
+        ticket = upgrade.ticket
+        if ticket is not None:
+            ticket.owner = self
+            if ticket.is_waiting:
+                session.waiting(ticket.position, ticket.estimate_ms, now_ms)
         self._pump(now_ms)
         self._keep(now_ms)
 
@@ -234,6 +235,7 @@ class Connection(Pump, asyncio.Protocol):
     def part(self, session: Session, now_ms: float) -> None:
         """The session is over: begin the closing handshake, if the peer did not."""
         session.events_to_send()
+        self.leave_places(now_ms)
         if self._transport is None or self.is_closing:
             return
         if self._close_by_ms == math.inf:  # a phone has yet to hear what was said last

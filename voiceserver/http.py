@@ -152,7 +152,10 @@ class Router:
             return error_response(400, error.code, str(error), param=error.param)
         except BadRequest as error:
             return error_response(error.status, error.code, error.message)
-        got = Refusal("draining", DRAIN_RETRY_MS) if self.is_draining else self._admission.try_enter(now_ms)
+        if self.is_draining:
+            got: Ticket | Refusal = Refusal("draining", DRAIN_RETRY_MS)
+        else:
+            got = self._admission.try_enter(now_ms, tenant=tenant_of(caller))
         if isinstance(got, Ticket):
             return Upgrade(data, codec, caller, got)
         is_told = "Origin" in caller.headers or getattr(codec, "tells_refusal", False)
@@ -170,6 +173,11 @@ class Router:
             ("Retry-After", seconds),
             retry_after_ms=round(retry_after_ms),
         )
+
+
+def tenant_of(caller: Caller) -> str:
+    """Who shares a tenant's places: callers of one address. This machine's own tools and proxies are nobody in particular."""
+    return "" if caller.peer.startswith("127.") or caller.peer in ("::1", "::ffff:127.0.0.1") else caller.peer
 
 
 def refusal_message(refusal: Refusal) -> str:

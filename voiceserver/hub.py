@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from voiceserver.backpressure import Admission
 from voiceserver.config import Config
+from voiceserver.events import ServerBusy
 from voiceserver.http import Router
+from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
 from voiceserver.pool import Pool
 from voiceserver.session import Session
@@ -74,6 +76,7 @@ class Hub:
     __slots__ = (
         "_deadlines",
         "_dirty",
+        "_has_news",
         "_keepalives",
         "_loop",
         "_timer",
@@ -84,6 +87,7 @@ class Hub:
         "config",
         "connections",
         "facts",
+        "learner",
         "log",
         "metrics",
         "now_ms",
@@ -120,6 +124,8 @@ class Hub:
         self.connections: set[Member] = set()
         self.sessions = 0  # upgraded connections
         self.on_empty: Callable[[], None] | None = None
+        self.learner: Learner | None = None
+        self._has_news = False
         self._dirty: list[Member] = []
         self._turns: list[Member] = []
         self._deadlines: Wheel[Member] = Wheel(DEADLINE_TICK_MS)
@@ -145,6 +151,29 @@ class Hub:
         self.sessions -= 1
         if not self.sessions and self.on_empty is not None:
             self.on_empty()
+
+    # -------------------------------------------------------------------------------------------------- admission
+
+    def place_freed(self) -> None:
+        """A ticket was released or the limit moved: tell those whom that concerns, after this tick's callbacks."""
+        if not self._has_news:
+            self._has_news = True
+            self._loop.call_soon(self._tell_news)
+
+    def _tell_news(self) -> None:
+        self._has_news = False
+        self.now_ms = now_ms = self.clock()
+        for ticket in self.admission.news():
+            owner = ticket.owner
+            if owner is not None:
+                try:
+                    owner.on_place(ticket, now_ms)
+                except Exception as error:
+                    self.log.error("admission fault", exc_info=error)
+
+    def note_busy(self, caller: object, event: ServerBusy) -> None:
+        if self.learner is not None:
+            self.learner.note_busy(id(caller), event, self.now_ms)
 
     # -------------------------------------------------------------------------------------------- end of the tick
 

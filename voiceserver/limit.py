@@ -142,8 +142,9 @@ class TalkerLimit:
                 factor = min(max(TARGET_DELAY_MS / standing_ms, 0.8), 1.0) if is_late else 0.95
                 self._move(max(min(self._limit, talkers) * factor, 1.0), now_ms)
         elif has_demand and talkers >= self._limit * 0.9 and now_ms - self._changed_ms >= GROW_MS:
-            if standing_ms < TARGET_DELAY_MS / 2 and self.fullness < TARGET_FULL:
-                most = max(self._room_for(settled), self._limit)
+            most = max(self._room_for(settled), self._limit)
+            is_well = standing_ms < TARGET_DELAY_MS / 2 and self.fullness < TARGET_FULL
+            if is_well and most > self._limit:
                 self._move(min(self._limit + max(self._limit * _STEP, 1.0), most), now_ms)
         return self.limit
 

@@ -10,11 +10,13 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from voiceserver.errors import ProtocolError, Refusal
+from voiceserver.events import ServerBusy
 from voiceserver.framing import Framing
 from voiceserver.wire import Audio
 from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
+    from voiceserver.backpressure import Ticket
     from voiceserver.hub import Hub
     from voiceserver.pool import LossReason, Stream
     from voiceserver.session import Session
@@ -32,7 +34,17 @@ _VIOLATIONS: Final = {
 class Pump(Framing):
     """One caller's session and streams. A ``StreamOwner`` for the pools. Without a session it moves nothing."""
 
-    __slots__ = ("_active_ms", "_armed_ms", "_codec", "_hub", "_opened_ms", "_session", "_streams")
+    __slots__ = (
+        "_active_ms",
+        "_armed_ms",
+        "_codec",
+        "_hub",
+        "_opened_ms",
+        "_session",
+        "_speech",
+        "_streams",
+        "_ticket",
+    )
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub.config.server.max_message_bytes)
@@ -40,6 +52,8 @@ class Pump(Framing):
         self._codec: Codec | None = None
         self._session: Session | None = None
         self._streams: dict[str, Stream] | None = None
+        self._ticket: Ticket | None = None
+        self._speech: Ticket | None = None  # where only speech takes a talker's place
         self._opened_ms = 0.0
         self._active_ms = 0.0  # when a message last went either way
         self._armed_ms = math.inf  # when the wheel will look at this connection
@@ -184,7 +198,64 @@ class Pump(Framing):
         if due_ms < self._armed_ms:
             self.wake_at(max(due_ms, now_ms + 1.0))
 
+    # ------------------------------------------------------------------------------------------------- the places
+
+    def on_place(self, ticket: Ticket, now_ms: float) -> None:
+        """A ticket of ours has moved. For ``Hub``."""
+        session = self._session
+        if session is None or session.is_closed:
+            return
+        if ticket.is_waiting:
+            session.waiting(ticket.position, ticket.estimate_ms, now_ms)
+        elif ticket.state == "expired":
+            message = "No place became free in time; please try again later."
+            session.fail("waiting_timeout", message, 1013, now_ms)
+        else:
+            session.admitted(now_ms)
+        self._pump(now_ms)
+        if ticket is self._speech and not ticket.is_waiting and not self._is_heard(session):
+            self._leave_speech(now_ms)
+
+    def leave_places(self, now_ms: float) -> None:
+        """Give back what this caller holds. Idempotent."""
+        if self._ticket is not None:
+            self._ticket.release(now_ms)
+            self._hub.place_freed()
+        self._leave_speech(now_ms)
+
+    def _leave_speech(self, now_ms: float) -> None:
+        if self._speech is not None:
+            self._speech.release(now_ms)
+            self._speech = None
+            self._hub.place_freed()
+
+    def _is_heard(self, session: Session) -> bool:
+        return self._streams is not None and session.settings.hears_with in self._streams
+
+    def _may_talk(self, session: Session, stage: str, now_ms: float) -> bool:
+        """Whether there is a place for this speech; otherwise the session knows now that it waits."""
+        if self._speech is None:
+            tenant = self._ticket.tenant if self._ticket is not None else ""
+            got = self._hub.admission.try_talk(now_ms, tenant=tenant)
+            if isinstance(got, Refusal):
+                session.stream_refused(stage, got, now_ms)
+                return False
+            self._speech = got
+            got.owner = self
+        if self._speech.is_waiting:
+            session.waiting(self._speech.position, self._speech.estimate_ms, now_ms)
+            return False
+        return True
+
+    # ------------------------------------------------------------------------------------------------ the streams
+
     def _open_stream(self, session: Session, stage: str, now_ms: float) -> None:
+        if (
+            self._hub.admission.holds_speech
+            and stage == session.settings.hears_with
+            and not self._may_talk(session, stage, now_ms)
+        ):
+            return
         pool = self._hub.pools.get(stage)
         got: Stream | Refusal = Refusal("no_workers", 1_000.0, stage)
         if pool is not None:
@@ -206,6 +277,8 @@ class Pump(Framing):
             if not streams:
                 self._streams = None
         session.stream_closed(stage)
+        if self._speech is not None and stage == session.settings.hears_with:
+            self._leave_speech(self._hub.now_ms)
 
     def _send_requests(self, session: Session, stage: str, now_ms: float) -> None:  # hot
         assert self._streams is not None
@@ -232,6 +305,8 @@ class Pump(Framing):
             observe = self._hub.metrics.observe
             for event in events:
                 observe(event)
+                if type(event) is ServerBusy:
+                    self._hub.note_busy(self, event)
                 self._queue(codec.encode(event))
 
     def _queue(self, frames: list[Frame]) -> None:  # hot

@@ -28,6 +28,8 @@ from voiceserver.config import Config, Loaded, StageConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
 from voiceserver.errors import ConfigError, VoiceServerError
 from voiceserver.hub import Hub
+from voiceserver.learner import Learner
+from voiceserver.limit import LOOK_MS
 from voiceserver.logs import configure, get_logger
 from voiceserver.metrics import Metrics
 from voiceserver.routes import build_router
@@ -131,7 +133,15 @@ class Server:
                 self._pools[name] = self._make_pool(name, stage, self._on_pool_event)
         limits = config.backpressure
         most = limits.max_connections or connections_that_fit()
-        admission = Admission(most, limits.max_talkers, limits.hold, limits.retry_after_ms)
+        admission = Admission(
+            most,
+            limits.max_talkers,
+            limits.hold,
+            limits.retry_after_ms,
+            room=limits.waiting_room,
+            waiting_timeout_ms=limits.waiting_timeout_ms,
+            share=limits.tenant_share,
+        )
         jitter = random.Random()
         self.router = build_router(
             config, self._pools, admission, self.metrics, lambda: self._loop_lag_ms, jitter
@@ -146,10 +156,20 @@ class Server:
             metrics=self.metrics,
             log=self.log,
         )
+        self._learner = self.hub.learner = Learner(
+            self._pools,
+            admission,
+            self.hub.facts,
+            is_learned=limits.max_talkers == 0,
+            windows_ms={name: getattr(config.stages, name).max_wait_ms for name in self._pools},
+            on_change=self._on_pool_event,
+            now_ms=self.hub.now_ms,
+        )
         self.metrics.observe_pools(lambda: [pool.stats() for pool in self._pools.values()])
         await self._listen()
         self._probe(self._loop.time())
         self._refresh()
+        self._learn()
         self._server_log("listening", port=self.port)
         try:
             await self._start_pools()
@@ -192,6 +212,12 @@ class Server:
         self._loop_lag_ms += (lag * 1000.0 - self._loop_lag_ms) * 0.2
         due = self._loop.time() + PROBE_MS / 1000.0
         self._timers["probe"] = self._loop.call_at(due, self._probe, due)
+
+    def _learn(self) -> None:
+        hub = self.hub
+        self._learner.look(self._loop_lag_ms, hub.clock())
+        hub.place_freed()
+        self._timers["learn"] = self._loop.call_later(LOOK_MS / 1000.0, self._learn)
 
     def _refresh(self) -> None:
         facts = self.hub.facts

@@ -20,6 +20,7 @@ class Facts(msgspec.Struct):
     talkers: int = 0
     lag_ms: float = 0.0
     local_time: str = ""
+    degrade_level: int = 0  # how far the server has retreated; see limit.Ladder
 
 
 class Options(msgspec.Struct, frozen=True):

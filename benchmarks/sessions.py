@@ -33,7 +33,7 @@ VAD_ONLY: Mapping[str, str | int] = {
     "stages.stt.engine": "none",
     "stages.reply.engine": "none",
     "stages.tts.engine": "none",
-    "backpressure.max_talkers": 0,
+    "backpressure.max_talkers": 100_000,  # the question is what happens with so many, not whether they are let in
 }
 
 

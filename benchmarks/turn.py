@@ -1,10 +1,9 @@
 """How long a caller waits: from the end-of-turn decision to the first byte of the spoken answer on the socket.
 
-``python -m benchmarks.turn [--turns 100] [--pace 4]``. One caller, one turn after the other, every engine real (silero,
+``python -m benchmarks.turn [--turns 100] [--pace 1]``. One caller, one turn after the other, every engine real (silero,
 pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split (``reply.done``); the
 client measures the time between the two messages as they arrive. Endpointing (the silence that is waited for) is a setting, not
-a cost: it comes before the decision. ``--pace`` plays the audio faster than a person speaks, which leaves the recogniser *less*
-time to keep up.
+a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then not keep up, and its backlog shows.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def show(reports: list[TurnReport], pace: float, recording: Recording) -> dict[s
 
 def turn(
     turns: Annotated[int, typer.Option(min=1)] = 100,
-    pace: Annotated[float, typer.Option(min=0.1, help="1: as a person speaks.")] = 4.0,
+    pace: Annotated[float, typer.Option(min=0.1, help="1: as a person speaks.")] = 1.0,
     file: Annotated[Path | None, typer.Option(help="What is said; default: a short command.")] = None,
 ) -> None:
     """Measure the wait for an answer."""

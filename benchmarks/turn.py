@@ -3,7 +3,8 @@
 ``python -m benchmarks.turn [--turns 100] [--pace 1]``. One caller, one turn after the other, every engine real (silero,
 pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split (``reply.done``); the
 client measures the time between the two messages as they arrive. Endpointing (the silence that is waited for) is a setting, not
-a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then not keep up, and its backlog shows.
+a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then not keep up, and its
+backlog shows.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ importing it. Only :func:`load` imports an engine, and only workers call it.
 
 A name is one of
 
-- a built-in: ``silero``, ``pocketsphinx``, ``espeak``, ``concierge``, ``chat``
+- a built-in: ``silero``, ``smart_turn``, ``pocketsphinx``, ``whisper``, ``espeak``, ``piper``, ``concierge``, ``chat``
 - an entry point of group ``voiceserver.engines``, from somebody's package
 - ``module:attr``, anything importable
 """
@@ -36,6 +36,10 @@ _EXTRA_OF = {
     "silero_vad": "silero",
     "pocketsphinx": "pocketsphinx",
     "espeakng_loader": "espeak",
+    "faster_whisper": "whisper",
+    "piper": "piper",
+    "onnx": "piper",
+    "onnxruntime": "smart-turn",
     "httpx": "chat",
 }
 _WORKER_PACKAGES = ("numpy", "soxr")
@@ -90,12 +94,21 @@ _BUILT_IN = {
     for spec in (
         EngineSpec("silero", "workers.engines.silero:Silero", ("vad",), "silero", ("torch", "silero_vad")),
         EngineSpec(
+            "smart_turn",
+            "workers.engines.smart_turn:SmartTurn",
+            ("vad",),
+            "smart-turn",
+            ("torch", "silero_vad", "onnxruntime"),
+        ),
+        EngineSpec(
             "pocketsphinx",
             "workers.engines.pocketsphinx:PocketSphinx",
             ("stt",),
             "pocketsphinx",
             ("pocketsphinx",),
         ),
+        EngineSpec("whisper", "workers.engines.whisper:Whisper", ("stt",), "whisper", ("faster_whisper",)),
+        EngineSpec("piper", "workers.engines.piper:Piper", ("tts",), "piper", ("piper", "onnx")),
         EngineSpec("espeak", "workers.engines.espeak:Espeak", ("tts",), "espeak", ("espeakng_loader",)),
         EngineSpec("concierge", "workers.engines.concierge:Concierge", ("reply",), "workers"),
         EngineSpec("chat", "", ("reply",), "chat", ("httpx",), is_remote=True),

@@ -20,6 +20,7 @@ from tests.conformance.engine_suite import (  # noqa: E402
     text_script,
 )
 from tests.engines_for_tests import Echo  # noqa: E402
+from tests.neural_cases import NEURAL_CASES  # noqa: E402
 from workers import registry  # noqa: E402
 from workers.engine import Engine  # noqa: E402
 
@@ -94,6 +95,7 @@ CASES = (
         bad_params=({"stage": "kitchen"},),
         bad_options=({"voice": "x"},),
     ),
+    *NEURAL_CASES,
 )
 
 

@@ -17,6 +17,7 @@ Payloads by kind (all text is UTF-8, all audio is PCM16 little-endian mono):
 Requests
     OPEN     JSON of StreamParams; seq: how many first items are stepped alone, because the stream was near a crash
     DATA     vad, stt: audio at ``StreamParams.rate_hz``; reply: JSON request; tts: text of a sentence
+    PAUSE    stt: the caller paused at ``seq``; FLUSH may follow without more audio, so work ahead. Only a hint
     FLUSH    stt: the utterance of ``turn`` ends here, give FINAL
     CANCEL   forget everything of ``turn`` and older; no result of those turns follows
     CLOSE    the stream ends; its id is never used again
@@ -26,6 +27,8 @@ Results
     CONSUMED input up to ``seq`` was taken and had nothing else to say
     SPEECH   vad: float64 start_ms of the first window on the input clock, float64 window_ms, then float32
              speech probabilities, one per window (see ``pack_speech`` / ``unpack_speech``)
+    TURN     vad: how likely the caller's turn ended with the pause before this point (see ``pack_turn``); it follows the
+             SPEECH of the windows it judges, and no window of later speech precedes it
     TEXT     stt: the whole stable hypothesis so far; reply: the next sentence (a delta, spaces kept)
     FINAL    stt: the transcript of ``turn`` (may be empty)
     TOOL     reply: JSON of a tool call delta ``{"index", "call_id", "name", "arguments"}``
@@ -55,6 +58,7 @@ class RequestKind(IntEnum):
     FLUSH = 3
     CANCEL = 4
     CLOSE = 5
+    PAUSE = 6
 
 
 class ResultKind(IntEnum):
@@ -67,6 +71,7 @@ class ResultKind(IntEnum):
     AUDIO = 71
     DONE = 72
     FAILED = 73
+    TURN = 74
 
 
 class Record(NamedTuple):
@@ -112,3 +117,17 @@ def unpack_speech(payload: bytes) -> tuple[float, float, Sequence[float]]:
     """``(start_ms, window_ms, probabilities)``."""
     start_ms, window_ms = _SPEECH_HEAD.unpack_from(payload)
     return start_ms, window_ms, memoryview(payload)[_SPEECH_HEAD.size :].cast("f")
+
+
+_TURN = struct.Struct("<ddf")
+
+
+def pack_turn(speech_end_ms: float, at_ms: float, probability: float) -> bytes:
+    """``speech_end_ms``: where the pause began; ``at_ms``: end of the audio judged; both on the input clock."""
+    return _TURN.pack(speech_end_ms, at_ms, probability)
+
+
+def unpack_turn(payload: bytes) -> tuple[float, float, float]:
+    """``(speech_end_ms, at_ms, probability)``."""
+    speech_end_ms, at_ms, probability = _TURN.unpack(payload)
+    return speech_end_ms, at_ms, probability

@@ -9,7 +9,8 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 SOURCES := voiceserver workers clients benchmarks tests
-BENCHMARKS ?= $(filter-out __init__ __main__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# Modules named X_something are parts of benchmark X, not benchmarks.
+BENCHMARKS ?= $(filter-out __init__ __main__ report charts %_sides %_peers,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test lint format bench clean

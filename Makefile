@@ -9,8 +9,8 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 SOURCES := voiceserver workers clients benchmarks tests
-# Modules named X_something are parts of benchmark X, not benchmarks.
-BENCHMARKS ?= $(filter-out __init__ __main__ report charts %_sides %_peers,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# A benchmark is a module without an underscore in its name; the others are parts of one.
+BENCHMARKS ?= $(shell cd benchmarks && ls *.py | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vx report)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test lint format bench clean

@@ -29,6 +29,12 @@ class Work(NamedTuple):
     payload: bytes = b""
     is_flush: bool = False
     is_continued: bool = False
+    is_pause: bool = False
+
+    @property
+    def is_end(self) -> bool:
+        """Nothing is merged behind it, and it does not wait for company."""
+        return self.is_flush or self.is_pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,14 @@ class Batcher:
             queue = self._queues[work.stream] = deque()
         queue.append(work)
         self._pending += 1
-        self._be_due(now_ms if work.is_flush else now_ms + self.limits.max_wait_ms)
+        self._be_due(now_ms if work.is_end else now_ms + self.limits.max_wait_ms)
 
     def put_continued(self, work: Work, now_ms: float) -> None:
         """The engine wants another step for what it got as ``work``: before the stream's next work, behind other streams."""
         queue = self._queues.get(work.stream)
         if queue is None:
             queue = self._queues[work.stream] = deque()
-        queue.appendleft(Work(work.stream, work.turn, work.seq, b"", work.is_flush, True))
+        queue.appendleft(Work(work.stream, work.turn, work.seq, b"", work.is_flush, True, work.is_pause))
         self._pending += 1
         self._be_due(now_ms)
 
@@ -155,7 +161,7 @@ class Batcher:
         first = queue.popleft()
         self._pending -= 1
         limit = self.limits.merge_bytes
-        if not limit or not queue or first.is_continued or first.is_flush:
+        if not limit or not queue or first.is_continued or first.is_end:
             return first
         payloads = [first.payload]
         last = first
@@ -165,13 +171,15 @@ class Batcher:
         if last is first:
             return first
         self._pending -= len(payloads) - 1
-        return Work(first.stream, first.turn, last.seq, b"".join(payloads), last.is_flush, False)
+        return Work(
+            first.stream, first.turn, last.seq, b"".join(payloads), last.is_flush, False, last.is_pause
+        )
 
 
 def _adjacent(first: Work, queue: deque[Work], limit: int) -> Iterator[Work]:
     """Pop from ``queue`` what continues ``first`` without a gap, a change of turn or too many bytes."""
     last, size = first, len(first.payload)
-    while queue and not last.is_flush:
+    while queue and not last.is_end:
         work = queue[0]
         size += len(work.payload)
         is_gapless = work.seq - len(work.payload) // SAMPLE_BYTES == last.seq

@@ -43,6 +43,7 @@ class Item(NamedTuple):
     end_ms: position of the end of ``audio`` on the session's input clock.
     is_flush: the utterance of ``turn`` ends after this item.
     is_continued: no new input; the engine said ``more`` at its last step and goes on.
+    is_pause: the caller paused here, and the flush may follow without more audio (only for ``EngineInfo.works_ahead``).
     """
 
     stream: int
@@ -52,6 +53,7 @@ class Item(NamedTuple):
     end_ms: float = 0.0
     is_flush: bool = False
     is_continued: bool = False
+    is_pause: bool = False
 
 
 class Piece(NamedTuple):
@@ -73,13 +75,14 @@ class Output:
 class EngineInfo:
     """name; stage; rate_hz: the engine's native audio rate (0 for text only); max_streams: how many streams one worker
     can hold at once (0: unlimited); frame_samples: audio is delivered in any length, but batches best in multiples
-    of this many samples (0: no preference)."""
+    of this many samples (0: no preference); works_ahead: it uses pauses to have the transcript ready (stt)."""
 
     name: str
     stage: Stage
     rate_hz: int = 0
     max_streams: int = 0
     frame_samples: int = 0
+    works_ahead: bool = False
 
 
 class Engine(Protocol):

@@ -35,7 +35,7 @@ MERGE_BYTES = 32_000
 ENGINE_FAILED = EngineError("engine_failed", "The engine failed on this input.")
 
 # As plain ints: looking a member up costs more than comparing it.
-_OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE = (
+_OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE, _PAUSE = (
     int(kind)
     for kind in (
         RequestKind.OPEN,
@@ -43,6 +43,7 @@ _OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE = (
         RequestKind.FLUSH,
         RequestKind.CANCEL,
         RequestKind.CLOSE,
+        RequestKind.PAUSE,
     )
 )
 _NO_AUDIO: Audio = np.zeros(0, np.float32)
@@ -149,7 +150,7 @@ class Worker:
         kind, stream = record.kind, record.stream
         if stream == CONTROL_STREAM:
             self._obey(record)
-        elif kind in (_DATA, _FLUSH):
+        elif kind in (_DATA, _FLUSH, _PAUSE):
             self._queue(record, now_ms)
         elif kind == _CANCEL:
             self._cancel(stream, record.turn)
@@ -174,8 +175,11 @@ class Worker:
         if state.error is not None:
             self._fail(record.stream, record.turn, record.seq, state.error)
             return
-        is_flush = record.kind == _FLUSH
-        self._batcher.put(Work(record.stream, record.turn, record.seq, record.payload, is_flush), now_ms)
+        is_flush, is_pause = record.kind == _FLUSH, record.kind == _PAUSE
+        if is_pause and not self._engine.info.works_ahead:
+            return
+        work = Work(record.stream, record.turn, record.seq, record.payload, is_flush, is_pause=is_pause)
+        self._batcher.put(work, now_ms)
 
     def _open(self, record: Record, now_ms: float) -> None:
         stream, info = record.stream, self._engine.info
@@ -264,10 +268,12 @@ class Worker:
             audio = state.resampler.process(audio)
             if work.is_flush:
                 audio = np.concatenate((audio, state.resampler.flush()))
-        if not len(audio) and not work.is_flush and not work.is_continued:
+        if not len(audio) and not work.is_end and not work.is_continued:
             return None
         end_ms = work.seq * 1000.0 / state.params.rate_hz
-        return Item(work.stream, work.turn, audio, None, end_ms, work.is_flush, work.is_continued)
+        return Item(
+            work.stream, work.turn, audio, None, end_ms, work.is_flush, work.is_continued, work.is_pause
+        )
 
     def _outputs(self, items: list[Item], now_ms: float) -> Sequence[Output | EngineError]:
         try:

@@ -10,6 +10,9 @@ once that much is heard, or the utterance ends.
 
 Audio is decoded in blocks of 100 ms at fixed places, so the result does not depend on how the audio was cut up. One
 step takes 300 ms of a stream's audio at most and asks for ``more``, so that callers take turns.
+
+A pause ends a segment: its words are settled while the server still waits to see whether the caller goes on, so the
+transcript is ready when the turn ends. A segment that follows keeps the channel found in the one before it.
 """
 
 from __future__ import annotations
@@ -82,9 +85,12 @@ class _Stream:
         "blocks",
         "decoder",
         "is_ending",
+        "is_pausing",
         "is_started",
         "last_words",
+        "mean",
         "pending",
+        "settled_words",
         "stable_words",
         "turn",
     )
@@ -100,6 +106,9 @@ class _Stream:
             self.decoder.end_utt()
         self.is_started = False
         self.is_ending = False
+        self.is_pausing = False
+        self.mean = ""  # the channel, once a segment has found it
+        self.settled_words: list[str] = []  # of segments that a pause has ended
         self.turn = 0
         self.pending = bytearray()
         self.blocks = 0
@@ -113,7 +122,12 @@ class PocketSphinx:
     def __init__(self, params: Mapping[str, object]) -> None:
         self._settings = _Settings.read(params)
         self.info = EngineInfo(
-            "pocketsphinx", "stt", RATE_HZ, self._settings.decoders, _BLOCK_BYTES // _SAMPLE_BYTES
+            "pocketsphinx",
+            "stt",
+            RATE_HZ,
+            self._settings.decoders,
+            _BLOCK_BYTES // _SAMPLE_BYTES,
+            works_ahead=True,
         )
         self._free = _preloaded.pop(self._settings, [])
         while len(self._free) < self._settings.decoders:
@@ -158,22 +172,24 @@ class PocketSphinx:
     def _advance(self, state: _Stream, item: Item) -> Output:
         pieces: list[Piece] = []
         if not item.is_continued:
-            if state.is_ending:
-                # The next utterance came before the last one was asked for to its end.
+            if state.is_ending or state.is_pausing:
+                # More came before the last was asked for to its end.
                 while not self._decode(state, pieces):
                     pass
             state.turn = item.turn
             state.pending += float_to_pcm16(item.audio)
-            state.is_ending = item.is_flush
+            state.is_ending, state.is_pausing = item.is_flush, item.is_pause
         is_done = self._decode(state, pieces)
         return Output(pieces, more=not is_done)
 
     def _decode(self, state: _Stream, pieces: list[Piece]) -> bool:
         """Decode what one step may. True: nothing is left to do until more audio comes."""
-        if not state.is_started and len(state.pending) < self._cmn_bytes and not state.is_ending:
-            return True
-        if not state.is_started and state.pending:
-            self._start(state)
+        is_last = state.is_ending or state.is_pausing
+        if not state.is_started:
+            if len(state.pending) < (_BLOCK_BYTES if state.mean else self._cmn_bytes) and not is_last:
+                return True
+            if state.pending:
+                self._start(state)
         for _ in range(_BLOCKS_PER_STEP):
             if len(state.pending) < _BLOCK_BYTES:
                 break
@@ -181,31 +197,43 @@ class PocketSphinx:
             del state.pending[:_BLOCK_BYTES]
             state.blocks += 1
             if state.blocks % _BLOCKS_PER_PARTIAL == 0 and _agree(state):
-                pieces.append(Piece(ResultKind.TEXT, " ".join(state.stable_words)))
+                pieces.append(Piece(ResultKind.TEXT, _text(state, state.stable_words)))
         if len(state.pending) >= _BLOCK_BYTES:
             return False
-        if state.is_ending:
-            pieces.append(Piece(ResultKind.FINAL, _finish(state)))
+        if is_last:
+            _settle(state)
+            if state.is_ending:
+                pieces.append(Piece(ResultKind.FINAL, _text(state, [])))
+                state.forget()
+            elif state.settled_words:
+                pieces.append(Piece(ResultKind.TEXT, _text(state, [])))
+            state.is_pausing = False
         return True
 
     def _start(self, state: _Stream) -> None:
-        mean = _channel_mean(state.decoder, bytes(state.pending[: self._cmn_bytes]))
-        _forget_channel(state.decoder, mean)
+        if not state.mean:
+            state.mean = _channel_mean(state.decoder, bytes(state.pending[: self._cmn_bytes]))
+        _forget_channel(state.decoder, state.mean)
         state.decoder.start_utt()
         state.is_started = True
 
 
-def _finish(state: _Stream) -> str:
-    """The transcript. The lane is ready for the next utterance."""
-    text = ""
-    if state.is_started:
-        if state.pending:
-            state.decoder.process_raw(bytes(state.pending), False, False)
-        state.decoder.end_utt()
-        state.is_started = False
-        text = " ".join(_words(state.decoder))
-    state.forget()
-    return text
+def _settle(state: _Stream) -> None:
+    """End the segment: its words will not change any more, and the decoder is ready for the next."""
+    if not state.is_started:
+        return
+    if state.pending:
+        state.decoder.process_raw(bytes(state.pending), False, False)
+        state.pending = bytearray()
+    state.decoder.end_utt()
+    state.is_started = False
+    state.settled_words += _words(state.decoder)
+    state.blocks = 0
+    state.last_words, state.stable_words = [], []
+
+
+def _text(state: _Stream, words: Sequence[str]) -> str:
+    return " ".join((*state.settled_words, *words))
 
 
 def _words(decoder: Decoder) -> list[str]:

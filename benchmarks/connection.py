@@ -1,0 +1,259 @@
+"""What does one connection cost? Memory while it idles, loop CPU per message each way, handshakes, and pauses of the collector.
+
+``python -m benchmarks.connection [--connections 15000]``. Ours beside what a user would otherwise pick: ``websockets``' own
+asyncio server with its defaults, and picows (``pip install picows``; left out where it is missing). Each server is a process of its
+own and reports its own CPU time; clients are raw sockets with prepared bytes. Messages are 3,200 bytes: 100 ms of speech.
+Sides take turns, and a figure is the median of its turns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.connection_clients import (
+    MESSAGE_BYTES,
+    ClientFailed,
+    close,
+    connect,
+    drain_greetings,
+    frame,
+    receive_all,
+    send_bursts,
+)
+from benchmarks.connection_sides import TALK_MESSAGES
+from benchmarks.report import print_table, store
+
+TALKERS = 64
+BURST = 8
+TURNS = 5
+_SPARE_FILES = 200
+Figures = dict[str, Any]
+
+
+class SideProcess:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.connection_sides", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.ports: dict[str, int] = self._read()
+
+    def _read(self) -> Figures:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ClientFailed(f"the {self.name} server ended")
+        figures: Figures = json.loads(line)
+        return figures
+
+    def ask(self, what: str = "stats") -> Figures:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def settle(self, received: int | None = None) -> Figures:
+        """Its figures once it has nothing left to do: all of ``received`` messages are in, and its CPU time stands still."""
+        before = self.ask()
+        for _ in range(200):
+            time.sleep(0.1)
+            figures = self.ask()
+            is_in = received is None or figures["received"] >= received
+            if is_in and figures["cpu_s"] - before["cpu_s"] < 0.02:
+                return figures
+            before = figures
+        raise ClientFailed(f"{self.name} took {before['received']} of {received} messages")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def running(name: str) -> Iterator[SideProcess]:
+    side = SideProcess(name)
+    try:
+        yield side
+    finally:
+        side.end()
+
+
+def available_sides() -> list[str]:
+    return ["ours", "websockets", *(["picows"] if importlib.util.find_spec("picows") else [])]
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def idle(name: str, connections: int) -> Figures:
+    """Bytes per connection, handshakes, and collections, of a fresh server."""
+    with running(name) as side:
+        port = side.ports.get("ring", side.ports["callback"])
+        close(connect(port, 500))  # what is only paid once
+        before = side.settle()
+        began_s = time.monotonic()
+        sockets = connect(port, connections)
+        took_s = time.monotonic() - began_s
+        opened = side.ask()
+        time.sleep(1.5)  # the collector is told once a second what is here to stay
+        after = side.settle()
+        collections = side.ask("collect")
+        close(sockets)
+        handshake_us = (opened["cpu_s"] - before["cpu_s"]) / connections * 1e6
+        return {
+            "bytes_per_connection": round((after["memory_bytes"] - before["memory_bytes"]) / connections),
+            "handshake_us": round(handshake_us, 1),
+            "handshakes_per_core_second": round(1e6 / handshake_us),
+            "handshakes_per_second": round(connections / took_s),
+            "worst_collection_ms": round(after["worst_collection_ms"], 2),
+            **{f"collection_{key}": round(value, 2) for key, value in collections.items()},
+        }
+
+
+def receive(side: SideProcess, service: str, burst: int, *, reads: bool = False) -> float:
+    """Loop CPU per message in us. reads: it is echoed, and read again."""
+    sockets = connect(side.ports[service], TALKERS)
+    drain_greetings(sockets)
+    rounds = 320 // burst
+    send_bursts(sockets, burst, 4, 0.04, reads=reads)
+    base = side.settle()
+    sent = send_bursts(sockets, burst, rounds, 0.01 * burst / 2, reads=reads)
+    after = side.settle(base["received"] + sent)
+    close(sockets)
+    side.settle()
+    return (after["cpu_s"] - base["cpu_s"]) / sent * 1e6
+
+
+def speak(side: SideProcess) -> float:
+    """Loop CPU in us of one result's way: ring, session, codec, socket. Ours only; the others have no workers."""
+    sockets = connect(side.ports["ring"], TALKERS)
+    drain_greetings(sockets)
+    ask = frame(b'{"type":"reply.create"}', opcode=1)
+    base = side.settle()
+    for sock in sockets:
+        sock.setblocking(True)
+        sock.sendall(ask)
+    receive_all(sockets, TALK_MESSAGES * (MESSAGE_BYTES + 4))
+    after = side.settle()
+    close(sockets)
+    return (after["cpu_s"] - base["cpu_s"]) / (TALKERS * TALK_MESSAGES) * 1e6
+
+
+def messages(names: list[str]) -> dict[str, Figures]:
+    """The sides take turns, so that a busy minute of the machine meets all of them."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    sides = [SideProcess(name) for name in names]
+    try:
+        for _ in range(TURNS):
+            for side in sides:
+                figures = found[side.name]
+                for key, value in _one_turn(side).items():
+                    figures.setdefault(key, []).append(value)
+    finally:
+        for side in sides:
+            side.end()
+    return {
+        name: {key: round(statistics.median(values), 2) for key, values in figures.items()}
+        | {"turns": {key: [round(value, 2) for value in values] for key, values in figures.items()}}
+        for name, figures in found.items()
+    }
+
+
+def _one_turn(side: SideProcess) -> dict[str, float]:
+    figures = {}
+    if side.name == "ours":
+        figures["receive_us"] = receive(side, "ring", BURST)
+        figures["receive_single_us"] = receive(side, "ring", 1)
+        figures["speak_us"] = speak(side)
+        figures["callback_us"] = receive(side, "callback", BURST)
+    else:
+        figures["receive_us"] = receive(side, "callback", BURST)
+        figures["receive_single_us"] = receive(side, "callback", 1)
+    figures["echo_us"] = receive(side, "echo", BURST, reads=True)
+    return figures
+
+
+# ------------------------------------------------------------------------------------------------------------- telling
+
+_ROWS = (
+    ("memory per idle connection (bytes)", "bytes_per_connection"),
+    ("message received, bursts of 8 (us of CPU)", "receive_us"),
+    ("  the same without session and ring", "callback_us"),
+    ("message received, one at a time (us of CPU)", "receive_single_us"),
+    ("received and echoed, bursts of 8 (us of CPU)", "echo_us"),
+    ("result from the ring to the socket (us of CPU)", "speak_us"),
+    ("handshake (us of CPU)", "handshake_us"),
+    ("handshakes a second and core", "handshakes_per_core_second"),
+    ("full collection, as it runs (ms)", "collection_as_it_runs_ms"),
+    ("full collection, nothing frozen (ms)", "collection_plain_ms"),
+    ("full collection, frozen (ms)", "collection_frozen_ms"),
+    ("worst collection while they came (ms)", "worst_collection_ms"),
+)
+
+
+def show(figures: dict[str, Figures], connections: int) -> dict[str, Figures]:
+    """Print the table; the ratios of each peer to ours."""
+    names = list(figures)
+    rows = [
+        (title, *(figures[name].get(key, "") for name in names))
+        for title, key in _ROWS
+        if any(key in figures[name] for name in names)
+    ]
+    print_table(
+        f"{connections:,} connections, messages of {MESSAGE_BYTES:,} bytes",
+        ("", *names),
+        rows,
+        "ours: delivered to the ring and consumed by a worker; websockets: to a coroutine; picows: to a callback",
+    )
+    ours = figures["ours"]
+    return {
+        name: {
+            key: round(figures[name][key] / ours[key], 2)
+            for _, key in _ROWS
+            if key in figures[name] and ours.get(key)
+        }
+        for name in names
+        if name != "ours"
+    }
+
+
+def connection(
+    connections: Annotated[int, typer.Option(min=1_000)] = 15_000,
+) -> None:
+    """Measure connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    fitting = min(connections, hard - _SPARE_FILES)
+    if fitting < connections:
+        print(f"the open-file limit of {hard} carries {fitting} connections", file=sys.stderr)
+    names = available_sides()
+    if "picows" not in names:
+        print("picows is not installed: pip install picows", file=sys.stderr)
+    try:
+        figures = messages(names)
+        for name in names:
+            figures[name] |= idle(name, fitting)
+    except ClientFailed as error:
+        print(f"connection: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    ratios = show(figures, fitting)
+    path = store("connection", {"connections": fitting, "burst": BURST, "figures": figures, "ratios": ratios})
+    print(f"stored in {path}")
+
+
+if __name__ == "__main__":
+    typer.run(connection)

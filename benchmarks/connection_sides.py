@@ -1,0 +1,239 @@
+"""The servers that ``benchmarks.connection`` compares, one process each: ``python -m benchmarks.connection_sides ours``.
+
+=============  ======================================================================================================
+ours           the whole server: session, codec, shared-memory ring to a worker; beside it, on ports of their own,
+               the same connection with the session left out (``callback``, ``echo``)
+websockets     ``websockets.asyncio.server.serve`` with its defaults, on uvloop: a coroutine per connection
+picows         ``picows.ws_create_server``: a callback per frame
+=============  ======================================================================================================
+
+It prints one JSON line with its ports, then answers each line of standard input with one of its own figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import uvloop
+
+from benchmarks.connection_engines import RATE_HZ
+from benchmarks.report import cpu_seconds, pss_bytes
+
+BACKLOG = 4_096
+HOST = "127.0.0.1"
+TALK_MESSAGES = 100
+_STAGES = {
+    "vad": ("Taker", {}),
+    "reply": ("Asked", {}),
+    "tts": ("Talker", {"messages": str(TALK_MESSAGES)}),
+}
+
+
+class Side(Protocol):
+    """ports: by what they serve."""
+
+    ports: dict[str, int]
+
+    async def start(self) -> None: ...
+
+    def received(self) -> int:
+        """Messages that arrived where they belong, ever."""
+
+
+class Ours:
+    def __init__(self) -> None:
+        self.ports: dict[str, int] = {}
+        self._counted = 0
+
+    async def start(self) -> None:
+        from voiceserver.config import load
+        from voiceserver.logs import configure
+        from voiceserver.server import Server
+
+        configure("error", "json")
+        flags = [
+            ("server.port", "0", "--port"),
+            ("server.log_level", "error", "--set"),
+            ("session.output_rate_hz", str(RATE_HZ), "--set"),
+            ("stages.stt.engine", "none", "--set"),
+            ("backpressure.max_talkers", "0", "--set"),
+        ]
+        for stage, (engine, params) in _STAGES.items():
+            flags.append((f"stages.{stage}.engine", f"benchmarks.connection_engines:{engine}", "--set"))
+            flags += [(f"stages.{stage}.params.{name}", value, "--set") for name, value in params.items()]
+        self._server = server = Server(load(None, {}, flags).config)
+        await server.start()
+        while not server.is_ready:
+            await asyncio.sleep(0.05)
+        self.ports["ring"] = server.port
+        loop = asyncio.get_running_loop()
+        for name, kind in self._without_session().items():
+            listener = await loop.create_server(lambda kind=kind: kind(server.hub), HOST, 0, backlog=BACKLOG)
+            self.ports[name] = listener.sockets[0].getsockname()[1]
+
+    def _without_session(self) -> dict[str, Callable[..., asyncio.Protocol]]:
+        from voiceserver.connection import Connection
+        from voiceserver.wire.frames import build_frame
+
+        side = self
+
+        class Callback(Connection):
+            __slots__ = ()
+
+            def receive_binary(self, payload: bytes) -> None:
+                side._counted += 1
+
+        class Echo(Connection):
+            __slots__ = ()
+
+            def receive_binary(self, payload: bytes) -> None:
+                side._counted += 1
+                self.write(build_frame(payload))
+
+        return {"callback": Callback, "echo": Echo}
+
+    def received(self) -> int:
+        consumed_ms = sum(
+            connection._session.accounting().consumed_ms  # type: ignore[attr-defined]
+            for connection in self._server.hub.connections
+            if connection._session is not None  # type: ignore[attr-defined]
+        )
+        return self._counted + round(consumed_ms / 100)
+
+
+class Websockets:
+    def __init__(self) -> None:
+        self.ports: dict[str, int] = {}
+        self._counted = 0
+
+    async def start(self) -> None:
+        from websockets.asyncio.server import ServerConnection, serve
+        from websockets.exceptions import ConnectionClosed
+
+        async def take(connection: ServerConnection) -> None:
+            with contextlib.suppress(ConnectionClosed):
+                async for _ in connection:
+                    self._counted += 1
+
+        async def echo(connection: ServerConnection) -> None:
+            with contextlib.suppress(ConnectionClosed):
+                async for message in connection:
+                    self._counted += 1
+                    await connection.send(message)
+
+        for name, handler in (("callback", take), ("echo", echo)):
+            server = await serve(handler, HOST, 0, backlog=BACKLOG)
+            self.ports[name] = next(iter(server.sockets)).getsockname()[1]
+
+    def received(self) -> int:
+        return self._counted
+
+
+class Picows:
+    def __init__(self) -> None:
+        self.ports: dict[str, int] = {}
+        self._counted = 0
+
+    async def start(self) -> None:
+        import picows
+
+        side = self
+
+        class Take(picows.WSListener):  # type: ignore[misc]
+            def on_ws_frame(self, transport: Any, frame: Any) -> None:
+                frame.get_payload_as_bytes()
+                side._counted += 1
+
+        class Echo(picows.WSListener):  # type: ignore[misc]
+            def on_ws_frame(self, transport: Any, frame: Any) -> None:
+                side._counted += 1
+                transport.send(frame.msg_type, frame.get_payload_as_bytes())
+
+        for name, kind in (("callback", Take), ("echo", Echo)):
+            server = await picows.ws_create_server(
+                lambda request, kind=kind: kind(), HOST, 0, backlog=BACKLOG
+            )
+            self.ports[name] = server.sockets[0].getsockname()[1]
+
+    def received(self) -> int:
+        return self._counted
+
+
+SIDES: dict[str, Callable[[], Side]] = {"ours": Ours, "websockets": Websockets, "picows": Picows}
+
+
+class Pauses:
+    """The longest full collection so far."""
+
+    def __init__(self) -> None:
+        self.worst_ms = 0.0
+        self._began_s = 0.0
+        gc.callbacks.append(self._on_collection)
+
+    def _on_collection(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._began_s = time.perf_counter()
+        elif info["generation"] == 2:
+            self.worst_ms = max(self.worst_ms, (time.perf_counter() - self._began_s) * 1000.0)
+
+
+def _timed_collection_ms() -> float:
+    began_s = time.perf_counter()
+    gc.collect()
+    return (time.perf_counter() - began_s) * 1000.0
+
+
+def _collections() -> dict[str, float]:
+    """One full collection as things are, one of all that lives, and one after a freeze. Leaves the collector as it was."""
+    was_frozen = gc.get_freeze_count() > 0
+    figures = {"as_it_runs_ms": _timed_collection_ms()}
+    gc.unfreeze()
+    figures["plain_ms"] = _timed_collection_ms()
+    gc.freeze()
+    figures["frozen_ms"] = _timed_collection_ms()
+    if not was_frozen:
+        gc.unfreeze()
+    return figures
+
+
+async def _run(side: Side) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    pauses = Pauses()
+    await side.start()
+    loop = asyncio.get_running_loop()
+    commands: asyncio.Queue[str] = asyncio.Queue()
+    os.set_blocking(0, False)
+    loop.add_reader(0, lambda: commands.put_nowait(os.read(0, 4096).decode()))
+    _say(side.ports)
+    while command := await commands.get():
+        if command.strip() == "collect":
+            _say(_collections())
+        else:
+            _say(
+                {
+                    "cpu_s": cpu_seconds(),
+                    "memory_bytes": pss_bytes(),
+                    "received": side.received(),
+                    "worst_collection_ms": pauses.worst_ms,
+                }
+            )
+
+
+def _say(figures: object) -> None:
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(_run(SIDES[sys.argv[1]]()))
+    os._exit(0)  # thousands of sockets need no goodbye

@@ -7,7 +7,7 @@ it writes (ctranslate2 and tokenizers, onnx), imported where they are used.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +166,6 @@ def build_piper_voice(
     constants: dict[str, np.ndarray] = {
         "zero": np.array(0.0, np.float32),
         "one": np.array(1.0, np.float32),
-        "flat": np.array([-1], np.int64),
         "column": np.array([-1, 1], np.int64),
         "whole": np.array([1, 1, 1, -1], np.int64),
         "first": np.array(0, np.int64),
@@ -268,8 +267,10 @@ def _save_onnx(
     outputs: Sequence[onnx.ValueInfoProto],
     constants: dict[str, np.ndarray],
     onnx: Any,
+    attributes: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
-    attributes = {"Cast": {"to": onnx.TensorProto.FLOAT}}
+    """nodes: operator, inputs, output. attributes: by operator."""
+    attributes = {"Cast": {"to": onnx.TensorProto.FLOAT}, **(attributes or {})}
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node(operator, given, [result], **attributes.get(operator, {}))
@@ -285,3 +286,39 @@ def _save_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(path))
     return path
+
+
+def build_ctc(path: Path, tones_hz: Sequence[float], *, rate_hz: int = 16000) -> Path:
+    """A CTC model that hears tones: label 0 (blank) in silence, label ``i + 1`` at ``tones_hz[i]``, in frames of 20 ms.
+    One convolution with a sine and a cosine for each tone, and their power."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    frame, count = rate_hz // 50, len(tones_hz)
+    phase = 2 * np.pi * np.arange(frame) / rate_hz * np.array(tones_hz)[:, None]
+    waves = np.concatenate((np.sin(phase), np.cos(phase)))[:, None, :].astype(np.float32) * (2 / frame)
+    constants = {
+        "waves": waves,
+        "to_channel": np.array([0, 1, -1], np.int64),
+        "to_pairs": np.array([0, 2, count, -1], np.int64),
+        "pair_axis": np.array([1], np.int64),
+        "blank_pads": np.array([0, 1, 0, 0, 0, 0], np.int64),
+        "quiet": np.array(0.01, np.float32),
+    }
+    nodes = [
+        ("Reshape", ["audio", "to_channel"], "channel"),
+        ("Conv", ["channel", "waves"], "swings"),
+        ("Mul", ["swings", "swings"], "squares"),
+        ("Reshape", ["squares", "to_pairs"], "pairs"),
+        ("ReduceSum", ["pairs", "pair_axis"], "power"),
+        ("Pad", ["power", "blank_pads", "quiet"], "by_label"),
+        ("Transpose", ["by_label"], "logits"),
+    ]
+    inputs = [helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["n", "samples"])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", "frames", count + 1])]
+    attributes: dict[str, dict[str, Any]] = {
+        "Conv": {"strides": [frame]},
+        "ReduceSum": {"keepdims": 0},
+        "Transpose": {"perm": [0, 2, 1]},
+    }
+    return _save_onnx(path, nodes, inputs, outputs, constants, onnx, attributes)

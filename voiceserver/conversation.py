@@ -22,7 +22,7 @@ from voiceserver.history import chat_messages
 from voiceserver.reply import Interrupted, Reply
 from voiceserver.settings import words_of
 from voiceserver.transcripts import Transcripts, Utterance
-from voiceserver.turn import Start, Stop
+from voiceserver.turn import Decision, Pause, Resume, Start, Stop
 from workers.ipc.messages import Record, ResultKind
 
 if TYPE_CHECKING:
@@ -50,6 +50,21 @@ def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> None:
     if not ear.capturing_turn and session.settings.can_hear:
         begin_turn(session, ear, ear.ms(ear.outbox.consumed_seq), ear.ms(ear.received_seq), now_ms)
     ear.pass_through()
+
+
+def decide(session: SessionState, ear: Ear, decision: Decision, now_ms: float) -> None:
+    """What the detector found. A pause is only of use to an stt that works ahead."""
+    if isinstance(decision, Start):
+        start_speech(session, ear, decision, now_ms)
+    elif not ear.capturing_turn:
+        return
+    elif isinstance(decision, Stop):
+        end_speech(session, ear, decision, now_ms)
+    elif isinstance(decision, Pause):
+        if session.settings.hears_with == "stt" and session.settings.can_hear:
+            ear.pause(decision.decided_ms, now_ms)
+    elif isinstance(decision, Resume) and ear.is_paused:
+        ear.resume(decision.decided_ms, now_ms)
 
 
 def start_speech(session: SessionState, ear: Ear, start: Start, now_ms: float) -> None:
@@ -218,8 +233,10 @@ def start_reply(
 
 
 def _next_turn(session: SessionState) -> int:
-    is_capturing = session.ear is not None and session.ear.capturing_turn == session.turn
-    if session.turn <= session.replied_turn or is_capturing:
+    """The turn of a reply that is not the answer to an utterance: one that no utterance can still be answered in."""
+    transcripts = session.transcripts
+    is_taken = transcripts is not None and transcripts.find(session.turn) is not None
+    if session.turn <= session.replied_turn or is_taken:
         session.turn += 1
     return session.turn
 

@@ -28,6 +28,7 @@ class Ear:
         "_turn",
         "capture",
         "detector",
+        "is_paused",
         "limit",
         "outbox",
         "rate_hz",
@@ -44,6 +45,7 @@ class Ear:
         self.received_seq = start_seq
         self._captured_seq = start_seq
         self._turn = 0
+        self.is_paused = False  # between a pause and what comes of it
         self.detector: TurnDetector | None = None
         self._keep = 0
         self.detect(detection)
@@ -78,6 +80,8 @@ class Ear:
 
     def receive(self, pcm: bytes, now_ms: float) -> None:  # hot
         samples = len(pcm) >> 1
+        if not samples:
+            return
         self.received_seq += samples
         self.outbox.append(DATA, 0, self.received_seq, pcm, samples, now_ms)
 
@@ -89,9 +93,13 @@ class Ear:
         outbox = self.outbox
         outbox.consume(seq)
         consumed_seq = outbox.consumed_seq
+        keep_from_seq = consumed_seq - self._keep
         if self._turn:
-            self._capture_until(consumed_seq)
-        outbox.commit(consumed_seq - self._keep)
+            if self.is_paused:
+                keep_from_seq = min(keep_from_seq, self._captured_seq)
+            else:
+                self._capture_until(consumed_seq)
+        outbox.commit(keep_from_seq)
 
     def begin(self, turn: int, from_ms: float, decided_ms: float, now_ms: float) -> float:
         """Capture for ``turn`` from ``from_ms`` on, but nothing twice; returns where it really begins.
@@ -103,10 +111,28 @@ class Ear:
         self._capture_until(min(self.samples(decided_ms), self.outbox.consumed_seq), now_ms)
         return self.ms(begun)
 
+    def pause(self, decided_ms: float, now_ms: float) -> None:
+        """The caller may have ended: hand over what there is, mark it, and hold the silence that follows back."""
+        self._capture_until(min(self.samples(decided_ms), self.outbox.consumed_seq))
+        self.capture.append(RequestKind.PAUSE, self._turn, self._captured_seq, b"", 0, now_ms)
+        self.is_paused = True
+
+    def resume(self, decided_ms: float, now_ms: float) -> None:
+        """The caller goes on: what was held back is needed after all, from now on."""
+        self.is_paused = False
+        self._capture_until(min(self.samples(decided_ms), self.outbox.consumed_seq), now_ms)
+
     def end(self, until_ms: float, now_ms: float) -> int:
-        """The turn ends at ``until_ms``: hand its last audio over and mark its end. Returns its turn."""
+        """The turn ends at ``until_ms``: hand its last audio over and mark its end. Returns its turn.
+
+        The silence after a pause is not handed over: nobody spoke in it.
+        """
         turn = self._turn
-        self._capture_until(min(self.samples(until_ms), self.outbox.consumed_seq))
+        until_seq = min(self.samples(until_ms), self.outbox.consumed_seq)
+        if self.is_paused:
+            self._captured_seq = max(self._captured_seq, until_seq)
+        self._capture_until(until_seq)
+        self.is_paused = False
         self.capture.append(RequestKind.FLUSH, turn, self._captured_seq, b"", 0, now_ms)
         self._turn = 0
         return turn
@@ -114,6 +140,7 @@ class Ear:
     def clear(self) -> None:
         """Forget the turn being captured."""
         self._turn = 0
+        self.is_paused = False
         self._captured_seq = max(self._captured_seq, self.outbox.consumed_seq)
         if self.detector is not None:
             self.detector.reset()

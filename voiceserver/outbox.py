@@ -34,6 +34,7 @@ class Entry(NamedTuple):
     at_ms: float
 
 
+FLUSH = RequestKind.FLUSH
 _new_entry = tuple.__new__  # half the time of the constructor that NamedTuple makes
 
 
@@ -85,8 +86,11 @@ class Outbox:
         self._sent_entries += 1
 
     def consume(self, seq: int) -> None:  # hot
-        """The worker has taken everything up to ``seq``. Older positions (a replay) change nothing."""
-        if seq <= self._consumed_seq:
+        """The worker has taken everything up to ``seq``. Older positions (a replay) change nothing.
+
+        A mark without audio (PAUSE, FLUSH) shares the position of the audio before it: it is passed only once it was sent.
+        """
+        if seq < self._consumed_seq:
             return
         entries = self._entries
         index = self._consumed_entries
@@ -94,7 +98,7 @@ class Outbox:
         units = 0
         while index < last:
             entry = entries[index]
-            if entry.seq > seq:
+            if entry.seq > seq or (not entry.units and index >= self._sent_entries):
                 break
             units += entry.units
             index += 1
@@ -171,10 +175,12 @@ class Outbox:
 
     @property
     def oldest_at_ms(self) -> float | None:
-        """When the oldest entry that is not consumed was received."""
+        """When the oldest audio or request that is not consumed was received."""
         entries = self._entries
-        index = self._consumed_entries
-        return entries[index].at_ms if index < len(entries) else None
+        for index in range(self._consumed_entries, len(entries)):
+            if entries[index].units:
+                return entries[index].at_ms
+        return None
 
     @property
     def is_empty(self) -> bool:

@@ -25,7 +25,6 @@ from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.gate import Wait
 from voiceserver.mouth import failure_of
 from voiceserver.state import Phase, SessionState
-from voiceserver.turn import Start
 from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, unpack_speech
 
 __all__ = ["Phase", "Session"]
@@ -115,7 +114,7 @@ class Session(SessionState):
         if self._mouth is not None:
             self._mouth.stop("cancelled", now_ms)
         if self.gate is not None and self.gate.dropped_ms:
-            pressure.announce(self, Wait("vad", "shed", now_ms, 0.0, 0.0), now_ms)
+            pressure.announce(self, Wait(self.gate.dropped_stage, "shed", now_ms, 0.0, 0.0), now_ms)
         if self.ear is not None:
             self.ear.capture.discard()
             self.ear.outbox.discard()
@@ -206,10 +205,7 @@ class Session(SessionState):
             if decisions:
                 ear.outbox.consume(record.seq)
                 for decision in decisions:
-                    if isinstance(decision, Start):
-                        conversation.start_speech(self, ear, decision, now_ms)
-                    elif ear.capturing_turn:
-                        conversation.end_speech(self, ear, decision, now_ms)
+                    conversation.decide(self, ear, decision, now_ms)
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
@@ -322,6 +318,7 @@ class Session(SessionState):
 
     def lose_stream(self, stage: str, reason: str, now_ms: float) -> None:
         """The stage's worker is gone. The caller hears it at once; what was not committed goes out again."""
+        self.the_lanes.closed(stage)
         if self.phase is CLOSED:
             return
         if reason == "quarantined":
@@ -329,8 +326,6 @@ class Session(SessionState):
         elif self.needs(stage):
             pressure.lose(self, stage, reason, now_ms)
             self._after(now_ms)
-        else:
-            self.the_lanes.closed(stage)
 
     def next_request(self, stage: str) -> tuple[RequestKind, int, int, bytes] | None:  # hot
         outbox = self.outbox_of(stage)

@@ -5,6 +5,9 @@ A window of speech probability moves a two-state machine::
     SILENT   --(min_speech_ms of speech)------------------> SPEAKING   Start(at = first speech window)
     SPEAKING --(silence_duration_ms below the threshold)--> SILENT     Stop(at = last speech window, "silence")
     SPEAKING --(max_turn_ms since the start)--------------> SILENT     Stop(at = now, "max_turn")
+    SPEAKING --(PAUSE_MS below the threshold, then speech)-> SPEAKING  Pause, Resume
+
+A pause is a turn's end that is not sure yet: what stt needs to settle it is done while the rest of the silence is awaited.
 
 Hysteresis as in silero-vad's ``VADIterator``: speech begins at ``threshold`` and ends below ``threshold - 0.15``.
 """
@@ -18,6 +21,7 @@ from voiceserver.events import TurnDetection
 
 HYSTERESIS = 0.15
 SLACK_MS = 0.01  # rounding of window positions
+PAUSE_MS = 190.0  # six windows: the end of a word, and time left to work ahead before the turn is decided
 
 
 class Start(NamedTuple):
@@ -33,8 +37,25 @@ class Stop(NamedTuple):
     reason: Literal["silence", "max_turn", "commit", "close"]
 
 
+class Pause(NamedTuple):
+    """The caller may have ended; ``decided_ms`` is as far as the audio matters if so."""
+
+    at_ms: float
+    decided_ms: float
+
+
+class Resume(NamedTuple):
+    """The caller goes on after a pause."""
+
+    decided_ms: float
+
+
+Decision = Start | Stop | Pause | Resume
+
+
 class TurnDetector:
     __slots__ = (
+        "_is_paused",
         "_last_speech_ms",
         "_run_ms",
         "_run_start_ms",
@@ -47,15 +68,16 @@ class TurnDetector:
     def __init__(self, settings: TurnDetection) -> None:
         self.settings = settings
         self.clock_ms = 0.0
-        self.is_speaking = False
+        self.is_speaking = self._is_paused = False
         self._run_ms = 0.0
         self._run_start_ms = 0.0
         self._started_ms = 0.0
         self._last_speech_ms = 0.0
+        self._is_paused = False
 
     def receive(
         self, start_ms: float, window_ms: float, probabilities: Sequence[float]
-    ) -> list[Start | Stop]:  # hot
+    ) -> list[Decision]:  # hot
         """Windows that were seen before (a replay after a crash) are passed over."""
         if (
             not self.is_speaking
@@ -67,7 +89,7 @@ class TurnDetector:
             if end_ms > self.clock_ms:
                 self.clock_ms = end_ms
             return []
-        decisions: list[Start | Stop] = []
+        decisions: list[Decision] = []
         for probability in probabilities:
             end_ms = start_ms + window_ms
             if end_ms > self.clock_ms + SLACK_MS:
@@ -77,17 +99,25 @@ class TurnDetector:
             start_ms = end_ms
         return decisions
 
-    def _window(self, start_ms: float, end_ms: float, probability: float) -> Start | Stop | None:
+    def _window(self, start_ms: float, end_ms: float, probability: float) -> Decision | None:
         self.clock_ms = end_ms
         if not self.is_speaking:
             return self._silent_window(start_ms, end_ms, probability)
+        silence_ms = end_ms - self._last_speech_ms
+        resume: Resume | None = None
         if probability >= self.settings.threshold - HYSTERESIS:
             self._last_speech_ms = end_ms
-        elif end_ms - self._last_speech_ms >= self.settings.silence_duration_ms - SLACK_MS:
+            if self._is_paused:
+                self._is_paused = False
+                resume = Resume(end_ms)
+        elif silence_ms >= self.settings.silence_duration_ms - SLACK_MS:
             return self._stop(self._last_speech_ms, "silence")
         if end_ms - self._started_ms >= self.settings.max_turn_ms:
             return self._stop(end_ms, "max_turn")
-        return None
+        if resume is None and not self._is_paused and silence_ms >= PAUSE_MS - SLACK_MS:
+            self._is_paused = True
+            return Pause(self._last_speech_ms, end_ms)
+        return resume
 
     def _silent_window(self, start_ms: float, end_ms: float, probability: float) -> Start | None:
         limit = self.settings.threshold - (HYSTERESIS if self._run_ms else 0.0)
@@ -106,7 +136,7 @@ class TurnDetector:
         return Start(self._started_ms, end_ms)
 
     def _stop(self, at_ms: float, reason: Literal["silence", "max_turn", "commit", "close"]) -> Stop:
-        self.is_speaking = False
+        self.is_speaking = self._is_paused = False
         self._run_ms = 0.0
         return Stop(at_ms, self.clock_ms, reason)
 
@@ -116,5 +146,5 @@ class TurnDetector:
 
     def reset(self) -> None:
         """Forget a turn in progress; the clock goes on."""
-        self.is_speaking = False
+        self.is_speaking = self._is_paused = False
         self._run_ms = 0.0

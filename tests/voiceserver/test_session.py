@@ -128,7 +128,7 @@ def test_a_turn_in_its_golden_order() -> None:
     assert bench.roles() == [("user", "go forward"), ("assistant", "Going. Ten meters.")]
 
 
-def test_stt_hears_from_the_padding_before_speech_to_the_decision_that_it_ended() -> None:
+def test_stt_hears_from_the_padding_before_speech_to_the_pause_that_ended_it() -> None:
     bench = Bench()
     bench.pause(640)
     bench.say(640)
@@ -137,9 +137,28 @@ def test_stt_hears_from_the_padding_before_speech_to_the_decision_that_it_ended(
     samples = sum(len(request[3]) for request in requests) // 2
     first = requests[0][2] - len(requests[0][3]) // 2
     assert first == int((640 - 300) * RATE_HZ / 1000)
-    assert samples == requests[-1][2] - first
+    pauses = [request for request in requests if request[0] is RequestKind.PAUSE]
+    assert [pause[2] for pause in pauses] == [(640 + 640 + 192) * RATE_HZ // 1000]
+    assert samples == pauses[0][2] - first
     assert requests[-1][0] == RequestKind.FLUSH
     assert requests[-1][2] == int((1280 + 512) * RATE_HZ / 1000)
+
+
+def test_a_caller_who_goes_on_after_a_pause_is_heard_whole() -> None:
+    bench = Bench()
+    bench.pause(640)
+    bench.say(640)
+    bench.pause(320)
+    bench.say(320)
+    bench.pause(640)
+    requests = bench.sent["stt"]
+    kinds = [request[0] for request in requests]
+    assert kinds.count(RequestKind.PAUSE) == 2
+    assert kinds.count(RequestKind.FLUSH) == 1
+    heard = b"".join(request[3] for request in requests)
+    first = (640 - 300) * RATE_HZ // 1000
+    last = (640 + 640 + 320 + 320 + 192) * RATE_HZ // 1000
+    assert len(heard) // 2 == last - first
     ends = [request[2] for request in requests[:-1]]
     assert ends == sorted(set(ends))
 

@@ -29,8 +29,7 @@ class Ctc:
             raise ValueError(f"model: cannot be loaded: {error}") from None
         self.input, self.labels = self.model.get_inputs()[0].name, params["labels"]
         self.interval = int(params["interval_ms"]) * RATE_HZ // 1000
-        self.info = EngineInfo("ctc", "stt", RATE_HZ)
-        self.streams = {}
+        self.info, self.streams = EngineInfo("ctc", "stt", RATE_HZ), {}
 
     def open(self, stream, params):
         for key in params.options:
@@ -45,7 +44,7 @@ class Ctc:
         for item, state in zip(batch, states, strict=True):
             state.turn, state.audio = item.turn, np.concatenate((state.audio, item.audio))
             if item.is_flush or len(state.audio) - state.decoded >= self.interval:
-                due[item.stream] = state.audio
+                due[item.stream], state.decoded = state.audio, len(state.audio)
         texts = self.transcribe(due)
         return [self.answer(item, texts.get(item.stream)) for item in batch]
 
@@ -68,7 +67,6 @@ class Ctc:
             self.streams[item.stream] = Utterance()
             return Output([Piece(ResultKind.FINAL, text)])
         stable = (text or "").rpartition(" ")[0]  # the last word may still change
-        state.decoded = state.decoded if text is None else len(state.audio)
         if len(stable) <= len(state.told) or not stable.startswith(state.told):
             return Output()  # nothing to say: the worker tells the server that the audio was taken
         state.told = stable

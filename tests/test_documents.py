@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 from voiceserver import events
+from voiceserver.backpressure import Admission
 from voiceserver.config import Config, load
+from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
+from voiceserver.settings import Facts
 from workers.engine import Item
 from workers.ipc.messages import ResultKind, StreamParams
 
@@ -75,6 +78,9 @@ def test_metrics_table_is_complete() -> None:
     told = {name.removesuffix("_total") for names, *_ in rows_after("## Metrics") for name in names_in(names)}
     metrics = Metrics()
     metrics.observe_pools(list)
+    admission = Admission(0, 1, "connection", 1.0)
+    learner = Learner({}, admission, Facts(), is_learned=True, windows_ms={}, on_change=print, now_ms=0.0)
+    metrics.observe_admission(admission, learner, list)
     exported = set(re.findall(r"^# TYPE (voiceserver_\w+)", metrics.to_text().decode(), re.MULTILINE))
     assert told == {name.removesuffix("_total") for name in exported}
 

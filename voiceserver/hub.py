@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from voiceserver.backpressure import Admission
 from voiceserver.config import Config
-from voiceserver.events import ServerBusy
+from voiceserver.events import Accounting, ServerBusy
 from voiceserver.http import Router
 from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
@@ -58,6 +58,8 @@ class Member(Protocol):
     def drain(self, within_ms: float) -> None: ...
 
     def abort(self) -> None: ...
+
+    def books(self) -> Accounting | None: ...
 
 
 def monotonic_ms() -> float:
@@ -170,6 +172,13 @@ class Hub:
                     owner.on_place(ticket, now_ms)
                 except Exception as error:
                     self.log.error("admission fault", exc_info=error)
+
+    def live_books(self) -> Iterator[Accounting]:
+        """The books of the open sessions that have heard something."""
+        for member in self.connections:
+            books = member.books()
+            if books is not None:
+                yield books
 
     def note_busy(self, caller: object, event: ServerBusy) -> None:
         if self.learner is not None:

@@ -7,6 +7,7 @@ What pools know (workers, streams, lag) is read at the scrape.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from prometheus_client import (
@@ -23,6 +24,10 @@ from prometheus_client.registry import Collector
 
 from voiceserver import events as ev
 from voiceserver.pool import PoolStats, WorkerStats
+
+if TYPE_CHECKING:
+    from voiceserver.backpressure import Admission
+    from voiceserver.learner import Learner
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -98,6 +103,12 @@ class Metrics:
         """Read ``stats`` at every scrape."""
         self._registry.register(_PoolCollector(stats))
 
+    def observe_admission(
+        self, admission: Admission, learner: Learner, live: Callable[[], Iterable[ev.Accounting]]
+    ) -> None:
+        """Read who is in, who waits, and the books of ``live`` sessions at every scrape."""
+        self._registry.register(_AdmissionCollector(admission, learner, live))
+
     def count_opened(self, wire: str) -> None:
         self.sessions.inc()
         self._inc(self._opened, wire)
@@ -145,6 +156,48 @@ class Metrics:
             for sample in family.samples:
                 found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
         return found
+
+
+class _AdmissionCollector(Collector):
+    def __init__(
+        self, admission: Admission, learner: Learner, live: Callable[[], Iterable[ev.Accounting]]
+    ) -> None:
+        self._admission = admission
+        self._learner = learner
+        self._live = live
+
+    def collect(self) -> Iterator[Metric]:
+        admission, learner = self._admission, self._learner
+        gauges = {
+            "talkers": ("Callers with a talker's place.", admission.talkers),
+            "talkers_limit": ("Talkers that are let in at once; 0: no limit.", admission.limit),
+            "waiting": ("Callers in the waiting room.", admission.waiting),
+            "degrade_level": (
+                "How far the server has retreated: an index of Ladder.STEPS.",
+                learner.level,
+            ),
+            "standing_delay_seconds": (
+                "Delay that has not gone away for half a second.",
+                learner.standing_ms / 1e3,
+            ),
+            "busiest_stage_ratio": ("Working time of the busiest stage, smoothed.", learner.busy),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"voiceserver_{name}", text, value=value)
+        family = GaugeMetricFamily(
+            "voiceserver_live_audio_seconds",
+            "Audio of open sessions: received = consumed + buffered + dropped.",
+            labels=["fate"],
+        )
+        sums = dict.fromkeys(("received", "consumed", "buffered", "dropped"), 0.0)
+        for books in self._live():
+            sums["received"] += books.received_ms
+            sums["consumed"] += books.consumed_ms
+            sums["buffered"] += books.discarded_ms  # what is still there counts so until the end
+            sums["dropped"] += books.dropped_ms
+        for fate, ms in sums.items():
+            family.add_metric([fate], ms / 1e3)
+        yield family
 
 
 class _PoolCollector(Collector):

@@ -17,6 +17,7 @@ from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
     from voiceserver.backpressure import Ticket
+    from voiceserver.events import Accounting
     from voiceserver.hub import Hub
     from voiceserver.pool import LossReason, Stream
     from voiceserver.session import Session
@@ -308,6 +309,11 @@ class Pump(Framing):
                 if type(event) is ServerBusy:
                     self._hub.note_busy(self, event)
                 self._queue(codec.encode(event))
+
+    def books(self) -> Accounting | None:
+        """What became of this caller's audio so far; None where there was none."""
+        session = self._session
+        return session.accounting() if session is not None and session.ear is not None else None
 
     def _queue(self, frames: list[Frame]) -> None:  # hot
         for frame in frames:

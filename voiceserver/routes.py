@@ -30,9 +30,12 @@ class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """``/v1/capacity``. ``free`` null: no limit."""
+    """``/v1/capacity``. ``free`` null, ``talkers_limit`` 0: no limit."""
 
     connections: int
+    talkers: int
+    talkers_limit: int
+    waiting: int
     free: int | None
     is_draining: bool
     loop_lag_ms: float
@@ -90,7 +93,16 @@ def build_router(
 
     def capacity(caller: Caller) -> Response:
         stages = {name: StageCapacity.of(pool.stats()) for name, pool in pools.items()}
-        value = Capacity(admission.taken, admission.free, router.is_draining, round(loop_lag_ms(), 3), stages)
+        value = Capacity(
+            connections=admission.taken,
+            talkers=admission.talkers,
+            talkers_limit=admission.limit,
+            waiting=admission.waiting,
+            free=admission.free,
+            is_draining=router.is_draining,
+            loop_lag_ms=round(loop_lag_ms(), 3),
+            stages=stages,
+        )
         return json_response(200, value)
 
     router.wires[native.PATH] = stream

@@ -24,12 +24,13 @@ import uvloop
 
 from voiceserver import pages
 from voiceserver.backpressure import Admission
+from voiceserver.calibration import Calibration
 from voiceserver.config import Config, Loaded, StageConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
 from voiceserver.errors import ConfigError, VoiceServerError
 from voiceserver.hub import Hub
 from voiceserver.learner import Learner
-from voiceserver.limit import LOOK_MS
+from voiceserver.limit import LOOK_MS, calibrate
 from voiceserver.logs import configure, get_logger
 from voiceserver.metrics import Metrics
 from voiceserver.routes import build_router
@@ -106,6 +107,8 @@ class Server:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._loop_lag_ms = 0.0
         self._frozen = 0
+        self._calibration: Calibration | None = None
+        self._is_calibrated = False
         self.on_drain_asked: Callable[[], None] = lambda: (
             None
         )  # somebody pressed the button; begin and return
@@ -165,6 +168,7 @@ class Server:
             on_change=self._on_pool_event,
             now_ms=self.hub.now_ms,
         )
+        self.metrics.observe_admission(admission, self._learner, self.hub.live_books)
         self.metrics.observe_pools(lambda: [pool.stats() for pool in self._pools.values()])
         await self._listen()
         self._probe(self._loop.time())
@@ -215,9 +219,26 @@ class Server:
 
     def _learn(self) -> None:
         hub = self.hub
+        if self.config.backpressure.max_talkers == 0:
+            self._calibrate()
         self._learner.look(self._loop_lag_ms, hub.clock())
         hub.place_freed()
         self._timers["learn"] = self._loop.call_later(LOOK_MS / 1000.0, self._learn)
+
+    def _calibrate(self) -> None:
+        """Once, as soon as every stage is there and before the first caller: what does a talker cost?"""
+        found = self._calibration
+        if found is None and self.is_ready and not self.hub.admission.talkers:
+            self._calibration = Calibration(self._pools, self.hub.clock)
+            self._calibration.begin()
+        elif found is not None and not self._is_calibrated:
+            found.give_up_if_late()
+            if found.is_done:
+                self._is_calibrated = True
+                limit = calibrate(found.costs.values(), usable_cores())
+                self._learner.start_with(limit, self.hub.clock())
+                work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
+                self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
 
     def _refresh(self) -> None:
         facts = self.hub.facts
@@ -274,6 +295,12 @@ class Server:
         for pool in self._pools.values():
             await pool.stop()
         gc.unfreeze()
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def connections_that_fit() -> int:

@@ -1,0 +1,183 @@
+"""The first look at the engines: what one talker costs each stage, measured on speech before anybody calls.
+
+::
+
+    tts speaks a line --> its audio goes through stt, twice --> and through several vad streams at once --> costs
+
+Pure: pools call back, time is given. Rule: it is short, takes one place of a stage (vad: ``VAD_STREAMS``), and gives up
+rather than wait; the limit then starts from the number of places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from voiceserver.errors import Refusal
+from voiceserver.limit import Cost
+from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+
+if TYPE_CHECKING:
+    from voiceserver.pool import LossReason, Pool, Stream
+
+LINE: Final = "All our lines are busy. Please hold the line."
+RATE_HZ: Final = 16_000
+GIVE_UP_MS: Final = 5_000.0
+VAD_STREAMS: Final = 8
+_CHUNK_BYTES: Final = RATE_HZ // 50 * 2
+_STT_ROUNDS: Final = 2  # the first one also pays for what an engine does only once
+
+
+class Calibration:
+    """``begin``, then ``is_done`` after a while; ``costs`` has what was found by then. A ``StreamOwner``."""
+
+    def __init__(self, pools: Mapping[str, Pool], clock: Callable[[], float]) -> None:
+        self._pools = pools
+        self._clock = clock
+        self._streams: dict[str, list[Stream]] = {}
+        self._pcm = bytearray()
+        self._unsent: list[tuple[Stream, RequestKind, int, int, bytes]] = []
+        self._began_ms = self._stage_ms = 0.0
+        self._rounds = 0
+        self._to_watch = 0
+        self._watched: set[int] = set()  # vad streams that have taken everything
+        self._places: dict[str, int | None] = {}
+        self._workers: dict[str, int] = {}
+        self.is_done = False
+        self.costs: dict[str, Cost] = {}
+
+    def begin(self) -> None:
+        self._began_ms = self._clock()
+        for name, pool in self._pools.items():
+            stats = pool.stats()
+            self._workers[name] = sum(worker.state == "ready" for worker in stats.workers)
+            self._places[name] = None if stats.free is None else stats.free + stats.streams
+        tts = self._workers.get("tts") and self._open("tts")
+        if tts:
+            self._stage_ms = self._clock()
+            self._send(tts, [(RequestKind.DATA, 1, 1, LINE.encode())])
+        else:
+            self._end()
+
+    def give_up_if_late(self) -> None:
+        if not self.is_done and self._clock() - self._began_ms > GIVE_UP_MS:
+            self._end()
+
+    # -------------------------------------------------------------------------------------------------- the stages
+
+    def _after_tts(self) -> None:
+        self._found("tts", self._seconds_of_speech())
+        if self._workers.get("stt"):
+            self._hear_again()
+        else:
+            self._watch()
+
+    def _hear_again(self) -> None:
+        stream = self._open("stt")
+        if stream is None:
+            self._watch()
+            return
+        self._rounds += 1
+        self._stage_ms = self._clock()
+        chunks = self._chunks()
+        self._send(stream, [*chunks, (RequestKind.FLUSH, 1, chunks[-1][2], b"")])
+
+    def _after_stt(self) -> None:
+        self._found("stt", self._seconds_of_speech())
+        if self._rounds < _STT_ROUNDS:
+            self._hear_again()
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        streams = [self._open("vad") for _ in range(VAD_STREAMS)] if self._workers.get("vad") else []
+        opened = [stream for stream in streams if stream is not None]
+        if not opened or not self._pcm:
+            self._end()
+            return
+        self._to_watch = len(opened)
+        self._stage_ms = self._clock()
+        for stream in opened:
+            self._send(stream, self._chunks())
+
+    def _after_vad(self, stream: int) -> None:
+        self._watched.add(stream)
+        if len(self._watched) == self._to_watch:
+            self._found("vad", self._seconds_of_speech() * self._to_watch)
+            self._end()
+
+    def _found(self, stage: str, seconds: float) -> None:
+        """The work of one second of audio, when one worker had nothing else to do; the best of the rounds."""
+        spent_s = (self._clock() - self._stage_ms) / 1000.0
+        if seconds > 0:
+            known = self.costs.get(stage)
+            work = min(spent_s / seconds, known.work) if known is not None else spent_s / seconds
+            self.costs[stage] = Cost(stage, work, self._workers[stage], self._places[stage], stage != "vad")
+        if stage != "vad":
+            self._close(stage)
+
+    def _seconds_of_speech(self) -> float:
+        return len(self._pcm) / 2 / RATE_HZ
+
+    def _chunks(self) -> list[tuple[RequestKind, int, int, bytes]]:
+        pcm = bytes(self._pcm)
+        starts = range(0, len(pcm), _CHUNK_BYTES)
+        pieces = [pcm[start : start + _CHUNK_BYTES] for start in starts]
+        ends = [(start + len(piece)) // 2 for start, piece in zip(starts, pieces, strict=True)]
+        return [(RequestKind.DATA, 1, end, piece) for end, piece in zip(ends, pieces, strict=True)]
+
+    # ------------------------------------------------------------------------------------------------- the streams
+
+    def _open(self, stage: str) -> Stream | None:
+        got = self._pools[stage].try_open(self, StreamParams(rate_hz=RATE_HZ), key="calibration")
+        if isinstance(got, Refusal):
+            return None
+        self._streams.setdefault(stage, []).append(got)
+        return got
+
+    def _close(self, stage: str) -> None:
+        for stream in self._streams.pop(stage, []):
+            stream.close()
+
+    def _send(self, stream: Stream, requests: list[tuple[RequestKind, int, int, bytes]]) -> None:
+        self._unsent += [(stream, *request) for request in requests]
+        self._push()
+
+    def _push(self) -> None:
+        while self._unsent:
+            stream, kind, turn, seq, payload = self._unsent[0]
+            if not stream.send(kind, turn, seq, payload):
+                return
+            self._unsent.pop(0)
+
+    def _end(self) -> None:
+        self.is_done = True
+        self._unsent.clear()
+        for stage in tuple(self._streams):
+            self._close(stage)
+        self._pcm.clear()
+
+    def on_result(self, stage: str, record: Record) -> None:
+        if self.is_done:
+            return
+        if record.kind == ResultKind.FAILED:
+            self._end()
+        elif stage == "tts" and record.kind == ResultKind.AUDIO:
+            self._pcm += record.payload
+        elif stage == "tts" and record.kind == ResultKind.DONE and "tts" in self._streams:
+            self._after_tts()
+        elif stage == "stt" and record.kind == ResultKind.FINAL:
+            self._after_stt()
+        elif stage == "vad" and record.seq >= len(self._pcm) // 2 - RATE_HZ // 20:
+            self._after_vad(record.stream)
+
+    def on_stream_lost(self, stage: str, reason: LossReason) -> None:
+        self._streams.pop(stage, None)
+        self._end()
+
+    def on_room(self, stage: str) -> None:
+        if not self.is_done:
+            self._push()
+
+    def on_tick(self) -> None:
+        pass

@@ -16,7 +16,9 @@ class Callers(RuleBasedStateMachine):
         hold=st.sampled_from(["connection", "speech"]),
     )  # fmt: skip
     def open(self, limit: int, room: int, share: float, hold: str) -> None:
-        self.admission = Admission(20, limit, hold, 2_000.0, room=room, share=share, waiting_timeout_ms=50_000.0)
+        self.admission = Admission(
+            20, limit, hold, 2_000.0, room=room, share=share, waiting_timeout_ms=50_000.0
+        )
         self.hold, self.room, self.share = hold, room, share
         self.now_ms = 0.0
         self.talking: list[Ticket] = []  # claims on a talker's place that were not released

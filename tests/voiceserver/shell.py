@@ -228,7 +228,15 @@ class Shell:
         self.loop = ManualLoop()
         self.metrics = Metrics()
         self.logged: list[dict[str, Any]] = []
-        self.admission = Admission(limits.max_connections, 0, "connection", limits.retry_after_ms)
+        self.admission = Admission(
+            limits.max_connections,
+            limits.max_talkers,
+            limits.hold,
+            limits.retry_after_ms,
+            room=limits.waiting_room,
+            waiting_timeout_ms=limits.waiting_timeout_ms,
+            share=limits.tenant_share,
+        )
         self.router = build_router(
             self.config, self.pools, self.admission, self.metrics, lambda: 0.0, random.Random(1)
         )

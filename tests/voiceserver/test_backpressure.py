@@ -50,7 +50,11 @@ def test_nobody_passes_those_who_wait_when_a_place_is_free() -> None:
 def test_resumed_calls_wait_before_new_ones_and_behind_other_resumed_ones() -> None:
     admission = make()
     enter(admission)
-    new, resumed, later = enter(admission), enter(admission, is_resumed=True), enter(admission, is_resumed=True)
+    new, resumed, later = (
+        enter(admission),
+        enter(admission, is_resumed=True),
+        enter(admission, is_resumed=True),
+    )
     assert [ticket.position for ticket in (resumed, later, new)] == [1, 2, 3]
 
 

@@ -107,6 +107,7 @@ wire.addEventListener("audio", ({ detail }) => {
 
 sound.addEventListener("progress", ({ detail: { turn, playedMs, isOver, isCut, ...rest } }) => {
   seen.progress = { turn, playedMs, isOver, isCut, ...rest };
+  if (isCut) seen.cut = seen.progress;
   talk.isPlaying = !isOver;
   if (turn && playedMs > 0) {
     wire.send({ type: "reply.played", turn, played_ms: Math.round(playedMs), is_final: isCut });

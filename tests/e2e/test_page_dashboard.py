@@ -1,0 +1,119 @@
+"""The dashboard in a real browser: its figures are those of ``/metrics``, and its button drains."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from tests.e2e.browser import Visit, chromium, visiting, write_microphone
+from tests.e2e.serving import SMALL, ServerProcess, serving
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("microphone") / "silence.wav"
+    return write_microphone(path, np.zeros(16_000, np.float32), 16_000, 0.0, 1.0)
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    chromium()
+    with serving(*SMALL) as server:
+        yield server
+
+
+def tile(visit: Visit, title: str) -> str:
+    found = visit.page.locator(".tile", has=visit.page.locator("h3", has_text=re.compile(f"^{title}$")))
+    return str(found.locator("b").inner_text())
+
+
+def metric(server: ServerProcess, line: str) -> float:
+    text = server.get("/metrics")[1]
+    found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
+    assert found is not None, line
+    return float(found[1])
+
+
+def test_figures_are_those_of_metrics(server: ServerProcess, silence: Path) -> None:
+    with (
+        connect(server.url) as caller,
+        connect(server.url) as idle,
+        visiting(f"http://localhost:{server.port}/dashboard", silence) as visit,
+    ):
+        idle.recv()
+        caller.send(json.dumps({"type": "item.append", "item": {"role": "user", "text": "Hello"}}))
+        caller.send(json.dumps({"type": "reply.create"}))
+        while json.loads(caller.recv(timeout=30))["type"] != "reply.done":
+            pass
+        visit.wait("__dashboard.figures.value('voiceserver_replies_total') === 1")
+        visit.wait("document.querySelector('#status').dataset.state === 'open'")
+        assert tile(visit, "Sessions") == "2"
+        assert metric(server, "voiceserver_sessions") == 2.0
+        card = visit.page.locator(".stage", has_text="concierge")
+        cells = card.locator("tbody tr").first.locator("th, td").all_inner_texts()
+        assert cells[0].strip() == "0"
+        assert float(cells[4]) == pytest.approx(
+            metric(server, 'voiceserver_worker_items_total{stage="reply",worker="0"}')
+            / metric(server, 'voiceserver_worker_steps_total{stage="reply",worker="0"}'),
+            abs=0.05,
+        )
+        assert float(cells[1]) == metric(server, 'voiceserver_worker_streams{stage="reply",worker="0"}')
+        took = visit.page.locator("#parts tbody tr", has_text="answer").locator("td").nth(1).inner_text()
+        assert took.endswith("ms")
+        assert (
+            visit.page.locator("#door", has_text="admitted, native").locator("dd").first.inner_text() == "2"
+        )
+        visit.wait("document.querySelector('.tile .spark path:last-child').getAttribute('d').includes('L')")
+        assert not visit.problems
+        assert all(request.startswith(f"http://localhost:{server.port}/") for request in visit.requests)
+
+
+def test_a_refused_caller_is_seen(silence: Path) -> None:
+    chromium()
+    with (
+        serving(*SMALL, "backpressure.max_connections=1") as server,
+        connect(server.url) as caller,
+        visiting(f"http://localhost:{server.port}/dashboard", silence) as visit,
+    ):
+        caller.recv()
+        visit.wait("__dashboard.figures.all.length >= 2")
+        assert server.get("/v1/stream")[0] == 426
+        with pytest.raises(Exception, match="503"):
+            connect(server.url)
+        visit.wait("__dashboard.figures.value('voiceserver_refused_total') === 1")
+        visit.wait_text("#door", "refused")
+        assert tile(visit, "Refused") == "1"
+
+
+def test_the_button_asks_first_and_then_drains(server: ServerProcess, silence: Path) -> None:
+    with visiting(f"http://localhost:{server.port}/dashboard", silence) as visit:
+        visit.wait("__dashboard.figures.last !== undefined")
+        visit.page.get_by_role("button", name="Drain…").click()
+        visit.page.get_by_role("button", name="Keep running").click()
+        assert server.get("/readyz")[0] == 200
+        visit.page.get_by_role("button", name="Drain…").click()
+        visit.page.get_by_role("button", name="Drain and stop").click()
+        assert server.wait() == 0
+        visit.wait_text("#status", "The server has stopped")
+
+
+QUANTILE = """async (counts) => {
+    const { quantile } = await import("/web/figures.js");
+    return [0.5, 0.95, 1].map((share) => quantile(counts, share));
+}"""
+
+
+def test_percentiles_are_those_of_prometheus(server: ServerProcess, silence: Path) -> None:
+    with visiting(f"http://localhost:{server.port}/dashboard", silence) as visit:
+        spread = [[0.1, 50], [0.2, 90], [0.5, 100]]
+        assert visit.page.evaluate(QUANTILE, spread) == pytest.approx([0.1, 0.35, 0.5])
+        assert visit.page.evaluate(QUANTILE, [[0.1, 0], [0.2, 4]]) == pytest.approx([0.15, 0.195, 0.2])
+        assert visit.page.evaluate(QUANTILE, [[0.1, 0]]) == [None, None, None]

@@ -46,6 +46,7 @@ class BusyGate:
         "_last_stage",
         "cued_position",
         "dropped_ms",
+        "dropped_stage",
         "is_busy",
         "is_degraded",
         "signalled_ms",
@@ -60,6 +61,7 @@ class BusyGate:
         self.signals = 0
         self.is_degraded = False  # until ready again
         self.dropped_ms = 0.0  # shed and not announced yet
+        self.dropped_stage = "vad"
         self.cued_position = -1  # what the caller was told aloud of this time of being busy
 
     def deadline_ms(self, waits: Sequence[Wait]) -> float:
@@ -111,7 +113,7 @@ class BusyGate:
             reason=worst.reason,
             lag_ms=round(lag_ms, 1),
             credit_ms=round(credit_ms, 1),
-            retry_after_ms=round(worst.retry_after_ms or max(lag_ms, self._config.busy_after_ms), 1),
+            retry_after_ms=round(worst.retry_after_ms or max(lag_ms, float(self._config.busy_after_ms)), 1),
             dropped_ms=round(dropped_ms, 3),
             position=worst.position,
             turn=worst.turn,

@@ -61,7 +61,6 @@ class Lanes:
         self._reset = tuple(one for one in self._reset if one != stage)
 
     def lose(self, stage: str, loss: Loss) -> None:
-        self.closed(stage)
         if self._lost is None:
             self._lost = {}
         first = self._lost.get(stage, loss)

@@ -18,6 +18,7 @@ replay log. Rule, checked by ``check``, in units (samples for audio, requests fo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from workers.ipc.messages import RequestKind
@@ -84,6 +85,15 @@ class Outbox:
 
     def mark_sent(self) -> None:  # hot
         self._sent_entries += 1
+
+    def send_to(self, send: Callable[[RequestKind, int, int, bytes], bool]) -> None:  # hot
+        """Give everything unsent to ``send``, until that says False. What it raises goes on; that entry stays unsent."""
+        entries = self._entries
+        while self._sent_entries < len(entries):
+            kind, turn, seq, payload, _, _ = entries[self._sent_entries]
+            if not send(kind, turn, seq, payload):
+                return
+            self._sent_entries += 1
 
     def consume(self, seq: int) -> None:  # hot
         """The worker has taken everything up to ``seq``. Older positions (a replay) change nothing.

@@ -157,8 +157,10 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
 
 def shed(session: SessionState, ear: Ear, now_ms: float) -> None:
     """Keep the audio that waits within its bound: the oldest goes, and the caller hears how much."""
+    is_late = ear.capture.backlog > 0
     dropped_ms = ear.shed(session.settings.backpressure.max_backlog_ms)
     if dropped_ms:
         session.the_gate.dropped_ms += dropped_ms
+        session.the_gate.dropped_stage = session.settings.hears_with if is_late else "vad"
         evaluate(session, now_ms)
         session.lower_deadline(next_deadline_ms(session))

@@ -31,6 +31,7 @@ __all__ = ["Phase", "Session"]
 
 SPEECH = int(ResultKind.SPEECH)
 OPENED = int(ResultKind.OPENED)
+AUDIO = int(ResultKind.AUDIO)
 OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
 
 PHASES: dict[Phase, frozenset[Phase]] = {
@@ -122,6 +123,7 @@ class Session(SessionState):
         self.emit(ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting()))
         self._move(Phase.CLOSED)
         self.deadline_ms = math.inf
+        self.is_settled = False
         self._check()
 
     def disconnect(self, now_ms: float) -> None:
@@ -151,6 +153,7 @@ class Session(SessionState):
         if ear is None or self.phase is not OPEN:
             if self.phase is CLOSED:
                 return
+            self.is_settled = False
             ear = ear or self._make_ear()
             if self.phase is not OPEN:
                 ear.outbox.refuse(len(pcm) >> 1)
@@ -161,8 +164,10 @@ class Session(SessionState):
                 self.deadline_ms = due_ms
         ear.receive(pcm, now_ms)
         if ear.detector is None:
+            self.is_settled = False
             conversation.hear_by_hand(self, ear, now_ms)
         if ear.outbox.backlog + ear.capture.backlog > ear.limit:
+            self.is_settled = False
             pressure.shed(self, ear, now_ms)
         if self.settings.check_laws:
             self._check()
@@ -194,6 +199,8 @@ class Session(SessionState):
                 conversation.receive_hearing(self, ear, stage, record, now_ms)
         else:
             self._receive_answer(stage, record, now_ms)
+            if stage == "tts" and record.kind == AUDIO and self.is_settled and self.gate is None:
+                return
         if self.gate is not None and self.lanes is not None:
             self.lanes.found(stage, record.seq)
         self._after(now_ms)
@@ -203,6 +210,7 @@ class Session(SessionState):
             start_ms, window_ms, probabilities = unpack_speech(record.payload)
             decisions = ear.detector.receive(start_ms, window_ms, probabilities)
             if decisions:
+                self.is_settled = False
                 ear.outbox.consume(record.seq)
                 for decision in decisions:
                     conversation.decide(self, ear, decision, now_ms)
@@ -226,6 +234,7 @@ class Session(SessionState):
 
     def _after(self, now_ms: float) -> None:
         """What follows from any change: replies that waited, recovery, the end of a draining session, the next deadline."""
+        self.is_settled = False
         if self.phase is CLOSED:
             return
         if self.queue and self.reply is None and not (self.transcripts and self.transcripts.is_pending):
@@ -287,6 +296,7 @@ class Session(SessionState):
         return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
 
     def stream_opened(self, stage: str, now_ms: float) -> None:
+        self.is_settled = False
         lanes = self.the_lanes
         lanes.opened(stage)
         outbox = self.outbox_of(stage)
@@ -309,6 +319,7 @@ class Session(SessionState):
 
     def retry(self, stage: str) -> None:
         """The pool says that there may be room."""
+        self.is_settled = False
         if self.lanes is not None:
             self.lanes.retry(stage)
 
@@ -319,6 +330,7 @@ class Session(SessionState):
     def lose_stream(self, stage: str, reason: str, now_ms: float) -> None:
         """The stage's worker is gone. The caller hears it at once; what was not committed goes out again."""
         self.the_lanes.closed(stage)
+        self.is_settled = False
         if self.phase is CLOSED:
             return
         if reason == "quarantined":
@@ -342,6 +354,7 @@ class Session(SessionState):
     def hold_output(self, is_held: bool, now_ms: float) -> None:
         """The transport is above (or back below) its write limit: the reply must not run further ahead."""
         self.is_output_held = is_held
+        self.is_settled = False
         if not is_held and self.reply is not None:
             self.reply.progress_ms = now_ms
             self._after(now_ms)

@@ -74,7 +74,7 @@ class OutboxAgainstLists(RuleBasedStateMachine):
             return
         self.consumed_seq = seq
         for chunk in self.kept:
-            if chunk.seq > seq:
+            if chunk.seq > seq or chunk.kind is FLUSH:
                 break
             if not chunk.is_consumed:
                 chunk.is_consumed = chunk.is_sent = True
@@ -158,7 +158,7 @@ class OutboxAgainstLists(RuleBasedStateMachine):
             self.discarded,
             backlog,
         )
-        waiting = [chunk.at_ms for chunk in self.kept if not chunk.is_consumed]
+        waiting = [chunk.at_ms for chunk in self.kept if not chunk.is_consumed and chunk.units]
         assert outbox.oldest_at_ms == (waiting[0] if waiting else None)
         assert outbox.is_empty == (not self.kept)
 

@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.voiceserver.audit import Audit
 from tests.voiceserver.session_bench import settings_of
 from voiceserver import events as ev
 from voiceserver.config import BackpressureConfig
@@ -35,70 +36,6 @@ def audio_of(text: bytes) -> bytes:
     return (text + b" ") * 40
 
 
-class Events:
-    """Everything that was said, checked as it comes."""
-
-    def __init__(self) -> None:
-        self.open_replies: dict[int, bytes] = {}
-        self.texts: dict[int, str] = {}
-        self.done: set[int] = set()
-        self.partials: dict[int, str] = {}
-        self.finals: set[int] = set()
-        self.started: set[int] = set()
-        self.stopped: set[int] = set()
-        self.dropped_ms = 0.0
-        self.signals = 0
-        self.closing: ev.SessionClosing | None = None
-
-    def take(self, event: ev.ServerEvent) -> None:
-        assert self.closing is None, f"{event} after the close"
-        if isinstance(event, ev.ReplyStarted):
-            assert event.turn not in self.done
-            assert not self.open_replies, "one reply at a time"
-            self.open_replies[event.turn] = b""
-            self.texts[event.turn] = ""
-        elif isinstance(event, ev.ReplyText):
-            self.texts[event.turn] += event.text
-            assert event.turn in self.open_replies
-        elif isinstance(event, ev.ReplyAudio):
-            self.open_replies[event.turn] += event.pcm
-        elif isinstance(event, ev.ReplyDone):
-            self._done(event)
-        elif isinstance(event, ev.TranscriptPartial):
-            assert event.turn not in self.finals
-            assert event.text.startswith(self.partials.get(event.turn, ""))
-            self.partials[event.turn] = event.text
-        elif isinstance(event, ev.TranscriptFinal | ev.TranscriptFailed):
-            assert event.turn not in self.finals
-            self.finals.add(event.turn)
-        elif isinstance(event, ev.SpeechStarted):
-            assert event.turn not in self.started
-            self.started.add(event.turn)
-        elif isinstance(event, ev.SpeechStopped):
-            assert event.turn in self.started
-            assert event.turn not in self.stopped
-            self.stopped.add(event.turn)
-        elif isinstance(event, ev.ServerBusy):
-            self.dropped_ms += event.dropped_ms
-            self.signals += 1
-        elif isinstance(event, ev.SessionClosing):
-            assert not self.open_replies
-            self.closing = event
-
-    def _done(self, event: ev.ReplyDone) -> None:
-        assert event.turn not in self.done, "a reply ends once"
-        self.done.add(event.turn)
-        pcm = self.open_replies.pop(event.turn)
-        text = self.texts[event.turn]
-        assert event.text == text.strip()
-        sentences = [f"{part.strip()}." for part in text.split(".") if part.strip()]
-        assert len(set(sentences)) == len(sentences), "a sentence twice"
-        expected = b"".join(audio_of(sentence.encode()) for sentence in sentences)
-        assert expected.startswith(pcm), "said twice, or out of order"
-        if event.reason == "completed" and pcm:
-            assert pcm == expected
-
-
 class SessionUnderAnything(RuleBasedStateMachine):
     @initialize(resumes=st.booleans(), max_backlog_ms=st.sampled_from([400, 10_000]), speaks=st.booleans())
     def open(self, resumes: bool, max_backlog_ms: int, speaks: bool) -> None:
@@ -110,7 +47,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
         )
         self.now_ms = 100.0
         self.session = Session("s", options, Facts(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
-        self.said = Events()
+        self.said = Audit(lambda text: audio_of(text.encode()))
         self.streams: dict[str, list[Request]] = {}
         self.spoken: dict[tuple[int, int], int] = {}
         self.answered: dict[int, int] = {}

@@ -1,0 +1,79 @@
+"""Thousands of worlds, each drawn from its seed: every caller is served or told, whatever breaks.
+
+``pytest tests/simulation --seeds 20000`` tries more of them; ``--seed 1234`` replays one exactly.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.world import Caller, World
+
+BLOCK = 50  # seeds a test
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    one = metafunc.config.getoption("--seed")
+    count = metafunc.config.getoption("--seeds")
+    blocks = [range(one, one + 1)] if one is not None else _blocks(count)
+    if "seeds" in metafunc.fixturenames:
+        metafunc.parametrize("seeds", blocks, ids=[f"{block.start}-{block.stop - 1}" for block in blocks])
+
+
+def _blocks(count: int) -> list[range]:
+    return [range(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK)]
+
+
+def play(seed: int) -> World:
+    world = World(seed)
+    try:
+        world.run()
+    finally:
+        world.close()
+    return world
+
+
+def test_every_caller_is_served_or_told(seeds: range) -> None:
+    for seed in seeds:
+        try:
+            play(seed)
+        except BaseException:
+            print(f"world {seed} broke a promise; replay it with: pytest tests/simulation --seed {seed}")
+            raise
+
+
+def test_a_world_replays_exactly() -> None:
+    first, second = play(11), play(11)
+    assert first.diary
+    assert first.diary == second.diary
+    assert play(12).diary != first.diary
+
+
+def test_faults_do_happen_and_most_callers_are_served_all_the_same() -> None:
+    worlds = [play(seed) for seed in range(60)]
+    callers = [caller for world in worlds for caller in world.callers if caller.session is not None]
+    happened = {entry.split()[1] for world in worlds for entry in world.diary if entry.startswith("fault")}
+    assert happened == {"crash", "crash-inside", "hang", "slow", "raise"}
+    assert sum(pool.restarts for world in worlds for pool in world.pools.values()) > 60
+    served = [caller for caller in callers if caller.session and caller.session.close_code == 1000]
+    assert len(served) > len(callers) * 0.7
+    assert any(caller.refusal is not None for world in worlds for caller in world.callers)
+    assert sum(caller.audit.signals for caller in callers) > 60
+    assert any("waiting" in entry for world in worlds for entry in world.diary)
+    assert any(caller.audit.dropped_ms for caller in callers)
+    assert any("interrupted" in caller.audit.done.values() for caller in callers)
+
+
+def test_poison_costs_its_caller_the_call_and_nobody_else() -> None:
+    poisoned = 0
+    for seed in range(200):
+        world = World(seed)
+        if any(caller.is_poisonous for caller in world.callers):
+            played = play(seed)  # which judges everybody
+            poisoned += sum(caller.is_poisonous and _is_quarantined(caller) for caller in played.callers)
+        world.close()
+    assert poisoned >= 3
+
+
+def _is_quarantined(caller: Caller) -> bool:
+    return caller.session is not None and caller.session.close_reason == "quarantined"

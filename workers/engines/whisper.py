@@ -146,8 +146,8 @@ class Whisper:
         due = [index for index, state in enumerate(states) if state.want != "nothing"]
         due.sort(key=lambda index: _priority(states[index]))
         due = due[: self._settings.batch_size]
-        for is_partial in (True, False):
-            group = [index for index in due if (states[index].want == "partial") == is_partial]
+        partials = [index for index in due if states[index].want == "partial"]
+        for group in (partials, [index for index in due if index not in partials]):
             if group:
                 self._decode([states[index] for index in group], [outputs[index] for index in group])
         for output, state in zip(outputs, states, strict=True):

@@ -61,7 +61,7 @@ class BusyGate:
         self.signals = 0
         self.is_degraded = False  # until ready again
         self.dropped_ms = 0.0  # shed and not announced yet
-        self.dropped_stage = "vad"
+        self.dropped_stage = "vad"  # where the last of it was shed
         self.cued_position = -1  # what the caller was told aloud of this time of being busy
 
     def deadline_ms(self, waits: Sequence[Wait]) -> float:
@@ -94,9 +94,8 @@ class BusyGate:
         return self._signal([wait], credit_ms, now_ms)
 
     def _signal(self, waits: Sequence[Wait], credit_ms: float, now_ms: float) -> ServerBusy:
-        worst = max(
-            waits, key=lambda wait: now_ms - wait.due_ms, default=Wait("vad", "shed", now_ms, 0.0, 0.0)
-        )
+        shed = Wait(self.dropped_stage, "shed", now_ms, 0.0, 0.0)
+        worst = max(waits, key=lambda wait: now_ms - wait.due_ms, default=shed)
         self.is_busy = True
         self.signalled_ms = now_ms
         self.signals += 1

@@ -334,6 +334,7 @@ class World:
         self.now_ms = 1.0
         self.diary: list[str] = []  # what happened, to compare a replay with
         self._words = 0
+        self._ticks = 0
         self.is_calm = rng.random() < 0.1
         self.settings = settings_of(
             backpressure=BackpressureConfig(max_backlog_ms=rng.choice([10_000, 10_000, 600])),
@@ -445,10 +446,11 @@ class World:
             self._tell(ticket)
         for caller in present:
             caller.move()
+        self._ticks += 1
         for pool in self.pools.values():
-            pool.step_workers(self.now_ms)
-        for pool in self.pools.values():
-            pool.step_server(self.now_ms)
+            if self._ticks % 3 == 0 or any(lane.streams for lane in pool.all_lanes()):
+                pool.step_workers(self.now_ms)
+                pool.step_server(self.now_ms)
         for caller in present:
             caller.serve_deadline()
             caller.check()

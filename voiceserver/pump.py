@@ -83,10 +83,14 @@ class Pump(Framing):
         session = self._session
         if session is None or session.is_closed:
             return
-        assert self._codec is not None
+        codec = self._codec
+        assert codec is not None
         now_ms = self._active_ms = self._hub.now_ms
         try:
-            for item in self._codec.receive_binary(payload):
+            if codec.binary_is_pcm and payload:
+                session.receive_audio(payload, now_ms)
+                return
+            for item in codec.receive_binary(payload):
                 if type(item) is Audio:
                     session.receive_audio(item.pcm, now_ms)
                 else:
@@ -178,6 +182,10 @@ class Pump(Framing):
         session = self._session
         if session is None:
             return
+        if session.is_settled:
+            self._move_audio(session, now_ms)
+            return
+        session.is_settled = True
         while True:
             unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
             if not unwanted and not wanted:
@@ -195,6 +203,25 @@ class Pump(Framing):
         if session.is_closed:
             self.part(session, now_ms)
             return
+        due_ms = session.deadline_ms
+        if due_ms < self._armed_ms:
+            self.wake_at(max(due_ms, now_ms + 1.0))
+
+    def _move_audio(self, session: Session, now_ms: float) -> None:  # hot
+        """The short way: nothing but audio came or went, so the streams are those that are wanted."""
+        if session.settings.check_laws and (session.stages_unwanted() or session.stages_wanted()):
+            raise AssertionError("a settled session wants other streams than it has")
+        streams = self._streams
+        if streams is not None:
+            for stage in streams:
+                if stage != "tts" or not session.is_output_held:
+                    self._send_requests(session, stage, now_ms)
+            if not session.is_settled:  # a request was too big
+                self._pump(now_ms)
+                return
+        if session.outgoing and not self.is_closing:
+            assert self._codec is not None
+            self._say(session, self._codec)
         due_ms = session.deadline_ms
         if due_ms < self._armed_ms:
             self.wake_at(max(due_ms, now_ms + 1.0))
@@ -283,16 +310,16 @@ class Pump(Framing):
 
     def _send_requests(self, session: Session, stage: str, now_ms: float) -> None:  # hot
         assert self._streams is not None
-        send = self._streams[stage].send
-        while (request := session.next_request(stage)) is not None:
-            try:
-                if not send(*request):
-                    return
-            except ValueError:
-                message = f"One request of {len(request[3])} bytes is more than the {stage} stage can take."
-                session.fail("request_too_big", message, 1009, now_ms)
-                return
-            session.request_sent(stage, now_ms)
+        outbox = session.outbox_of(stage)
+        if outbox is None:
+            return
+        try:
+            outbox.send_to(self._streams[stage].send)
+        except ValueError:
+            request = outbox.next_unsent()
+            size = len(request.payload) if request is not None else 0
+            message = f"One request of {size} bytes is more than the {stage} stage can take."
+            session.fail("request_too_big", message, 1009, now_ms)
 
     # ------------------------------------------------------------------------------------------------ messages out
 

@@ -286,6 +286,7 @@ class Session(SessionState):
                 rate_hz=self.input_rate_hz,
                 start_seq=outbox.first_seq if outbox is not None else 0,
                 options={"language": options.language} if stage == "stt" and options.language else {},
+                output_rate_hz=self.output_rate_hz if stage == "reply" else 0,
             )
         wanted: dict[str, str | int | float | bool] = {}
         if stage == "tts":

@@ -48,6 +48,7 @@ class SessionState:
         "input_rate_hz",
         "interrupted",
         "is_output_held",
+        "is_settled",
         "lanes",
         "last_speech_turn",
         "options",
@@ -91,6 +92,8 @@ class SessionState:
         self.last_speech_turn = 0
         self.replied_turn = 0
         self.is_output_held = False
+        # Nothing but audio came or went since the shell last asked for the stages wanted and unwanted.
+        self.is_settled = False
         self.outgoing: list[ev.ServerEvent] = []
         self.ear: Ear | None = None
         self.transcripts: Transcripts | None = None

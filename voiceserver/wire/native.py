@@ -40,6 +40,7 @@ class NativeCodec:
 
     __slots__ = ("input_rate_hz", "output_rate_hz")
 
+    binary_is_pcm = True
     name = "native"
     subprotocol: str | None = None
 

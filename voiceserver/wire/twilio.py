@@ -133,6 +133,7 @@ class TwilioCodec:
         "stream_sid",
     )
 
+    binary_is_pcm = False
     name = "twilio"
     subprotocol: str | None = None
     tells_refusal = True  # who calls hears it; an HTTP 503 would only be in Twilio's error log

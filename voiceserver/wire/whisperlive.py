@@ -85,6 +85,7 @@ class WhisperLiveCodec:
         "uid",
     )
 
+    binary_is_pcm = False
     name = "whisperlive"
     subprotocol: str | None = None
     input_rate_hz = RATE_HZ

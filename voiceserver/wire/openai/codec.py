@@ -63,6 +63,7 @@ class OpenAICodec:
         "output_rate_hz",
     )
 
+    binary_is_pcm = False
     name = "openai"
     subprotocol: str | None = "realtime"
     max_message_bytes = schema.MAX_MESSAGE_BYTES

@@ -113,7 +113,12 @@ def end_speech(session: SessionState, ear: Ear, stop: Stop, now_ms: float) -> Ut
         ear.capture.commit_turn(turn)
         transcripts.forget(turn)
     elif session.settings.hears_with == "reply":
-        start_reply(session, ev.ReplyCreate(), now_ms, utterance)
+        if utterance.creates_reply and session.options.replies:
+            start_reply(session, ev.ReplyCreate(), now_ms, utterance)
+        else:  # nobody wants the answer that the engine would give
+            ear.capture.commit_turn(turn)
+            transcripts.forget(turn)
+            session.the_lanes.reset("reply")
     return utterance
 
 

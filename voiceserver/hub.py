@@ -22,6 +22,7 @@ from voiceserver.session import Session
 from voiceserver.settings import Facts, Settings
 from voiceserver.timers import Wheel
 from voiceserver.wire import Codec
+from workers import registry
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -114,7 +115,8 @@ class Hub:
     ) -> None:
         self._loop = loop
         self.config = config
-        self.settings = Settings.from_config(config)
+        takes_audio = registry.takes_audio(config.stages.reply.engine)
+        self.settings = Settings.from_config(config, reply_takes_audio=takes_audio)
         self.facts = Facts()
         self.pools = pools
         self.admission = admission

@@ -38,7 +38,7 @@ class EngineError(Exception):
 class Item(NamedTuple):
     """One stream's part of a batch.
 
-    audio: float32 (n,) in [-1, 1) at ``EngineInfo.rate_hz`` (vad, stt), empty otherwise.
+    audio: float32 (n,) in [-1, 1) at ``EngineInfo.rate_hz`` (vad, stt, speech to speech), empty otherwise.
     text: the payload of a text stage (reply: JSON; tts: sentence), ``None`` otherwise.
     end_ms: position of the end of ``audio`` on the session's input clock.
     is_flush: the utterance of ``turn`` ends after this item.
@@ -75,7 +75,8 @@ class Output:
 class EngineInfo:
     """name; stage; rate_hz: the engine's native audio rate (0 for text only); max_streams: how many streams one worker
     can hold at once (0: unlimited); frame_samples: audio is delivered in any length, but batches best in multiples
-    of this many samples (0: no preference); works_ahead: it uses pauses to have the transcript ready (stt)."""
+    of this many samples (0: no preference); works_ahead: it uses pauses to have the transcript ready (stt); takes_audio:
+    a reply engine that hears the turn itself and answers with AUDIO (speech to speech)."""
 
     name: str
     stage: Stage
@@ -83,6 +84,12 @@ class EngineInfo:
     max_streams: int = 0
     frame_samples: int = 0
     works_ahead: bool = False
+    takes_audio: bool = False
+
+    @property
+    def hears(self) -> bool:
+        """Its input is audio, not text."""
+        return self.takes_audio or self.stage in ("vad", "stt")
 
 
 class Engine(Protocol):

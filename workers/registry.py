@@ -5,7 +5,7 @@ importing it. Only :func:`load` imports an engine, and only workers call it.
 
 A name is one of
 
-- a built-in: ``silero``, ``smart_turn``, ``pocketsphinx``, ``whisper``, ``espeak``, ``piper``, ``concierge``, ``chat``
+- a built-in: ``silero``, ``smart_turn``, ``pocketsphinx``, ``whisper``, ``espeak``, ``piper``, ``concierge``, ``echo``, ``chat``
 - an entry point of group ``voiceserver.engines``, from somebody's package
 - ``module:attr``, anything importable
 """
@@ -79,6 +79,7 @@ class EngineSpec:
     name: as configured. target: ``module:attr`` of the factory (empty if remote). stages: those it can serve
     (empty: only the engine knows). extra: the extra of voiceserver that provides it (empty: none). packages:
     what it imports. is_remote: it waits for a network, so it runs in the server's http pool, not in a worker.
+    takes_audio: a reply engine that hears the turn itself (speech to speech), so stt and tts are not asked.
     """
 
     name: str
@@ -87,6 +88,7 @@ class EngineSpec:
     extra: str = ""
     packages: tuple[str, ...] = ()
     is_remote: bool = False
+    takes_audio: bool = False
 
 
 _BUILT_IN = {
@@ -111,6 +113,7 @@ _BUILT_IN = {
         EngineSpec("piper", "workers.engines.piper:Piper", ("tts",), "piper", ("piper", "onnx")),
         EngineSpec("espeak", "workers.engines.espeak:Espeak", ("tts",), "espeak", ("espeakng_loader",)),
         EngineSpec("concierge", "workers.engines.concierge:Concierge", ("reply",), "workers"),
+        EngineSpec("echo", "workers.engines.echo:Echo", ("reply",), "workers", takes_audio=True),
         EngineSpec("chat", "", ("reply",), "chat", ("httpx",), is_remote=True),
     )
 }
@@ -138,6 +141,12 @@ def resolve(name: str) -> EngineSpec:
         f"no engine is called {name!r}.{hint} Known: {', '.join(known)}; or give 'module:attr'.",
         nearest,
     )
+
+
+def takes_audio(name: str) -> bool:
+    """Whether the reply engine ``name`` is speech to speech. Of engines that are not built in this is not known."""
+    spec = _BUILT_IN.get(name)
+    return spec is not None and spec.takes_audio
 
 
 def check(name: str, stage: Stage | None = None) -> EngineSpec:

@@ -47,7 +47,6 @@ _OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE, _PAUSE = (
     )
 )
 _NO_AUDIO: Audio = np.zeros(0, np.float32)
-_AUDIO_IN = ("vad", "stt")
 _PCM16_FRAME_BYTES = 3840  # 20 ms at 96 kHz, 80 ms at 24 kHz; below a slot of any sensible size
 
 
@@ -74,10 +73,11 @@ class _Result(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    """``resampler``: ring to engine rate (vad, stt) or back (tts); ``None``: the rates agree. ``error``: open failed."""
+    """``inward``: ring to engine rate; ``outward``: engine to ring rate; ``None``: the rates agree. ``error``: open failed."""
 
     params: StreamParams
-    resampler: Resampler | None = None
+    inward: Resampler | None = None
+    outward: Resampler | None = None
     error: EngineError | None = None
     cancelled_turn: int = -1
 
@@ -105,7 +105,8 @@ class Worker:
         self._streams: dict[int, _Stream] = {}
         self._unsent: deque[_Result] = deque()
         self._has_sent = False
-        self._is_audio_in = engine.info.stage in _AUDIO_IN
+        self._is_audio_in = engine.info.hears
+        self._is_done_said = engine.info.stage in ("reply", "tts")
         self.is_stopping = False
 
     def start(self) -> None:
@@ -188,7 +189,7 @@ class Worker:
         try:
             state.params = StreamParams.from_bytes(record.payload)
             self._engine.open(stream, state.params)
-            state.resampler = _make_resampler(info, state.params)
+            state.inward, state.outward = _make_resamplers(info, state.params)
         except MemoryError:
             raise
         except Exception as error:
@@ -208,8 +209,9 @@ class Worker:
         state.cancelled_turn = max(state.cancelled_turn, turn)
         self._batcher.cancel(stream, turn)
         self._unsent = deque(r for r in self._unsent if r.stream != stream or r.turn > turn)
-        if state.resampler is not None:
-            state.resampler.reset()
+        for resampler in (state.inward, state.outward):
+            if resampler is not None:
+                resampler.reset()
         if state.error is None:
             try:
                 self._engine.cancel(stream, turn)
@@ -264,10 +266,10 @@ class Worker:
             return Item(work.stream, work.turn, _NO_AUDIO, text, 0.0, work.is_flush, work.is_continued)
         state = self._streams[work.stream]
         audio = pcm16_to_float(work.payload) if work.payload else _NO_AUDIO
-        if state.resampler is not None and not work.is_continued:
-            audio = state.resampler.process(audio)
+        if state.inward is not None and not work.is_continued:
+            audio = state.inward.process(audio)
             if work.is_flush:
-                audio = np.concatenate((audio, state.resampler.flush()))
+                audio = np.concatenate((audio, state.inward.flush()))
         if not len(audio) and not work.is_end and not work.is_continued:
             return None
         end_ms = work.seq * 1000.0 / state.params.rate_hz
@@ -316,8 +318,8 @@ class Worker:
             output.more = False
             self._fail(work.stream, work.turn, work.seq, _as_engine_error(error))
             return
-        is_text = not self._is_audio_in
-        if is_text and not output.more and not any(p.kind == ResultKind.DONE for p in output.pieces):
+        is_over = self._is_done_said and not output.more and (work.is_flush or not self._is_audio_in)
+        if is_over and not any(p.kind == ResultKind.DONE for p in output.pieces):
             payloads += self._encode(work, Piece(ResultKind.DONE))
         if not payloads and not work.is_continued:
             payloads.append((ResultKind.CONSUMED, b""))
@@ -331,12 +333,12 @@ class Worker:
         elif isinstance(payload, str):
             parts = [(kind, payload.encode())]
         else:
-            resampler = self._streams[work.stream].resampler
-            return _pcm16_frames(kind, payload if resampler is None else resampler.process(payload))
-        if kind == ResultKind.DONE and not self._is_audio_in:
-            resampler = self._streams[work.stream].resampler
-            if resampler is not None:
-                return _pcm16_frames(ResultKind.AUDIO, resampler.flush()) + parts
+            outward = self._streams[work.stream].outward
+            return _pcm16_frames(kind, payload if outward is None else outward.process(payload))
+        if kind == ResultKind.DONE:
+            outward = self._streams[work.stream].outward
+            if outward is not None:
+                return _pcm16_frames(ResultKind.AUDIO, outward.flush()) + parts
         return parts
 
     def _fail(self, stream: int, turn: int, seq: int, error: EngineError) -> None:
@@ -381,15 +383,16 @@ def hello_bytes(info: EngineInfo) -> bytes:
 
 def merge_bytes(info: EngineInfo) -> int:
     """How much queued audio of one stream may be one item: a second at 16 kHz. 0 for text."""
-    return MERGE_BYTES if info.stage in _AUDIO_IN else 0
+    return MERGE_BYTES if info.hears else 0
 
 
-def _make_resampler(info: EngineInfo, params: StreamParams) -> Resampler | None:
-    if not info.rate_hz or info.rate_hz == params.rate_hz or info.stage == "reply":
-        return None
-    if info.stage == "tts":
-        return Resampler(info.rate_hz, params.rate_hz)
-    return Resampler(params.rate_hz, info.rate_hz)
+def _make_resamplers(info: EngineInfo, params: StreamParams) -> tuple[Resampler | None, Resampler | None]:
+    """Into the engine, and out of it."""
+    native_hz, in_hz, out_hz = info.rate_hz, params.rate_hz, params.output_rate_hz or params.rate_hz
+    says_audio = info.stage == "tts" or info.takes_audio
+    inward = Resampler(in_hz, native_hz) if native_hz and info.hears and in_hz != native_hz else None
+    outward = Resampler(native_hz, out_hz) if native_hz and says_audio and out_hz != native_hz else None
+    return inward, outward
 
 
 def _pcm16_frames(kind: int, audio: Audio) -> list[tuple[int, bytes]]:

@@ -151,7 +151,8 @@ class EngineSuite:
     def test_says_what_it_is(self, engine: Engine) -> None:
         assert engine.info.name
         assert engine.info.stage in STAGES
-        assert (engine.info.rate_hz > 0) == (engine.info.stage != "reply")
+        is_text_only = engine.info.stage == "reply" and not engine.info.takes_audio
+        assert (engine.info.rate_hz > 0) == (not is_text_only)
 
     def test_a_script_gives_something(self, engine: Engine, case: Case) -> None:
         for stream, script in enumerate(case.scripts(), 1):

@@ -90,6 +90,13 @@ CASES = (
     ),
     Case(
         "echo",
+        _load("echo"),
+        _speech_for_stt,
+        bad_params=({"wheels": 4},),
+        bad_options=({"voice": "x"},),
+    ),
+    Case(
+        "parrot",
         Echo,
         lambda: [text_script("one", "two"), text_script("three")],
         bad_params=({"stage": "kitchen"},),

@@ -566,6 +566,21 @@ def test_a_speech_to_speech_reply_that_never_comes_is_given_up() -> None:
     assert bench.all(ev.ServerBusy) == []
 
 
+def test_a_listener_of_a_speech_to_speech_engine_is_not_answered() -> None:
+    bench = speech_to_speech()
+    bench.do(ev.SessionUpdate(replies=False))
+    bench.say()
+    bench.pause()
+    assert bench.one(ev.SpeechStopped).turn == 1
+    assert bench.all(ev.ReplyStarted) == []
+    bench.take()
+    assert "reply" not in bench.session.stages_wanted()
+    bench.pass_time(12_000)
+    assert bench.all(ev.ServerBusy) == []
+    books = bench.session.accounting()
+    assert books.consumed_ms == books.received_ms
+
+
 def test_a_quarantined_caller_is_told_and_closed() -> None:
     bench = Bench()
     bench.refuses["vad"] = Refusal("quarantined", 1_000.0, "vad")

@@ -9,6 +9,7 @@ stage     seq of a request                                 seq of a result
 vad, stt  samples of the session's input clock, at the     how far the worker has consumed
           end of this payload
 reply     number of the request (1, 2, ...)                the request answered
+          (speech to speech: as vad, stt)
 tts       number of the sentence (1, 2, ...)               the sentence this audio belongs to
 ========  ===============================================  ==========================================
 
@@ -16,9 +17,9 @@ Payloads by kind (all text is UTF-8, all audio is PCM16 little-endian mono):
 
 Requests
     OPEN     JSON of StreamParams; seq: how many first items are stepped alone, because the stream was near a crash
-    DATA     vad, stt: audio at ``StreamParams.rate_hz``; reply: JSON request; tts: text of a sentence
+    DATA     vad, stt, speech to speech: audio at ``StreamParams.rate_hz``; reply: JSON request; tts: text of a sentence
     PAUSE    stt: the caller paused at ``seq``; FLUSH may follow without more audio, so work ahead. Only a hint
-    FLUSH    stt: the utterance of ``turn`` ends here, give FINAL
+    FLUSH    stt: the utterance of ``turn`` ends here, give FINAL; speech to speech: answer it
     CANCEL   forget everything of ``turn`` and older; no result of those turns follows
     CLOSE    the stream ends; its id is never used again
 
@@ -32,7 +33,7 @@ Results
     TEXT     stt: the whole stable hypothesis so far; reply: the next sentence (a delta, spaces kept)
     FINAL    stt: the transcript of ``turn`` (may be empty)
     TOOL     reply: JSON of a tool call delta ``{"index", "call_id", "name", "arguments"}``
-    AUDIO    tts: audio at ``StreamParams.rate_hz``
+    AUDIO    tts: audio at ``StreamParams.rate_hz``; speech to speech: at its ``output_rate_hz``
     DONE     reply: JSON ``{"finish_reason", "usage"}``; tts: sentence ``seq`` is complete (JSON, may be empty)
     FAILED   JSON ``{"code", "message"}``: this turn failed in the engine, the stream lives on
 
@@ -91,12 +92,14 @@ class StreamParams:
 
     ``rate_hz``: rate of the audio on the ring (input of vad and stt, output of tts); the worker resamples to and
     from the engine's own rate. ``start_seq``: the first sample's position on the session's input clock.
+    ``output_rate_hz``: rate of the audio that comes back where audio goes in too; 0: the same.
     ``options``: engine options of this session (voice, language, ...), validated by the engine.
     """
 
     rate_hz: int = 16000
     start_seq: int = 0
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    output_rate_hz: int = 0
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()

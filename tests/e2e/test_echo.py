@@ -1,0 +1,52 @@
+"""Speech to speech over the wire: what a caller says comes back in the caller's own voice, sample for sample."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from clients.voice import VoiceClient
+from tests import recordings
+from tests.e2e.serving import serving
+from voiceserver.events import ReplyAudio, ReplyDone, SpeechStopped, TranscriptFinal
+
+ECHO = (
+    "stages.vad.engine=silero",
+    "stages.stt.engine=none",
+    "stages.reply.engine=echo",
+    "stages.tts.engine=none",
+)
+
+
+@pytest.mark.timeout(120)
+async def test_the_caller_hears_itself() -> None:
+    speech = (recordings.goforward().audio * 32_767).astype("<i2").tobytes()
+    sent = speech + bytes(16_000 * 2)
+    reply = bytearray()
+    names = []
+    with serving(*ECHO) as server:
+        async with (
+            asyncio.timeout(60),
+            VoiceClient.connect(f"{server.url}?reply_rate=16000", rate_hz=16_000) as client,
+        ):
+            await client.send_audio(sent)
+            async for event in client.events():
+                names.append(type(event))
+                if isinstance(event, ReplyAudio):
+                    reply += event.pcm
+                elif isinstance(event, ReplyDone):
+                    assert event.reason == "completed"
+                    assert event.timings.audio_ms == len(reply) / 32
+                    break
+    assert SpeechStopped in names
+    assert TranscriptFinal not in names
+    at = sent.find(bytes(reply[:3_200]))
+    assert at >= 0
+    assert sent[at : at + len(reply)] == bytes(reply)
+    # All of what was said, from the padding before it to the silence that ended it.
+    loudness = np.abs(np.frombuffer(speech, "<i2"))
+    loud = np.flatnonzero(loudness > loudness.max() // 2)
+    assert at // 2 < loud[0]
+    assert at // 2 + len(reply) // 2 > loud[-1]

@@ -50,6 +50,7 @@ class Voice:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; what a model carries in vain is nobody's concern
         providers = ["CUDAExecutionProvider"] if use_cuda else ["CPUExecutionProvider"]
         if not set(providers) <= set(onnxruntime.get_available_providers()):
             raise ValueError("device: this onnxruntime has no CUDA (pip install onnxruntime-gpu)")

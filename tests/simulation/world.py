@@ -34,6 +34,7 @@ from voiceserver.config import BackpressureConfig
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
+from voiceserver.pool.lane import LaneState
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.session import Session
 from voiceserver.settings import Facts
@@ -407,12 +408,15 @@ class World:
         pool, rng = self.pools[stage], self.rng
         self.diary.append(f"fault {kind} {stage} at {self.now_ms}")
         living = [lane.index for lane in pool.all_lanes() if lane.index in pool._incarnations]
+        ready = [lane.index for lane in pool.all_lanes() if lane.state is LaneState.READY]
         if kind == "raise":
             self.raises.add(stage)
         elif kind == "crash" and living:
             pool.crash(rng.choice(living))
-        elif kind == "hang" and living:
-            pool.hang(rng.choice(living))
+        elif kind == "hang":
+            # A worker that stops while it loads is given minutes: that is told, but it is not healed within a test.
+            for index in set(ready) & set(living):
+                pool.hang(index)
         elif self.workers[stage]:
             doomed = self.workers[stage][-1]
             if kind == "slow":

@@ -1,0 +1,252 @@
+"""Clients that people already have, unmodified, against a running server with its real engines.
+
+Each client is a program of its own (``clients/*.py`` in the environment of ``make clients-venv``, ``js/*.mjs`` with node) that
+goes through the scenarios and prints what it saw; the tests judge that. The JavaScript ones speak TLS, because ``openai`` does
+nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from websockets.sync.client import connect
+
+from clients.made_speech import LINES, make_speech
+from tests.e2e.serving import SMALL, ServerProcess, serving
+from tests.e2e.stock.servers import answering, settings_for
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+PYTHON = ROOT / ".venv-clients" / "bin" / "python"
+NODE_MODULES = HERE / "js" / "node_modules"
+TLS = HERE.parent / "tls"
+RECORDED = ROOT.parent / "shared" / "audio" / "goforward.wav"
+RATE_HZ = 24_000
+PROGRAM_LIMIT_S = 110
+
+
+@dataclass(frozen=True)
+class Client:
+    """``needs``: what has to be installed. ``scenarios``: those that its protocol has."""
+
+    program: str
+    needs: str
+    scenarios: tuple[str, ...] = ("voice", "text", "barge_in", "function", "error", "busy")
+
+    @property
+    def is_script(self) -> bool:
+        return self.program.endswith(".mjs")
+
+    def missing(self) -> str:
+        """Why it cannot run here; empty when it can."""
+        if self.is_script:
+            if shutil.which("node") is None:
+                return "node is not installed"
+            return (
+                "" if (NODE_MODULES / self.needs).is_dir() else f"{self.needs}: make clients-venv installs it"
+            )
+        return "" if self.needs in installed() else f"{self.needs}: make clients-venv installs it"
+
+
+CLIENTS = (
+    Client("openai_sdk.py", "openai"),
+    Client("openai_agents.py", "openai-agents"),
+    Client("pipecat_realtime.py", "pipecat-ai"),
+    Client("livekit_plugin.py", "livekit-plugins-openai"),
+    Client("twilio_serializer.py", "pipecat-ai", ("voice", "barge_in", "error", "busy")),
+    Client("whisperlive.py", "whisper-live", ("voice", "error", "busy")),
+    Client("openai_ws.mjs", "openai"),
+    Client("agents.mjs", "@openai/agents-realtime"),
+)
+CASES = [pytest.param(one, name, id=f"{one.program}-{name}") for one in CLIENTS for name in one.scenarios]
+
+
+@functools.cache
+def installed() -> frozenset[str]:
+    """The packages of the clients' environment."""
+    if not PYTHON.exists():
+        return frozenset()
+    code = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
+    names = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True).stdout
+    return frozenset(names.lower().replace("_", "-").split())
+
+
+class Speech:
+    """The same words as the Realtime wire takes them and as a file; ``words`` are what a person would write down."""
+
+    def __init__(self, folder: Path) -> None:
+        if RECORDED.exists():
+            pcm, rate_hz = soundfile.read(RECORDED, dtype="int16")
+            self.words = "go forward ten meters"
+        else:
+            made = make_speech(LINES[0], 16_000)
+            pcm, rate_hz, self.words = np.frombuffer(made.pcm, np.int16), 16_000, LINES[0]
+        self.raw, self.wav = folder / "speech.raw", folder / "speech.wav"
+        self.raw.write_bytes(soxr.resample(pcm, rate_hz, RATE_HZ).astype("<i2").tobytes())
+        soundfile.write(self.wav, np.concatenate([pcm, np.zeros(rate_hz, np.int16)]), rate_hz)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    return Speech(tmp_path_factory.mktemp("speech"))
+
+
+class Stage:
+    """The servers, started when the first client needs them; TLS and plain never run at the same time."""
+
+    def __init__(self, speech: Speech) -> None:
+        self.speech = speech
+        self.results: dict[str, dict[str, dict[str, Any]]] = {}
+        self._open = contextlib.ExitStack()
+        self._is_tls: bool | None = None
+        self._servers: tuple[ServerProcess, ServerProcess]
+
+    def close(self) -> None:
+        self._open.close()
+
+    def servers(self, *, is_tls: bool) -> tuple[ServerProcess, ServerProcess]:
+        """An idle server, and one whose only place is taken."""
+        if self._is_tls is not is_tls:
+            self._open.close()
+            self._is_tls = is_tls
+            tls = (
+                (f"server.tls_cert={TLS / 'cert.pem'}", f"server.tls_key={TLS / 'key.pem'}") if is_tls else ()
+            )
+            endpoint = self._open.enter_context(answering())
+            idle = self._open.enter_context(serving(*settings_for(endpoint), *tls))
+            full = self._open.enter_context(
+                serving(*SMALL, "backpressure.max_connections=1", "backpressure.waiting_room=0", *tls)
+            )
+            trust = ssl.create_default_context(cafile=str(TLS / "cert.pem")) if is_tls else None
+            url = full.url.replace("ws:", "wss:") if is_tls else full.url
+            self._open.enter_context(connect(url, ssl=trust))
+            self._servers = idle, full
+        return self._servers
+
+    def result(self, client: Client, scenario: str) -> dict[str, Any]:
+        if client.program not in self.results:
+            self.results[client.program] = self._run(client)
+        found = self.results[client.program]
+        assert scenario in found, f"the program ended before it: {found}"
+        line = found[scenario]
+        assert "facts" in line, line["failure"]
+        facts: dict[str, Any] = line["facts"]
+        return facts
+
+    def _run(self, client: Client) -> dict[str, dict[str, Any]]:
+        idle, full = self.servers(is_tls=client.is_script)
+        scheme = "https" if client.is_script else "http"
+        environment = {
+            **os.environ,
+            "STOCK_URL": f"{scheme}://127.0.0.1:{idle.port}",
+            "STOCK_FULL_URL": f"{scheme}://127.0.0.1:{full.port}",
+            "STOCK_SPEECH": str(self.speech.raw),
+            "STOCK_SPEECH_WAV": str(self.speech.wav),
+            "NODE_EXTRA_CA_CERTS": str(TLS / "cert.pem"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        folder = HERE / ("js" if client.is_script else "clients")
+        run = ["node" if client.is_script else str(PYTHON), str(folder / client.program)]
+        done = subprocess.run(
+            run, env=environment, capture_output=True, text=True, timeout=PROGRAM_LIMIT_S, check=False
+        )
+        assert idle.plain == [], "the server met a fault"
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"scenario"')]
+        assert lines, done.stdout + done.stderr
+        return {line["scenario"]: line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def stage(speech: Speech) -> Iterator[Stage]:
+    stage = Stage(speech)
+    yield stage
+    stage.close()
+
+
+def check_voice(client: Client, facts: dict[str, Any], words: str) -> None:
+    if "transcript" in facts:
+        assert words in facts["transcript"]
+    if client.program == "whisperlive.py":
+        assert words in facts["subtitles"]
+        assert all(segment["completed"] for segment in facts["segments"])
+        return
+    if client.program == "twilio_serializer.py":
+        assert facts["loudness"] > 300
+    else:
+        assert facts["reply"] == f"You said {words}."
+    assert facts["audio_ms"] > 1_000
+
+
+def check_text(client: Client, facts: dict[str, Any], words: str) -> None:
+    assert facts["reply"] == "You said good morning."
+    assert facts["audio_ms"] == 0
+
+
+def check_barge_in(client: Client, facts: dict[str, Any], words: str) -> None:
+    assert facts["interrupted"] in (True, "cancelled")
+    assert facts.get("errors", []) == []
+    check_voice(client, facts, words)
+
+
+def check_function(client: Client, facts: dict[str, Any], words: str) -> None:
+    assert facts["name"] == "get_weather"
+    assert facts.get("arguments", {"city": "Paris"}) == {"city": "Paris"}
+    assert "rainy" in facts["reply"]
+    assert facts["audio_ms"] > 500
+
+
+def check_error(client: Client, facts: dict[str, Any], words: str) -> None:
+    """It is told, and the conversation goes on."""
+    if "reply" not in facts:
+        check_voice(client, facts, words)
+        return
+    assert facts["errors"]
+    assert facts["reply"] in ("You said good morning.", f"You said {words}.")
+    assert facts["audio_ms"] > 500
+
+
+def check_busy(client: Client, facts: dict[str, Any], words: str) -> None:
+    if client.program == "whisperlive.py":
+        assert facts["told"]["status"] == "WAIT"
+        assert facts["told"]["message"] > 0
+    elif client.program == "twilio_serializer.py":
+        assert facts["code"] == 1013
+        assert facts["audio_ms"] > 900
+        assert facts["loudness"] > 300
+    else:
+        assert re.search(r"\b503\b", facts["error"])
+
+
+CHECKS: dict[str, Callable[[Client, dict[str, Any], str], None]] = {
+    "voice": check_voice,
+    "text": check_text,
+    "barge_in": check_barge_in,
+    "function": check_function,
+    "error": check_error,
+    "busy": check_busy,
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("client", "scenario"), CASES)
+def test_a_stock_client(client: Client, scenario: str, stage: Stage) -> None:
+    missing = client.missing()
+    if missing:
+        pytest.skip(missing)
+    facts = stage.result(client, scenario)
+    CHECKS[scenario](client, facts, stage.speech.words)

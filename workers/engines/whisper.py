@@ -7,6 +7,8 @@ so a transcript always continues its partials::
     audio ...... decode: "so my"   decode: "so my fellow"        decode: "so my fellow Americans"
     told                           "so my"                       "so my fellow"
 
+When the caller pauses, the transcript is made ahead; if only silence follows, the end of the utterance finds it ready.
+
 An utterance longer than the model's context is cut at its quietest place of the last seconds, and the parts are joined.
 
 A step makes one call of at most ``batch_size`` windows, those that wait longest and utterances that ended first; the
@@ -30,11 +32,11 @@ _DETECT_MS = 3000
 _MIN_SAMPLES = RATE_HZ // 10
 _CUT_WITHIN_SAMPLES = 5 * RATE_HZ
 _CUT_SAMPLES = RATE_HZ // 5
-# By how many steps an utterance that ended goes before a partial.
-_PARTIAL_WAITS_STEPS = 4
+# By how many steps an utterance that ended goes before one that goes on.
+_WAITS_STEPS: Mapping[Want, int] = {"partial": 4, "ahead": 2}
 _NO_AUDIO: Audio = np.empty(0, np.float32)
 
-Want = Literal["nothing", "partial", "part", "final"]
+Want = Literal["nothing", "partial", "ahead", "part", "final"]
 
 
 class LocalAgreement:
@@ -62,14 +64,17 @@ class LocalAgreement:
 
 class _Stream:
     """One caller's utterance. audio: since the last cut; text: what was said before it. want: the decode that is due,
-    since step ``wanted_step``."""
+    since step ``wanted_step``. ready: what was heard in the first ``ready_samples``, as good as a final hypothesis."""
 
     __slots__ = (
         "agreement",
         "audio",
         "decoded_samples",
         "is_ending",
+        "is_pausing",
         "language",
+        "ready",
+        "ready_samples",
         "session_language",
         "text",
         "told",
@@ -89,13 +94,14 @@ class _Stream:
         self.text = ""
         self.told = ""
         self.language = self.session_language
-        self.is_ending = False
+        self.is_ending = self.is_pausing = False
         self.want: Want = "nothing"
         self.wanted_step = 0
         self.start_part()
 
     def start_part(self) -> None:
-        self.decoded_samples = 0
+        self.decoded_samples = self.ready_samples = 0
+        self.ready: Heard | None = None
         self.agreement = LocalAgreement()
 
 
@@ -105,7 +111,7 @@ class Whisper:
     def __init__(self, params: Mapping[str, object]) -> None:
         self._settings = Settings.read(params)
         self._model = WhisperModel(self._settings)
-        self.info = EngineInfo("whisper", "stt", RATE_HZ)
+        self.info = EngineInfo("whisper", "stt", RATE_HZ, works_ahead=True)
         self._interval_samples = self._settings.decode_interval_ms * RATE_HZ // 1000
         self._streams: dict[int, _Stream] = {}
         self._steps = 0
@@ -141,33 +147,46 @@ class Whisper:
                 state.turn = item.turn
                 state.audio = np.concatenate((state.audio, item.audio))
                 state.is_ending = state.is_ending or item.is_flush
+                state.is_pausing = item.is_pause
             self._want(state)
         outputs = [Output() for _ in batch]
+        for state, output in zip(states, outputs, strict=True):
+            if state.want == "final" and self._is_ready(state):
+                self._take(state, len(state.audio), state.ready, output)
         due = [index for index, state in enumerate(states) if state.want != "nothing"]
         due.sort(key=lambda index: _priority(states[index]))
-        due = due[: self._settings.batch_size]
-        partials = [index for index in due if states[index].want == "partial"]
-        for group in (partials, [index for index in due if index not in partials]):
-            if group:
-                self._decode([states[index] for index in group], [outputs[index] for index in group])
+        by_beam: dict[int, list[int]] = {}
+        for index in due[: self._settings.batch_size]:
+            by_beam.setdefault(self._beam_size(states[index]), []).append(index)
+        for beam_size, group in by_beam.items():
+            self._decode([states[index] for index in group], [outputs[index] for index in group], beam_size)
         for output, state in zip(outputs, states, strict=True):
             output.more = state.want != "nothing"
         return outputs
 
+    def _beam_size(self, state: _Stream) -> int:
+        return 1 if state.want == "partial" else self._settings.beam_size
+
+    def _is_ready(self, state: _Stream) -> bool:
+        """Nobody spoke since the last good hypothesis."""
+        return state.ready is not None and self._model.is_silent(state.audio[state.ready_samples :])
+
     def _want(self, state: _Stream) -> None:
-        """Which decode is due, if any. The end of the utterance makes a partial that still waits the final one."""
+        """Which decode is due, if any. A pause, or the end of the utterance, overtakes a partial that still waits."""
         heard, was = len(state.audio), state.want
         if heard > self._model.context_samples:
             state.want = "part"
         elif state.is_ending:
             state.want = "final"
+        elif state.is_pausing and not self._is_ready(state):
+            state.want = "ahead"
         elif heard - state.decoded_samples >= self._interval_samples:
             state.want = "partial"
         if was == "nothing":
             state.wanted_step = self._steps
 
-    def _decode(self, states: Sequence[_Stream], outputs: Sequence[Output]) -> None:
-        """One call of the model for what ``states`` want: all partials, or none of them."""
+    def _decode(self, states: Sequence[_Stream], outputs: Sequence[Output], beam_size: int) -> None:
+        """One call of the model for what ``states`` want."""
         jobs: list[Job] = []
         speaking: list[_Stream] = []
         ends = [self._end(state) for state in states]
@@ -177,7 +196,6 @@ class Whisper:
                 prefix = tuple(token for word in state.agreement.agreed for token in word)
                 jobs.append(Job(audio, state.language, prefix))
                 speaking.append(state)
-        beam_size = 1 if states[0].want == "partial" else self._settings.beam_size
         found = dict(zip(map(id, speaking), self._model.hear(jobs, beam_size) if jobs else (), strict=True))
         for state, end, output in zip(states, ends, outputs, strict=True):
             self._take(state, end, found.get(id(state)), output)
@@ -196,8 +214,10 @@ class Whisper:
         want, state.want = state.want, "nothing"
         if heard is not None and state.language == AUTO and len(state.audio) >= _DETECT_MS * RATE_HZ // 1000:
             state.language = heard.language
-        if want == "partial":
-            state.decoded_samples = end
+        if want in ("partial", "ahead"):
+            state.is_pausing = False
+            state.decoded_samples = state.ready_samples = end
+            state.ready = heard if want == "ahead" or self._settings.beam_size == 1 else None
             if heard is not None and state.agreement.receive(heard.words):
                 told = self._joined(state, state.agreement.agreed, heard.language)
                 if told != state.told:
@@ -225,4 +245,4 @@ class Whisper:
 
 
 def _priority(state: _Stream) -> int:
-    return state.wanted_step + (_PARTIAL_WAITS_STEPS if state.want == "partial" else 0)
+    return state.wanted_step + _WAITS_STEPS.get(state.want, 0)

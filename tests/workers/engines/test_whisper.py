@@ -229,6 +229,50 @@ def test_partials_are_greedy_and_transcripts_take_the_beam() -> None:
     assert calls.beam_sizes == [1, 1, 3]
 
 
+# Pauses
+
+
+def pause(engine: Whisper, stream: int) -> list[Piece]:
+    return list(engine.step([Item(stream, 1, NOTHING, is_pause=True)])[0].pieces)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_a_pause_has_the_transcript_ready_when_the_utterance_ends(beam_size: int) -> None:
+    engine = whisper(beam_size=beam_size)
+    engine.open(1, StreamParams())
+    plain = texts(finish(engine, 1, speech(0.4)), ResultKind.FINAL)
+    calls = Calls(engine)
+    engine.step([Item(1, 1, speech(0.4))])
+    pause(engine, 1)
+    assert calls.beam_sizes == [beam_size]
+    silence = np.zeros(RATE_HZ // 5, np.float32)
+    engine.step([Item(1, 1, silence)])
+    assert texts(finish(engine, 1, NOTHING), ResultKind.FINAL) == plain
+    assert len(calls.jobs) == 1
+
+
+def test_a_caller_who_goes_on_after_a_pause_is_heard_to_the_end() -> None:
+    engine = whisper()
+    engine.open(1, StreamParams())
+    calls = Calls(engine)
+    engine.step([Item(1, 1, speech(0.4))])
+    pause(engine, 1)
+    engine.step([Item(1, 1, speech(0.3))])
+    finish(engine, 1, NOTHING)
+    assert [len(jobs[0].audio) for jobs in calls.jobs] == [round(0.4 * RATE_HZ), round(0.7 * RATE_HZ)]
+
+
+def test_a_second_pause_without_words_between_costs_nothing() -> None:
+    engine = whisper()
+    engine.open(1, StreamParams())
+    calls = Calls(engine)
+    engine.step([Item(1, 1, speech(0.4))])
+    for _ in range(3):
+        pause(engine, 1)
+        engine.step([Item(1, 1, np.zeros(1600, np.float32))])
+    assert len(calls.jobs) == 1
+
+
 # What is not believed
 
 

@@ -13,7 +13,7 @@ SOURCES := voiceserver workers clients benchmarks tests
 BENCHMARKS ?= $(shell cd benchmarks && ls *.py | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vx report)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint format bench clean
+.PHONY: help install clients-venv demo serve test lint format bench clean
 
 help:
 	@echo "make demo     install, start a server, hold a spoken conversation, then overload it"
@@ -21,6 +21,7 @@ help:
 	@echo "make test     ruff, mypy --strict and all tests"
 	@echo "make lint     ruff and mypy only (make format repairs the layout)"
 	@echo "make bench    all benchmarks; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some)"
+	@echo "make clients-venv  the stock clients that 'make test' talks to, where they are installed (0.8 GB)"
 	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
 
 install: $(STAMP)
@@ -38,6 +39,21 @@ $(STAMP): pyproject.toml
 	fi
 	$(RUN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(STAMP)
+
+# Clients that people have, for the end-to-end tests: in an environment of their own, so that no version of theirs is ours.
+STOCK := tests/e2e/stock
+CLIENTS_VENV := .venv-clients
+CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
+
+clients-venv: $(CLIENTS_STAMP)
+
+$(CLIENTS_STAMP): $(STOCK)/requirements.txt $(STOCK)/js/package-lock.json
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --retries 1 --requirement $(STOCK)/requirements.txt
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --retries 1 --no-deps whisper-live==0.10.0
+	@if command -v npm >/dev/null; then cd $(STOCK)/js && npm ci --silent --no-audit --no-fund; \
+		else echo "no npm: the JavaScript clients are skipped"; fi
+	@touch $(CLIENTS_STAMP)
 
 demo: $(STAMP)
 	@$(RUN)/python -m clients.demo

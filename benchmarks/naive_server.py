@@ -88,6 +88,8 @@ class NaiveServer:
         try:
             async for message in socket:
                 if isinstance(message, str):
+                    if "session.close" in message:
+                        break
                     continue
                 audio += message
                 end_ms = len(audio) / 2 / _SAMPLES_PER_MS

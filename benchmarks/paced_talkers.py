@@ -22,6 +22,7 @@ from clients.recording import Recording
 CHUNK_MS: Final = 20
 IN_TIME_MS: Final = 2_000.0  # a final transcript later than this after the end of speech helps nobody
 SILENCE_AFTER_MS: Final = 2_000.0
+GOODBYE_MS: Final = 12_000.0  # the server finishes the turn in progress within 10 s
 LISTEN_PER_SPEECH: Final = 1.2  # how long a caller listens after speaking
 _BYTES_PER_MS: Final = 32
 _GREETING: Final = build_frame(TEXT, b'{"type":"session.update","replies":false}')
@@ -101,7 +102,6 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     ms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     silence_s: float = 0.0
-    unaccounted_ms: float = 0.0
     speech_in_time_s: float = 0.0
     is_measuring: bool = True
 
@@ -111,7 +111,7 @@ class Tally:
 
 
 class Talker(RawConnection):
-    """One caller. ``keeps_books``: the server tells at the end what became of the audio."""
+    """One caller. Call ``step`` every ``CHUNK_MS``."""
 
     def __init__(
         self,
@@ -140,6 +140,7 @@ class Talker(RawConnection):
         self._partials: set[int] = set()
         self.is_admitted = self.is_refused = self.is_leaving = False
         self.is_waiting = self.has_waited = False
+        self.unaccounted_ms: float | None = None  # until the server has closed its books
 
     # ------------------------------------------------------------------------------------------------------- speaking
 
@@ -179,6 +180,10 @@ class Talker(RawConnection):
         rounds, index = divmod(first + number, len(said))
         shift_ms = rounds * script.duration_ms - self._first * CHUNK_MS
         return Utterance(said[index].start_ms + shift_ms, said[index].end_ms + shift_ms)
+
+    @property
+    def sent_ms(self) -> float:
+        return float(self._sent * CHUNK_MS)
 
     def leave(self) -> None:
         self.is_leaving = True
@@ -228,9 +233,8 @@ class Talker(RawConnection):
             self._on_final(event.turn, now_ms)
         elif kind == "session.closing" and event.accounting is not None:
             books = event.accounting
-            sent_ms = float(self._sent * CHUNK_MS)
             told_ms = books.consumed_ms + books.dropped_ms + books.discarded_ms
-            self._tally.unaccounted_ms += abs(sent_ms - told_ms)
+            self.unaccounted_ms = abs(self.sent_ms - told_ms)
             self._tally.counts["dropped_ms"] += round(books.dropped_ms)
             self._tally.counts["books"] += 1
 
@@ -308,7 +312,7 @@ class Crowd:
         here = [talker for talker in self.talkers if talker.is_open]
         for talker in here:
             talker.leave()
-        deadline_ms = self._clock() + 4_000
+        deadline_ms = self._clock() + GOODBYE_MS
         while any(talker.is_open for talker in here) and self._clock() < deadline_ms:
             await asyncio.sleep(0.05)
         for talker in self.talkers:

@@ -102,7 +102,7 @@ class Session(SessionState):
 
     def _close_when_done(self, now_ms: float) -> None:
         ear = self.ear
-        if now_ms < self.close_by_ms:
+        if now_ms < self.close_by_ms and self.place is None:  # who waits for a place is kept no longer
             if ear is not None and ear.outbox.backlog:
                 return
             if ear is not None and ear.capturing_turn:

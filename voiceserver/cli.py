@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import sys
 from pathlib import Path
@@ -71,6 +72,21 @@ def engines() -> None:
             state = f"no: {error}"
         table.add_row(name, ", ".join(spec.stages) or "?", state)
     Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="What the key is for, as in the key file.")],
+    admin: Annotated[bool, typer.Option("--admin", help="May see the figures and drain the server.")] = False,
+) -> None:
+    """Make an API key: print it once, and the lines for the key file."""
+    from voiceserver.auth import new_key
+
+    made, kept = new_key()
+    typer.echo(f"# the key, for the client; it is not kept anywhere\n# {made}\n")
+    typer.echo(f"[keys.{json.dumps(name)}]\nhash = {json.dumps(kept)}")
+    typer.echo("max_sessions = 0 # at once; 0: no limit\ntalk_minutes_per_day = 0")
+    typer.echo(f"is_admin = {'true' if admin else 'false'}")
 
 
 @app.command()

@@ -80,6 +80,16 @@ class BackpressureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     retry_after_ms: int = 2_000  # before there is a measurement
 
 
+class AuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``keys_file``: TOML made with ``voiceserver key``; callers then need a key. ``origins``: of the pages that may connect,
+    with commas between; empty: all."""
+
+    keys_file: str = ""
+    origins: str = ""
+    token_ttl_ms: int = 600_000  # of an ephemeral client token, unless it is asked for with another
+    token_secret: str = ""  # signs them; empty: made at each start
+
+
 class TwilioConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``auth_token``: of the Twilio account; then only upgrades that Twilio has signed are let in. ``public_url``: the ``wss://``
     address of the TwiML, where a proxy in front changes it."""
@@ -114,6 +124,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     session: SessionConfig = SessionConfig()
     backpressure: BackpressureConfig = BackpressureConfig()
+    auth: AuthConfig = AuthConfig()
     twilio: TwilioConfig = TwilioConfig()
     stages: StagesConfig = StagesConfig()
 
@@ -123,7 +134,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 ENV_PREFIX: Final = "VOICESERVER_"
 ENV_FILE: Final = "VOICESERVER_CONFIG"  # names the file, as --config does
 DEFAULT_FILE: Final = "voiceserver.toml"
-_SECRET: Final = re.compile(r"(^|[._])(key|api_key|token|secret|password)$")
+_SECRET: Final = re.compile(r"(^|[._])(key|api_key|token|secret|password)$|^auth[.]token_secret$|_token$")
 
 
 class _Setting(NamedTuple):
@@ -312,6 +323,7 @@ _RULES: Final[Mapping[str, Callable[[Any], str]]] = {
     "server.log_format": _one_of("auto", "console", "json"),
     "session.output_rate_hz": _between(8_000, 48_000),
     "session.threshold": _between(0, 1),
+    "auth.token_ttl_ms": _between(1, 7_200_000),
     "backpressure.busy_repeat_ms": _at_least(1),
     "backpressure.max_backlog_ms": _at_least(1),
     "backpressure.hold": _one_of("connection", "speech"),

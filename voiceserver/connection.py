@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final, cast
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
-from voiceserver.handshake import HEAD_END, MAX_HEAD_BYTES, is_tls_hello
+from voiceserver.handshake import HEAD_END, MAX_BODY_BYTES, MAX_HEAD_BYTES, body_length, is_tls_hello
 from voiceserver.http import Response, Upgrade, error_response, refusal_message
-from voiceserver.pump import Pump
-from voiceserver.wire.frames import PING, build_head
+from voiceserver.resume import Resumable
+from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:
     from voiceserver.errors import Refusal
@@ -34,9 +34,10 @@ CLOSE_TIMEOUT_MS: Final = 2_000.0
 TOLD_MS: Final = 1_500.0  # how long a refused browser has to read why
 LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
 _PING: Final = build_head(PING, 0)
+KEEP_ALIVE_LATER_MS: Final = 5_000.0  # how often a call without a connection is passed over
 
 
-class Connection(Pump, asyncio.Protocol):
+class Connection(Resumable, asyncio.Protocol):
     """Bytes of one socket, and time."""
 
     __slots__ = (
@@ -91,6 +92,8 @@ class Connection(Pump, asyncio.Protocol):
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
         self._is_waiting = False
+        if self._transport is None:
+            return
         self.data_received(b"")
         transport = self._transport
         if transport is not None and not self._is_waiting and not transport.is_closing():
@@ -107,13 +110,50 @@ class Connection(Pump, asyncio.Protocol):
             hub.leave()
         if self._ticket is None and self._codec is not None:
             hub.admission.lingering -= 1
-        self.leave_places(now_ms)
         session = self._session
+        if session is not None and self.detach(session, now_ms):
+            self._be_ready_for_another()
+            return
+        self.leave_places(now_ms)
         if session is not None:
             session.disconnect(now_ms)
             self._pump(now_ms)
             self._account(session, now_ms)
             self._session = None
+
+    def _be_ready_for_another(self) -> None:
+        self.restart()
+        self._is_ended = self._is_waiting = False
+        self._close_by_ms = math.inf
+        self._ping_ms = self._held_ms = 0.0
+
+    def go_on_over(self, other: Connection, upgrade: Upgrade, now_ms: float) -> None:
+        """The caller of this call is back, on the connection ``other``: take its socket."""
+        hub, session, transport = self._hub, self._session, other._transport
+        assert session is not None
+        assert transport is not None
+        assert upgrade.claim is not None
+        if self._transport is not None:  # broken, and nobody has told us
+            broken, self._transport = self._transport, None
+            broken.set_protocol(asyncio.Protocol())
+            broken.abort()
+            self.connection_lost(None)
+        hub.connections.discard(other)
+        hub.connections.add(self)
+        other._transport = None
+        self._transport = transport
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)
+        hub.join()
+        if upgrade.ticket is not None:
+            self._ticket = upgrade.ticket
+            upgrade.ticket.owner = self
+        self._heard_ms = self._active_ms = now_ms
+        self.write(upgrade.data)
+        self.attach(session, upgrade.claim.after, now_ms)
+        if upgrade.ticket is not None and upgrade.ticket.is_waiting:
+            session.waiting(upgrade.ticket.position, upgrade.ticket.estimate_ms, now_ms)
+        self._pump(now_ms)
 
     def pause_writing(self) -> None:
         now_ms = self._hub.clock()
@@ -149,15 +189,27 @@ class Connection(Pump, asyncio.Protocol):
             self._answer(error_response(431, "request_too_large", "The request head is too large."))
             return
         end += len(HEAD_END)
-        answer = self._hub.router.answer(bytes(inbox[:end]), now_ms, self._address())
+        length = body_length(bytes(inbox[:end]))
+        if not 0 <= length <= MAX_BODY_BYTES:
+            self._answer(error_response(413, "request_too_large", "The request body is too large."))
+            return
+        if len(inbox) < end + length:
+            return
+        head, body = bytes(inbox[:end]), bytes(inbox[end : end + length])
+        answer = self._hub.router.answer(head, now_ms, self._address(), body)
         if isinstance(answer, Response):
             self._answer(answer)
             return
         rest = inbox[end:]
         self._inbox = None
-        self._open(answer, now_ms)
+        call: Connection = self
+        if answer.claim is not None and answer.refusal is None:
+            call = cast("Connection", answer.claim.call)
+            call.go_on_over(self, answer, now_ms)
+        else:
+            self._open(answer, now_ms)
         if rest:
-            self.data_received(bytes(rest))
+            call.data_received(bytes(rest))
 
     def _answer(self, response: Response) -> None:
         self._inbox = None
@@ -182,8 +234,16 @@ class Connection(Pump, asyncio.Protocol):
         assert self._transport is not None
         self._transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)
         self._session = session = hub.make_session(codec)
+        if hub.auth is not None and upgrade.key:
+            session.key = upgrade.key
+            hub.auth.enter(session.key)
         hub.metrics.count_opened(codec.name)
         session.open(now_ms)
+        if session.resume_token:
+            hub.calls.add(session.session_id, self)
+            for event in session.events_to_send():
+                for frame in codec.encode(event):
+                    self.write(build_frame(frame))
         ticket = upgrade.ticket
         if ticket is not None:
             ticket.owner = self
@@ -226,6 +286,8 @@ class Connection(Pump, asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------ messages out
 
     def write(self, data: bytes) -> None:  # hot
+        if self._transport is None:
+            return
         if self._outbox is None:
             self._outbox = [data]
             self._hub.flush_later(self)
@@ -278,9 +340,13 @@ class Connection(Pump, asyncio.Protocol):
 
     def on_deadline(self, now_ms: float) -> None:
         session = self._session
-        if self._transport is None or now_ms < self._armed_ms:
+        if now_ms < self._armed_ms:
             return
         self._armed_ms = math.inf
+        if self._transport is None:
+            if session is not None and self.is_detached:
+                self.serve_detached(session, now_ms)
+            return
         if session is not None and not session.is_closed and not self.is_closing:
             self._serve_deadline(session, now_ms)
         elif now_ms < self._close_by_ms and self._codec is not None:
@@ -322,15 +388,25 @@ class Connection(Pump, asyncio.Protocol):
 
     def on_keepalive(self, now_ms: float) -> None:
         session, server = self._session, self._hub.config.server
+        if self.is_detached:
+            self._hub.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
+            return
         if self._transport is None or session is None or session.is_closed:
             return
         if self._ping_ms and self._heard_ms >= self._ping_ms:
             self._ping_ms = 0.0
-        if server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
+        if self._hub.has_talked_enough(session):
+            session.fail(
+                "key_talk_exhausted", "This API key has talked as long as it may today.", 1008, now_ms
+            )
+        elif server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
             session.fail("session_expired", f"A session may last {server.max_session_ms} ms.", 1000, now_ms)
         elif server.idle_timeout_ms and now_ms >= self._active_ms + server.idle_timeout_ms:
             session.fail("idle_timeout", f"Nothing was said for {server.idle_timeout_ms} ms.", 1000, now_ms)
         elif self._ping_ms and now_ms >= self._ping_ms + server.ping_timeout_ms:
+            if self.is_kept_if_lost(session):  # perhaps only this connection is gone
+                self.abort()
+                return
             self.fail(1011, "ping timeout")
         elif (
             server.ping_interval_ms
@@ -338,7 +414,7 @@ class Connection(Pump, asyncio.Protocol):
             and now_ms >= self._heard_ms + server.ping_interval_ms
         ):
             self._ping_ms = now_ms
-            self.write(_PING)
+            self.write(_PING if self._said is None else self._said.ask(is_always=True))
         self._pump(now_ms)
         self._keep(now_ms)
 

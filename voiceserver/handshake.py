@@ -6,6 +6,7 @@ permessage-deflate is never negotiated: audio does not shrink, and a compressor 
 from __future__ import annotations
 
 import logging
+import re
 from typing import Final
 
 from websockets.datastructures import Headers
@@ -16,7 +17,10 @@ from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
 
 MAX_HEAD_BYTES: Final = 16_384
+MAX_BODY_BYTES: Final = 65_536
 HEAD_END: Final = b"\r\n\r\n"
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
+_CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 _METHODS: Final = (b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"HEAD ", b"OPTIONS ", b"TRACE ", b"CONNECT ")
 # Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
 _judge: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
@@ -61,6 +65,8 @@ class Handshake:
 def read_handshake(head: bytes) -> Handshake:
     """Parse a whole request head, up to and with its empty line. Raises BadRequest."""
     reader = StreamReader()
+    if head.startswith(b"POST "):
+        head = _LENGTH.sub(b"", head)  # the body was read already; the parser knows none
     reader.feed_data(head)
     reader.feed_eof()
     try:
@@ -75,6 +81,16 @@ def read_handshake(head: bytes) -> Handshake:
         if head.startswith(_METHODS):
             raise BadRequest(405, "method_not_allowed", "Only GET is answered here.") from None
     raise BadRequest(400, "bad_request", "This is not an HTTP/1.1 request without a body.")
+
+
+def body_length(head: bytes) -> int:
+    """How many bytes of body follow the head of a POST; 0 for anything else. -1: not to be had like this."""
+    if not head.startswith(b"POST "):
+        return 0
+    if _CHUNKED.search(head):
+        return -1
+    lengths = {int(length) for length in _LENGTH.findall(head)}
+    return max(lengths, default=0) if len(lengths) <= 1 else -1
 
 
 def is_tls_hello(first: bytes) -> bool:

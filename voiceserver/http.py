@@ -1,13 +1,13 @@
 """HTTP beside WebSocket on one port: what each path answers, decided before any upgrade.
 
-A router has ``pages`` (path -> response), ``actions`` (the same, asked for with POST and without a body) and ``wires``
+A router has ``pages`` (path -> response), ``actions`` (the same, asked for with POST) and ``wires``
 (path -> codec). A path may be both a page and a wire: the Upgrade header decides. Every refusal is JSON,
 ``{"error": {"code", "message", "param"}}``, and closes the connection.
 
 =====  ============================================================================
 400    a bad query or a bad handshake; the message names the parameter
 401/3  what the auth hook says
-404    no such path
+404    no such path, or no such call to resume (410: there was one)
 405    another method than the path has
 426    plain HTTP on a WebSocket path
 503    at capacity or draining, with Retry-After
@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -31,6 +31,9 @@ from voiceserver.backpressure import MAX_LINGERING, Admission, Ticket
 from voiceserver.errors import ProtocolError, Refusal
 from voiceserver.handshake import BadRequest, Handshake, read_handshake
 from voiceserver.wire import Codec
+
+if TYPE_CHECKING:
+    from voiceserver.resume import Claim
 
 JSON = "application/json"
 DRAIN_RETRY_MS = 5_000.0
@@ -44,6 +47,7 @@ class Caller(NamedTuple):
     query: Mapping[str, str]
     headers: Headers
     peer: str = ""
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,23 @@ class Upgrade:
     caller: Caller
     ticket: Ticket | None
     refusal: Refusal | None = None
+    key: str = ""  # the name of the API key that it came with
+    claim: Claim | None = None  # a call to go on with; ``ticket`` is then None if it still has its place
 
 
 Page = Callable[[Caller], Response]
 CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
-AuthHook = Callable[[Caller], Response | None]  # a 401 or 403 to refuse, None to let in
+ClaimHook = Callable[[Caller, Codec], "Claim | Response | None"]  # which call a request goes on with
+
+
+class Gatekeeper(Protocol):
+    """Who may come in; ``voiceserver.auth.Auth`` is one."""
+
+    @property
+    def has_keys(self) -> bool: ...
+    def __call__(self, caller: Caller) -> Response | None: ...
+    def admit(self, caller: Caller) -> str | Response: ...
+    def tenant(self, name: str) -> str: ...
 
 
 def json_response(status: int, value: object, *headers: tuple[str, str]) -> Response:
@@ -105,19 +121,21 @@ class Router:
         self.pages: dict[str, Page] = {}
         self.actions: dict[str, Page] = {}
         self.wires: dict[str, CodecFactory] = {}
-        self.auth: AuthHook | None = None
+        self.auth: Gatekeeper | None = None
+        self.self_signed: frozenset[str] = frozenset()  # wires whose callers prove themselves otherwise
+        self.claim: ClaimHook = lambda caller, codec: None
         self.is_draining = False
         self._admission = admission
         self._jitter = jitter
 
-    def answer(self, head: bytes, now_ms: float, peer: str = "") -> Response | Upgrade:
-        """The answer to one request head. Raises nothing for what a client sent."""
+    def answer(self, head: bytes, now_ms: float, peer: str = "", body: bytes = b"") -> Response | Upgrade:
+        """The answer to one request. Raises nothing for what a client sent."""
         try:
             handshake = read_handshake(head)
         except BadRequest as error:
             return error_response(error.status, error.code, error.message)
         path, _, query = handshake.path.partition("?")
-        caller = Caller(path, dict(parse_qsl(query, keep_blank_values=True)), handshake.headers, peer)
+        caller = Caller(path, dict(parse_qsl(query, keep_blank_values=True)), handshake.headers, peer, body)
         paths = {*self.wires, *self.pages, *self.actions}
         if path not in paths:
             listed = ", ".join(sorted(paths))
@@ -143,10 +161,16 @@ class Router:
             return error_response(
                 404, "not_found", f"{caller.path[:200]!r} is no WebSocket. WebSockets: {paths}."
             )
-        if self.auth is not None and (refused := self.auth(caller)) is not None:
-            return refused
+        key: str | Response = ""
+        if self.auth is not None and caller.path not in self.self_signed:
+            key = self.auth.admit(caller)
+            if isinstance(key, Response):
+                return key
         try:
             codec = make_codec(caller)
+            claim = self.claim(caller, codec)
+            if isinstance(claim, Response):
+                return claim
             data = handshake.accept(codec.subprotocol)
         except ProtocolError as error:
             return error_response(400, error.code, str(error), param=error.param)
@@ -154,14 +178,21 @@ class Router:
             return error_response(error.status, error.code, error.message)
         if self.is_draining:
             got: Ticket | Refusal = Refusal("draining", DRAIN_RETRY_MS)
+        elif claim is not None and claim.call.has_place:
+            return Upgrade(data, codec, caller, None, key=key, claim=claim)
         else:
-            got = self._admission.try_enter(now_ms, tenant=tenant_of(caller))
+            got = self._admission.try_enter(
+                now_ms, tenant=self._tenant(caller, key), is_resumed=claim is not None
+            )
         if isinstance(got, Ticket):
-            return Upgrade(data, codec, caller, got)
+            return Upgrade(data, codec, caller, got, key=key, claim=claim)
         is_told = "Origin" in caller.headers or getattr(codec, "tells_refusal", False)
         if is_told and self._admission.lingering < MAX_LINGERING:
             return Upgrade(data, codec, caller, None, got)
         return self._refuse(got)
+
+    def _tenant(self, caller: Caller, key: str) -> str:
+        return self.auth.tenant(key) if self.auth is not None and key else tenant_of(caller)
 
     def _refuse(self, refusal: Refusal) -> Response:
         retry_after_ms = refusal.retry_after_ms * self._jitter.uniform(1.0, 1.5)

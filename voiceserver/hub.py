@@ -18,6 +18,7 @@ from voiceserver.http import Router
 from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
 from voiceserver.pool import Pool
+from voiceserver.resume import Calls
 from voiceserver.session import Session
 from voiceserver.settings import Facts, Settings
 from voiceserver.timers import Wheel
@@ -26,6 +27,8 @@ from workers import registry
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+    from voiceserver.auth import Auth
 
 DEADLINE_TICK_MS = 2.0
 KEEPALIVE_TICK_MS = 250.0
@@ -86,6 +89,8 @@ class Hub:
         "_timer_due_ms",
         "_turns",
         "admission",
+        "auth",
+        "calls",
         "clock",
         "config",
         "connections",
@@ -121,9 +126,12 @@ class Hub:
         self.pools = pools
         self.admission = admission
         self.router = router
+        self.auth: Auth | None = None  # set where callers need keys
         self.metrics = metrics
         self.log = log
         self.clock = clock
+        self.calls = Calls(config.session.resume_window_ms)
+        router.claim = self.calls.claim
         self.now_ms = clock()  # of the callback that runs; each one sets it first
         self.connections: set[Member] = set()
         self.sessions = 0  # upgraded connections
@@ -138,13 +146,21 @@ class Hub:
         self._timer_due_ms = math.inf
 
     def make_session(self, codec: Codec) -> Session:
+        session_id = f"sess_{secrets.token_hex(8)}"
         return Session(
-            f"sess_{secrets.token_hex(8)}",
+            session_id,
             self.settings,
             self.facts,
             input_rate_hz=codec.input_rate_hz,
             output_rate_hz=codec.output_rate_hz,
+            resume_token=self.calls.new_token(session_id) if hasattr(codec, "is_resumable") else "",
         )
+
+    def has_talked_enough(self, session: Session) -> bool:
+        """Whether the API key of a session allows no more audio today."""
+        if self.auth is None or not session.key:
+            return False
+        return session.accounting().received_ms >= self.auth.talk_left_ms(session.key)
 
     def join(self) -> None:
         """One more connection was upgraded."""
@@ -177,7 +193,8 @@ class Hub:
 
     def live_books(self) -> Iterator[Accounting]:
         """The books of the open sessions that have heard something."""
-        for member in self.connections:
+        members: list[Member] = [*self.connections, *self.calls.kept()]
+        for member in members:
             books = member.books()
             if books is not None:
                 yield books

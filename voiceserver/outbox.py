@@ -103,7 +103,7 @@ class Outbox:
         if seq < self._consumed_seq:
             return
         entries = self._entries
-        index = self._consumed_entries
+        index = begin = self._consumed_entries
         last = len(entries)
         units = 0
         while index < last:
@@ -116,7 +116,7 @@ class Outbox:
         self._consumed_seq = seq
         self.consumed += units
         self.backlog -= units
-        if index > self._sent_entries:
+        if index > begin and index > self._sent_entries:
             self._sent_entries = index
 
     def commit(self, seq: int) -> None:  # hot
@@ -197,6 +197,11 @@ class Outbox:
         return not self._entries
 
     @property
+    def kept_bytes(self) -> int:
+        """Of all entries, also those that are only kept for replay. Counts them; not for the hot path."""
+        return sum(len(entry.payload) for entry in self._entries)
+
+    @property
     def consumed_seq(self) -> int:
         return self._consumed_seq
 
@@ -211,6 +216,8 @@ class Outbox:
     def span(self, begin: int, end: int) -> list[Entry]:
         """Audio positions [begin, end) from the kept entries, cut at the sample; what is gone is left out."""
         cut: list[Entry] = []
+        if begin >= end:
+            return cut
         for entry in reversed(self._entries):
             if entry.seq <= begin:
                 break

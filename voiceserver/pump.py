@@ -80,15 +80,16 @@ class Pump(Framing):
     # ------------------------------------------------------------------------------------------------- messages in
 
     def receive_binary(self, payload: bytes) -> None:  # hot
-        session = self._session
-        if session is None or session.is_closed:
+        session, codec = self._session, self._codec
+        if session is None or codec is None:
             return
-        codec = self._codec
-        assert codec is not None
         now_ms = self._active_ms = self._hub.now_ms
         try:
-            if codec.binary_is_pcm and payload:
-                session.receive_audio(payload, now_ms)
+            if codec.binary_is_pcm:
+                if payload:
+                    session.receive_audio(payload, now_ms)
+                return
+            if session.is_closed:
                 return
             for item in codec.receive_binary(payload):
                 if type(item) is Audio:
@@ -362,7 +363,10 @@ class Pump(Framing):
     def _account(self, session: Session, now_ms: float) -> None:
         hub, codec = self._hub, self._codec
         assert codec is not None
-        hub.metrics.count_closed(codec.name, session.close_code, session.accounting())
+        books = session.accounting()
+        hub.metrics.count_closed(codec.name, session.close_code, books)
+        if hub.auth is not None and session.key:
+            hub.auth.leave(session.key, books.received_ms)
         hub.log.info(
             "session closed",
             session=session.session_id,

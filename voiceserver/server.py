@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, cast
 import uvloop
 
 from voiceserver import pages
+from voiceserver.auth import CLIENT_SECRETS, Auth
 from voiceserver.backpressure import Admission
 from voiceserver.calibration import Calibration
 from voiceserver.config import Config, Loaded, StageConfig
@@ -34,6 +35,7 @@ from voiceserver.limit import LOOK_MS, calibrate
 from voiceserver.logs import configure, get_logger
 from voiceserver.metrics import Metrics
 from voiceserver.routes import build_router
+from voiceserver.wire import twilio
 from workers import registry
 from workers.ipc.channel import ChannelConfig
 
@@ -107,6 +109,8 @@ class Server:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._loop_lag_ms = 0.0
         self._frozen = 0
+        self._files: dict[str, float] = {}
+        self._tls: ssl.SSLContext | None = None
         self._calibration: Calibration | None = None
         self._is_calibrated = False
         self.on_drain_asked: Callable[[], None] = lambda: (
@@ -149,6 +153,12 @@ class Server:
         self.router = build_router(
             config, self._pools, admission, self.metrics, lambda: self._loop_lag_ms, jitter
         )
+        self._auth = Auth(config.auth, time.time, "auth.keys_file")
+        self._files = self._stamps()
+        self.router.auth = self._auth if self._auth.has_keys or config.auth.origins else None
+        if config.twilio.auth_token:
+            self.router.self_signed = frozenset({twilio.PATH})
+        self.router.actions[CLIENT_SECRETS] = self._auth.client_secret
         pages.add(self.router, self.metrics, lambda: self.on_drain_asked())
         self.hub = Hub(
             self._loop,
@@ -159,6 +169,7 @@ class Server:
             metrics=self.metrics,
             log=self.log,
         )
+        self.hub.auth = self._auth if self._auth.has_keys else None
         self._learner = self.hub.learner = Learner(
             self._pools,
             admission,
@@ -185,6 +196,7 @@ class Server:
 
     async def _listen(self) -> None:
         server = self.config.server
+        self._tls = tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None
         try:
             self._listener = await self._loop.create_server(
                 lambda: Connection(self.hub),
@@ -192,7 +204,7 @@ class Server:
                 server.port,
                 backlog=server.backlog,
                 reuse_address=True,
-                ssl=tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None,
+                ssl=self._tls,
             )
         except OSError as error:
             # The loop's own text repeats the address.
@@ -240,7 +252,35 @@ class Server:
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
 
+    def _stamps(self) -> dict[str, float]:
+        """When the files that may be changed under a running server were last written."""
+        server = self.config.server
+        stamps = {}
+        for path in (self.config.auth.keys_file, server.tls_cert, server.tls_key):
+            if path:
+                with contextlib.suppress(OSError):
+                    stamps[path] = os.stat(path).st_mtime
+        return stamps
+
+    def _reload(self) -> None:
+        """Take up new keys and a new certificate; a wrong file is logged, and the old one stays in use."""
+        stamps = self._stamps()
+        if stamps == self._files:
+            return
+        self._files = stamps
+        server = self.config.server
+        try:
+            self._auth.reload()
+            if self._tls is not None:
+                tls_context(server.tls_cert, server.tls_key)  # both files fit together before they are taken
+                self._tls.load_cert_chain(server.tls_cert, server.tls_key or None)
+        except ConfigError as error:
+            self.log.error("reload failed", reason=str(error))
+        else:
+            self._server_log("reloaded")
+
     def _refresh(self) -> None:
+        self._reload()
         facts = self.hub.facts
         facts.sessions = self.hub.sessions
         stats = [pool.stats() for pool in self._pools.values()]
@@ -274,6 +314,7 @@ class Server:
         within_ms = float(self.config.server.drain_timeout_ms)
         self.router.is_draining = True
         self._server_log("draining", sessions=self.hub.sessions, deadline_ms=within_ms)
+        self.hub.calls.end_all("draining", self.hub.clock())
         for connection in list(self.hub.connections):
             connection.drain(within_ms)
         empty = asyncio.Event()
@@ -291,6 +332,7 @@ class Server:
             connection.abort()
         for timer in self._timers.values():
             timer.cancel()
+        self.hub.calls.end_all("stopped", self.hub.clock())
         self.hub.stop()
         for pool in self._pools.values():
             await pool.stop()

@@ -126,6 +126,27 @@ class Session(SessionState):
         self.is_settled = False
         self._check()
 
+    def rest(self, now_ms: float) -> None:
+        """The caller has been away for a while: give back the streams that have nothing to do for it."""
+        self.is_resting = True
+        self._after(now_ms)
+
+    def resume(self, token: str, now_ms: float) -> ev.SessionReady:
+        """The caller is back; what to tell it first. ``token``: for the next time."""
+        self.resume_token = token
+        self.is_resting = False
+        self.hold_output(False, now_ms)
+        ear = self.ear
+        return ev.SessionReady(
+            session_id=self.session_id,
+            input_rate_hz=self.input_rate_hz,
+            output_rate_hz=self.output_rate_hz,
+            resume_token=token,
+            credit_ms=self.credit_ms,
+            is_resumed=True,
+            received_ms=ear.ms(ear.received_seq) if ear is not None else 0.0,
+        )
+
     def disconnect(self, now_ms: float) -> None:
         """The connection is gone: nobody hears what comes now, the books are closed all the same."""
         if self.phase is not Phase.CLOSED:
@@ -146,6 +167,8 @@ class Session(SessionState):
     def receive_audio(self, pcm: bytes, now_ms: float) -> None:  # hot
         """PCM16 little-endian mono at ``input_rate_hz``. Raises ProtocolError for half a sample."""
         if len(pcm) & 1:
+            if self.phase is CLOSED:
+                return
             raise ProtocolError(
                 "audio_misaligned", f"PCM16 has 2 bytes a sample, so {len(pcm)} bytes end in half a sample"
             )

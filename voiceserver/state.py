@@ -46,8 +46,10 @@ class SessionState:
         "gate",
         "idle_from_ms",
         "input_rate_hz",
+        "key",
         "interrupted",
         "is_output_held",
+        "is_resting",
         "is_settled",
         "lanes",
         "last_speech_turn",
@@ -78,6 +80,7 @@ class SessionState:
         self.session_id = session_id
         self.input_rate_hz = input_rate_hz
         self.output_rate_hz = output_rate_hz
+        self.key = ""  # the name of the API key that it came with
         self.resume_token = resume_token
         self.settings = settings
         self.options = settings.options
@@ -92,6 +95,7 @@ class SessionState:
         self.last_speech_turn = 0
         self.replied_turn = 0
         self.is_output_held = False
+        self.is_resting = False  # nobody is connected: streams with nothing to do are for others
         # Nothing but audio came or went since the shell last asked for the stages wanted and unwanted.
         self.is_settled = False
         self.outgoing: list[ev.ServerEvent] = []
@@ -162,12 +166,19 @@ class SessionState:
         if self.phase is CLOSED:
             return False
         if stage == "vad":
-            return ear is not None and ear.detector is not None
-        if stage == self.settings.hears_with:
             return (
                 ear is not None
-                and bool(self.transcripts)
+                and ear.detector is not None
+                and (not self.is_resting or ear.outbox.backlog > 0)
+            )
+        if stage == self.settings.hears_with:
+            transcripts = self.transcripts
+            return (
+                ear is not None
+                and transcripts is not None
+                and bool(transcripts)
                 and (ear.capturing_turn > 0 or not ear.capture.is_empty)
+                and (not self.is_resting or ear.capture.backlog > 0 or transcripts.is_pending)
             )
         reply = self.reply
         if reply is None:

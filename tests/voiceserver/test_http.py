@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from tests.voiceserver.shell import Shell, upgrade
+from voiceserver.auth import Auth, hash_of
 from voiceserver.backpressure import Admission
+from voiceserver.config import AuthConfig
 from voiceserver.errors import ProtocolError
-from voiceserver.http import Caller, Response, Router, Upgrade, error_response, json_response
+from voiceserver.http import Caller, Response, Router, Upgrade, json_response
 from voiceserver.wire import Codec
 from voiceserver.wire.native import codec_for
 
@@ -22,7 +26,7 @@ def get(path: str, method: str = "GET", more: str = "") -> bytes:
         (get("/nope"), 404, "not_found"),
         (get("/v1/stream"), 426, "upgrade_required"),
         (get("/healthz", "POST"), 405, "method_not_allowed"),
-        (get("/healthz", "POST", "Content-Length: 5\r\n"), 405, "method_not_allowed"),
+        (get("/healthz", "POST", "Content-Length: 5\r\n") + b"hello", 405, "method_not_allowed"),
         (get("/v1/stream", "HEAD"), 405, "method_not_allowed"),
         (get("/healthz", more="Content-Length: 5\r\n"), 400, "bad_request"),
         (b"hello world\r\n\r\n", 400, "bad_request"),
@@ -107,11 +111,10 @@ def test_one_path_may_be_a_page_and_a_websocket() -> None:
 
 def test_the_auth_hook_refuses_before_a_codec_or_a_place_is_taken() -> None:
     router = make_router()
-    router.auth = lambda caller: (
-        None
-        if caller.headers.get("Authorization") == "Bearer x"
-        else error_response(401, "unauthorized", "Who?")
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys.toml"
+        keys.write_text(f'[keys.x]\nhash = "{hash_of("x")}"\n')
+        router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0)
     refused = router.answer(upgrade("/?bad=1"), 0.0)
     assert isinstance(refused, Response)
     assert refused.status == 401

@@ -11,9 +11,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from voiceserver import pages
+from voiceserver.auth import Auth, hash_of
 from voiceserver.backpressure import Admission
+from voiceserver.config import AuthConfig
 from voiceserver.events import Accounting, ReplyDone, ServerBusy, Timings
-from voiceserver.http import Caller, Response, Router, error_response, json_response
+from voiceserver.http import Response, Router, json_response
 from voiceserver.metrics import Metrics
 from voiceserver.pool import PoolStats, WorkerStats
 
@@ -136,13 +138,13 @@ def test_without_authentication_the_button_is_for_this_machine(
     assert (answer.status, site.drained) == (status, int(status == 202))
 
 
-def test_with_authentication_the_button_and_the_figures_ask_for_it(site: Site) -> None:
-    def hook(caller: Caller) -> Response | None:
-        if caller.headers.get("Authorization") == "Bearer right":
-            return None
-        return error_response(401, "unauthorized", "A key is needed.")
-
-    site.router.auth = hook
+def test_with_authentication_the_button_and_the_figures_ask_for_it(site: Site, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        f'[keys.ops]\nhash = "{hash_of("right")}"\nis_admin = true\n[keys.app]\nhash = "{hash_of("app")}"\n'
+    )
+    site.router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0)
+    assert site.ask("/v1/stats", more="Authorization: Bearer app\r\n").status == 403
     right = "Authorization: Bearer right\r\n"
     assert site.ask("/v1/stats").status == 401
     assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 401

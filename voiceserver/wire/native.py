@@ -19,11 +19,12 @@ from voiceserver.errors import ProtocolError
 from voiceserver.events import ClientEvent, ErrorEvent, ReplyAudio, ServerEvent
 from voiceserver.wire import Audio, Frame
 
+SUBPROTOCOL: Final = "voiceserver"  # for pages that put their key among the subprotocols
 PATH: Final = "/v1/stream"
 MIN_RATE_HZ: Final = 8_000
 MAX_RATE_HZ: Final = 48_000
 DEFAULT_RATE_HZ: Final = 16_000
-PARAMETERS: Final = ("rate", "reply_rate", "resume")
+PARAMETERS: Final = ("rate", "reply_rate", "resume", "after")
 
 _BY_TYPE: Final[Mapping[str, type[msgspec.Struct]]] = {
     str(kind.__struct_config__.tag): kind for kind in get_args(events.ClientEvent)
@@ -41,8 +42,9 @@ class NativeCodec:
     __slots__ = ("input_rate_hz", "output_rate_hz")
 
     binary_is_pcm = True
+    is_resumable = True
     name = "native"
-    subprotocol: str | None = None
+    subprotocol: str | None = SUBPROTOCOL
 
     def __init__(self, input_rate_hz: int, output_rate_hz: int) -> None:
         self.input_rate_hz = input_rate_hz

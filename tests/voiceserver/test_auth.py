@@ -1,0 +1,180 @@
+"""Keys, tokens and Origins, decided before the upgrade."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from websockets.datastructures import Headers
+from websockets.frames import Opcode
+
+from tests.voiceserver.shell import Shell, audio, masked, upgrade
+from voiceserver.auth import CLIENT_SECRETS, Auth, hash_of, new_key, presented_key
+from voiceserver.config import AuthConfig
+from voiceserver.errors import ConfigError
+from voiceserver.http import Caller, Response
+
+NOON_S = 43_200.0
+
+
+class Door:
+    def __init__(self, folder: Path, limits: str = "", **config: object) -> None:
+        self.now_s = NOON_S
+        self.key, kept = new_key()
+        self.file = folder / "keys.toml"
+        self.file.write_text(f'[keys.app]\nhash = "{kept}"\n{limits}\n')
+        self.auth = Auth(AuthConfig(keys_file=str(self.file), **config), lambda: self.now_s)  # type: ignore[arg-type]
+
+    def ask(self, key: str | None = None, **headers: str) -> str | tuple[int, str]:
+        found = Headers()
+        for name, value in headers.items():
+            found[name.replace("_", "-")] = value
+        if key is not None:
+            found["Authorization"] = f"Bearer {key}"
+        answer = self.auth.admit(Caller("/v1/stream", {}, found))
+        if isinstance(answer, Response):
+            return answer.status, json.loads(answer.body)["error"]["code"]
+        return answer
+
+    def mint(self, body: bytes = b"") -> dict[str, object]:
+        headers = Headers({"Authorization": f"Bearer {self.key}"})
+        answer = self.auth.client_secret(Caller(CLIENT_SECRETS, {}, headers, "", body))
+        value: dict[str, object] = json.loads(answer.body)
+        return value
+
+
+def test_a_caller_without_a_key_or_with_a_wrong_one_stays_outside(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    assert door.ask() == (401, "missing_key")
+    assert door.ask("") == (401, "missing_key")
+    assert door.ask(door.key + "x") == (401, "invalid_key")
+    assert door.ask("ek_nonsense") == (401, "invalid_token")
+    assert door.ask(door.key) == "app"
+
+
+def test_a_browser_brings_its_key_among_the_subprotocols(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    for prefix in ("openai-insecure-api-key.", "voiceserver-key."):
+        assert door.ask(Sec_WebSocket_Protocol=f"realtime, {prefix}{door.key}, other") == "app"
+
+
+def test_two_authorization_headers_are_no_fault() -> None:
+    headers = Headers([("Authorization", "Basic abc"), ("Authorization", "Bearer k")])
+    assert presented_key(Caller("/", {}, headers)) == "k"
+
+
+def test_a_key_has_a_number_of_sessions(tmp_path: Path) -> None:
+    door = Door(tmp_path, "max_sessions = 1")
+    door.auth.enter("app")
+    assert door.ask(door.key) == (429, "key_sessions_exhausted")
+    door.auth.leave("app", 1_000.0)
+    assert door.ask(door.key) == "app"
+
+
+def test_talk_time_is_by_the_day(tmp_path: Path) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 1")
+    door.auth.enter("app")
+    door.auth.leave("app", 60_000.0)
+    assert door.ask(door.key) == (429, "key_talk_exhausted")
+    door.now_s += 86_400.0
+    assert door.ask(door.key) == "app"
+
+
+def test_a_token_opens_until_its_end_and_mints_no_other(tmp_path: Path) -> None:
+    door = Door(tmp_path, "is_admin = true", token_ttl_ms=60_000)
+    made = door.mint(b'{"session": {"type": "realtime"}}')
+    token = str(made["value"])
+    assert made["expires_at"] == int(NOON_S + 60)
+    assert made["session"] == {"type": "realtime"}
+    assert door.ask(token) == "app"
+    assert door.ask(token[:-2] + ("AA" if token[-2:] != "AA" else "BB")) == (401, "invalid_token")
+    figures = Caller("/v1/stats", {}, Headers({"Authorization": f"Bearer {token}"}))
+    refused = door.auth(figures)
+    assert refused is not None
+    assert refused.status == 401
+    door.now_s += 61.0
+    assert door.ask(token) == (401, "invalid_token")
+
+
+def test_a_token_asked_for_wrongly_names_the_field(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    assert "expires_after.seconds" in str(door.mint(b'{"expires_after": {"seconds": 9000}}'))
+    assert "expires_after" in str(door.mint(b'{"expires_after": 7}'))
+    assert "error" in door.mint(b"nonsense")
+
+
+def test_the_key_of_a_token_can_be_taken_away(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    token = str(door.mint()["value"])
+    door.file.write_text(f'[keys.other]\nhash = "{hash_of("k")}"\n')
+    door.auth.reload()
+    assert door.ask(token) == (401, "invalid_token")
+    assert door.ask(door.key) == (401, "invalid_key")
+
+
+def test_only_pages_of_listed_origins_connect_but_programs_have_none(tmp_path: Path) -> None:
+    door = Door(tmp_path, origins="https://a.example, https://b.example/")
+    assert door.ask(door.key) == "app"
+    assert door.ask(door.key, Origin="https://b.example") == "app"
+    assert door.ask(door.key, Origin="https://evil.example") == (403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[keys.a]", "hash"),
+        ('[keys.a]\nhash = "plain"', "keys.a.hash"),
+        ('[keys.a]\nhash = "sha256:' + "0" * 64 + '"\nmax_session = 1', "max_session"),
+        ("not toml", "TOML"),
+    ],
+)
+def test_a_wrong_key_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        Auth(AuthConfig(keys_file=str(file)), lambda: 0.0)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Auth(AuthConfig(keys_file=str(tmp_path / "none")), lambda: 0.0)
+
+
+def test_a_wrong_file_at_a_reload_leaves_the_old_keys(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    door.file.write_text("broken")
+    with pytest.raises(ConfigError):
+        door.auth.reload()
+    assert door.ask(door.key) == "app"
+
+
+def test_sessions_of_a_key_are_counted_through_the_shell(tmp_path: Path) -> None:
+    door = Door(tmp_path, "max_sessions = 1")
+    shell = Shell("vad")
+    shell.router.auth = shell.hub.auth = door.auth
+    more = f"Authorization: Bearer {door.key}\r\n"
+    assert shell.call(upgrade()).status == 401
+    line = shell.call(upgrade(more=more))
+    assert line.status == 101
+    line.receive(audio(bytes(32_000)))
+    assert shell.call(upgrade(more=more)).status == 429
+    line.receive(masked(Opcode.CLOSE, b"\x03\xe8"))
+    line.lose()
+    assert shell.call(upgrade(more=more)).status == 101
+    assert not any(door.key in str(entry) for entry in shell.logged)
+
+
+def test_a_post_with_a_body_in_two_pieces_is_answered(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    shell = Shell("vad")
+    shell.router.actions[CLIENT_SECRETS] = door.auth.client_secret
+    body = b'{"expires_after": {"seconds": 60}}'
+    head = (
+        f"POST {CLIENT_SECRETS} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {door.key}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    line = shell.call(head + body[:5])
+    assert not line.transport.data
+    line.receive(body[5:])
+    assert line.status == 200
+    assert str(line.body["value"]).startswith("ek_")
+    too_long = head.replace(str(len(body)).encode(), b"70000")
+    assert shell.call(too_long).status == 413

@@ -104,6 +104,9 @@ class Framing:
         """``payload`` is valid UTF-8."""
         raise NotImplementedError
 
+    def receive_pong(self, payload: bytes) -> None:
+        """Of interest only to those who count what the peer has received."""
+
     def receive_close(self, code: int, reason: str) -> None:
         """The peer closes; the answer is written next."""
         raise NotImplementedError
@@ -189,6 +192,8 @@ class Framing:
     def _receive_other(self, head: int, payload: bytes) -> None:
         if head == PING:
             self.write(build_head(PONG, len(payload)) + payload)
+        elif head == PONG:
+            self.receive_pong(payload)
         elif head == TEXT:
             try:
                 payload.decode()
@@ -211,6 +216,8 @@ class Framing:
                 self.receive_binary(payload)
             elif head == TEXT:
                 self.receive_text(payload)
+            else:
+                self.receive_pong(payload)
         if was_open and judge.state is not State.OPEN and not judge.is_own_close:
             self._tell_why(judge)
         self._speak(judge)
@@ -223,6 +230,11 @@ class Framing:
             self.receive_close(judge.close_rcvd.code, judge.close_rcvd.reason)
         elif judge.close_sent is not None:
             self.receive_violation(judge.close_sent.code, judge.close_sent.reason)
+
+    def restart(self) -> None:
+        """Another socket: what is left of a frame of the old one means nothing."""
+        self._inbox = self._judge = None
+        self._needed = 0
 
     # -------------------------------------------------------------------------------------------------------- out
 

@@ -1,8 +1,8 @@
 """What does one connection cost? Memory while it idles, loop CPU per message each way, handshakes, and pauses of the collector.
 
 ``python -m benchmarks.connection [--connections 15000]``. Ours beside what a user would otherwise pick: ``websockets``' own
-asyncio server with its defaults, and picows (``pip install picows``; left out where it is missing). Each server is a process of its
-own and reports its own CPU time; clients are raw sockets with prepared bytes. Messages are 3,200 bytes: 100 ms of speech.
+asyncio server with its defaults, and picows (``pip install picows``; left out where it is missing). Each server is a process of
+its own and reports its own CPU time; clients are raw sockets with prepared bytes. Messages are 3,200 bytes: 100 ms of speech.
 Sides take turns, and a figure is the median of its turns.
 """
 
@@ -34,8 +34,8 @@ from benchmarks.connection_clients import (
 from benchmarks.connection_sides import TALK_MESSAGES
 from benchmarks.report import print_table, store
 
-TALKERS = 64
-BURST = 8
+TALKERS = 32
+BURST = 16
 TURNS = 5
 _SPARE_FILES = 200
 Figures = dict[str, Any]
@@ -77,6 +77,12 @@ class SideProcess:
                 return figures
             before = figures
         raise ClientFailed(f"{self.name} took {before['received']} of {received} messages")
+
+    def idle_rate(self) -> float:
+        """CPU seconds a second that it takes to do nothing."""
+        before, began_s = self.settle(), time.monotonic()
+        time.sleep(1.0)
+        return float(self.ask()["cpu_s"] - before["cpu_s"]) / (time.monotonic() - began_s)
 
     def end(self) -> None:
         self._process.kill()
@@ -125,17 +131,19 @@ def idle(name: str, connections: int) -> Figures:
 
 
 def receive(side: SideProcess, service: str, burst: int, *, reads: bool = False) -> float:
-    """Loop CPU per message in us. reads: it is echoed, and read again."""
+    """Loop CPU per message in us, without what the process spends on doing nothing. reads: it is echoed, and read again."""
     sockets = connect(side.ports[service], TALKERS)
     drain_greetings(sockets)
-    rounds = 320 // burst
-    send_bursts(sockets, burst, 4, 0.04, reads=reads)
-    base = side.settle()
+    rounds = 640 // burst
+    send_bursts(sockets, burst, 4, 0.04, reads=reads)  # what is only paid once
+    idle_rate = side.idle_rate()
+    base, began_s = side.ask(), time.monotonic()
     sent = send_bursts(sockets, burst, rounds, 0.01 * burst / 2, reads=reads)
     after = side.settle(base["received"] + sent)
+    spent_s = after["cpu_s"] - base["cpu_s"] - idle_rate * (time.monotonic() - began_s)
     close(sockets)
     side.settle()
-    return (after["cpu_s"] - base["cpu_s"]) / sent * 1e6
+    return float(spent_s / sent * 1e6)
 
 
 def speak(side: SideProcess) -> float:
@@ -143,14 +151,16 @@ def speak(side: SideProcess) -> float:
     sockets = connect(side.ports["ring"], TALKERS)
     drain_greetings(sockets)
     ask = frame(b'{"type":"reply.create"}', opcode=1)
-    base = side.settle()
+    idle_rate = side.idle_rate()
+    base, began_s = side.ask(), time.monotonic()
     for sock in sockets:
         sock.setblocking(True)
         sock.sendall(ask)
     receive_all(sockets, TALK_MESSAGES * (MESSAGE_BYTES + 4))
     after = side.settle()
+    spent_s = after["cpu_s"] - base["cpu_s"] - idle_rate * (time.monotonic() - began_s)
     close(sockets)
-    return (after["cpu_s"] - base["cpu_s"]) / (TALKERS * TALK_MESSAGES) * 1e6
+    return float(spent_s / (TALKERS * TALK_MESSAGES) * 1e6)
 
 
 def messages(names: list[str]) -> dict[str, Figures]:
@@ -191,10 +201,10 @@ def _one_turn(side: SideProcess) -> dict[str, float]:
 
 _ROWS = (
     ("memory per idle connection (bytes)", "bytes_per_connection"),
-    ("message received, bursts of 8 (us of CPU)", "receive_us"),
+    ("message received, bursts (us of CPU)", "receive_us"),
     ("  the same without session and ring", "callback_us"),
     ("message received, one at a time (us of CPU)", "receive_single_us"),
-    ("received and echoed, bursts of 8 (us of CPU)", "echo_us"),
+    ("received and echoed, bursts (us of CPU)", "echo_us"),
     ("result from the ring to the socket (us of CPU)", "speak_us"),
     ("handshake (us of CPU)", "handshake_us"),
     ("handshakes a second and core", "handshakes_per_core_second"),

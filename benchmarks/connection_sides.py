@@ -65,7 +65,7 @@ class Ours:
             ("server.log_level", "error", "--set"),
             ("session.output_rate_hz", str(RATE_HZ), "--set"),
             ("stages.stt.engine", "none", "--set"),
-            ("backpressure.max_talkers", "0", "--set"),
+            ("backpressure.max_talkers", "1000000", "--set"),
         ]
         for stage, (engine, params) in _STAGES.items():
             flags.append((f"stages.{stage}.engine", f"benchmarks.connection_engines:{engine}", "--set"))

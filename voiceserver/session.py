@@ -25,7 +25,7 @@ from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.gate import Wait
 from voiceserver.mouth import failure_of
 from voiceserver.state import Phase, SessionState
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, unpack_speech
+from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, unpack_speech, unpack_turn
 
 __all__ = ["Phase", "Session"]
 
@@ -237,6 +237,10 @@ class Session(SessionState):
                 ear.outbox.consume(record.seq)
                 for decision in decisions:
                     conversation.decide(self, ear, decision, now_ms)
+        elif record.kind == ResultKind.TURN and ear.detector is not None:
+            _, at_ms, probability = unpack_turn(record.payload)
+            for decision in ear.detector.receive_turn(at_ms, probability):
+                conversation.decide(self, ear, decision, now_ms)
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.emit(ev.ErrorEvent(code=code, message=message, retryable=True))

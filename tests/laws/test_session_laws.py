@@ -63,6 +63,9 @@ class SessionUnderAnything(RuleBasedStateMachine):
 
     def pump(self) -> None:
         session = self.session
+        if session.is_settled:
+            assert not session.stages_unwanted() + session.stages_wanted(), "settled, and wants other streams"
+        session.is_settled = True
         for _ in range(30):
             unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
             if not unwanted and not wanted:

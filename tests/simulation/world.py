@@ -144,6 +144,8 @@ class Caller:
         self.is_slow_reader = rng.random() < 0.15
         self.is_poisonous = POISON in self.words
         self.waits_for_reply = rng.random() < 0.5
+        self.is_impatient = rng.random() < 0.3
+        self.gave_up = False
         self.closed_ms = 0.0
 
     def _script(self, rng: random.Random) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
@@ -184,6 +186,9 @@ class Caller:
     def pump(self) -> None:
         session, now_ms = self.session, self.world.now_ms
         assert session is not None
+        if session.is_settled:
+            assert not session.stages_unwanted() + session.stages_wanted(), "settled, and wants other streams"
+        session.is_settled = True
         for _ in range(30):
             unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
             if not unwanted and not wanted:
@@ -257,6 +262,9 @@ class Caller:
         elif session.is_open and (
             not self.waits_for_reply or session.stage_of_turn == "idle" or now_ms > HEALED_MS + 3_000
         ):
+            if session.place is not None and not self.is_impatient:
+                return
+            self.gave_up = session.place is not None  # who leaves the waiting room is let go at once
             session.receive_event(ev.SessionClose(), now_ms)
         if self.is_slow_reader and not session.is_closed:
             session.hold_output(now_ms < HEALED_MS and int(now_ms / 500) % 2 == 0, now_ms)
@@ -317,6 +325,9 @@ class Caller:
         assert said == sorted(set(said), key=self.words.index), (
             f"{self.name}: words twice or out of order: {said}"
         )
+        if self.gave_up:
+            assert not said
+            return
         is_whole = session.close_code == 1000 and not self.lost_words and not books.dropped_ms
         if not is_whole:
             assert self.lost_words or books.dropped_ms or session.close_code in (1006, 1011)

@@ -85,7 +85,7 @@ class Upgrade:
 
 Page = Callable[[Caller], Response]
 CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
-ClaimHook = Callable[[Caller, Codec], "Claim | Response | None"]  # which call a request goes on with
+ClaimHook = Callable[[Caller, Codec, str], "Claim | Response | None"]  # which call a request goes on with
 
 
 class Gatekeeper(Protocol):
@@ -123,7 +123,7 @@ class Router:
         self.wires: dict[str, CodecFactory] = {}
         self.auth: Gatekeeper | None = None
         self.self_signed: frozenset[str] = frozenset()  # wires whose callers prove themselves otherwise
-        self.claim: ClaimHook = lambda caller, codec: None
+        self.claim: ClaimHook = lambda caller, codec, key: None
         self.is_draining = False
         self._admission = admission
         self._jitter = jitter
@@ -161,14 +161,15 @@ class Router:
             return error_response(
                 404, "not_found", f"{caller.path[:200]!r} is no WebSocket. WebSockets: {paths}."
             )
-        key: str | Response = ""
+        key = ""
         if self.auth is not None and caller.path not in self.self_signed:
-            key = self.auth.admit(caller)
-            if isinstance(key, Response):
-                return key
+            admitted = self.auth.admit(caller)
+            if isinstance(admitted, Response):
+                return admitted
+            key = admitted
         try:
             codec = make_codec(caller)
-            claim = self.claim(caller, codec)
+            claim = self.claim(caller, codec, key)
             if isinstance(claim, Response):
                 return claim
             data = handshake.accept(codec.subprotocol)

@@ -193,9 +193,10 @@ class Hub:
 
     def live_books(self) -> Iterator[Accounting]:
         """The books of the open sessions that have heard something."""
-        members: list[Member] = [*self.connections, *self.calls.kept()]
-        for member in members:
-            books = member.books()
+        for books in (
+            *(member.books() for member in self.connections),
+            *(call.books() for call in self.calls.kept()),
+        ):
             if books is not None:
                 yield books
 

@@ -109,6 +109,11 @@ class Resumable(Pump):
         return self._ticket is not None and self._ticket.state in ("admitted", "waiting")
 
     @property
+    def key(self) -> str:
+        """The name of the API key that the call came with."""
+        return self._session.key if self._session is not None else ""
+
+    @property
     def rates_hz(self) -> tuple[int, int]:
         assert self._codec is not None
         return self._codec.input_rate_hz, self._codec.output_rate_hz
@@ -264,8 +269,8 @@ class Calls:
     def add(self, session_id: str, call: Resumable) -> None:
         self._of_session[session_id] = call
 
-    def claim(self, caller: Caller, codec: Codec) -> Claim | Response | None:
-        """The call that a request wants to go on with; None if it wants a new one."""
+    def claim(self, caller: Caller, codec: Codec, key: str) -> Claim | Response | None:
+        """The call that a request wants to go on with; None if it wants a new one. ``key``: the API key's name."""
         token = caller.query.get(_TOKEN_IN.get(codec.name, ""), "")
         if not token:
             return None
@@ -274,6 +279,8 @@ class Calls:
             message = f"after must be the number of messages received, not {after[:40]!r}."
             return error_response(400, "bad_parameter", message, param="after")
         call = self.find(token)
+        if isinstance(call, Resumable) and call.key != key:
+            call = "unknown"
         if isinstance(call, str):
             if call == "unknown":
                 return error_response(

@@ -56,6 +56,8 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 500
+    min_silence_ms: int = 250  # enough where the vad engine (smart_turn) hears that the caller is done
+    max_silence_ms: int = 0  # granted where it hears that the caller is not; 0: silence_duration_ms
     min_speech_ms: int = 64
     max_turn_ms: int = 30_000
     history_items: int = 200

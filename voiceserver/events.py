@@ -33,9 +33,10 @@ class TurnDetection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     creates_reply: bool = True
     interrupts_reply: bool = True
     idle_timeout_ms: int | None = None
-    max_silence_ms: int | None = (
-        None  # how long a turn that sounds unfinished may stay open; None: no longer than usual
-    )
+    # Where the vad engine judges turns: how long a turn that sounds unfinished may stay open (None: no longer than
+    # usual), and how soon one that sounds finished may end.
+    max_silence_ms: int | None = None
+    min_silence_ms: int = 250
 
 
 class Tool(msgspec.Struct, frozen=True):

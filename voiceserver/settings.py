@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True):
             prefix_padding_ms=session.prefix_padding_ms,
             silence_duration_ms=session.silence_duration_ms,
             min_speech_ms=session.min_speech_ms,
+            min_silence_ms=session.min_silence_ms,
+            max_silence_ms=session.max_silence_ms or None,
             max_turn_ms=session.max_turn_ms,
         )
         return cls(

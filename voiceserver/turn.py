@@ -7,6 +7,9 @@ A window of speech probability moves a two-state machine::
     SPEAKING --(max_turn_ms since the start)--------------> SILENT     Stop(at = now, "max_turn")
     SPEAKING --(PAUSE_MS below the threshold, then speech)-> SPEAKING  Pause, Resume
 
+Where the vad engine judges turns (``smart_turn``), its verdict moves the limit of silence while the pause lasts: down to
+``min_silence_ms`` if the caller sounds done, up to ``max_silence_ms`` if not.
+
 A pause is a turn's end that is not sure yet: what stt needs to settle it is done while the rest of the silence is awaited.
 
 Hysteresis as in silero-vad's ``VADIterator``: speech begins at ``threshold`` and ends below ``threshold - 0.15``.
@@ -20,6 +23,7 @@ from typing import Literal, NamedTuple
 from voiceserver.events import TurnDetection
 
 HYSTERESIS = 0.15
+LIKELY = 0.5  # from here on a turn counts as done, as in pipecat's smart-turn
 SLACK_MS = 0.01  # rounding of window positions
 PAUSE_MS = 190.0  # six windows: the end of a word, and time left to work ahead before the turn is decided
 
@@ -60,6 +64,7 @@ class TurnDetector:
         "_run_ms",
         "_run_start_ms",
         "_started_ms",
+        "_turn_probability",
         "clock_ms",
         "is_speaking",
         "settings",
@@ -69,11 +74,31 @@ class TurnDetector:
         self.settings = settings
         self.clock_ms = 0.0
         self.is_speaking = self._is_paused = False
+        self._turn_probability = None
         self._run_ms = 0.0
         self._run_start_ms = 0.0
         self._started_ms = 0.0
         self._last_speech_ms = 0.0
         self._is_paused = False
+        self._turn_probability: float | None = None  # that this pause ends the turn
+
+    def receive_turn(self, at_ms: float, probability: float) -> list[Decision]:
+        """The engine judged the pause up to ``at_ms``. A verdict that speech has overtaken changes nothing."""
+        if not self.is_speaking or at_ms <= self._last_speech_ms:
+            return []
+        self._turn_probability = probability
+        if self.clock_ms - self._last_speech_ms >= self._silence_limit_ms - SLACK_MS:
+            return [self._stop(self._last_speech_ms, "silence")]
+        return []
+
+    @property
+    def _silence_limit_ms(self) -> float:
+        settings, probability = self.settings, self._turn_probability
+        if probability is None:
+            return settings.silence_duration_ms
+        if probability >= LIKELY:
+            return min(settings.min_silence_ms, settings.silence_duration_ms)
+        return settings.max_silence_ms or settings.silence_duration_ms
 
     def receive(
         self, start_ms: float, window_ms: float, probabilities: Sequence[float]
@@ -107,10 +132,11 @@ class TurnDetector:
         resume: Resume | None = None
         if probability >= self.settings.threshold - HYSTERESIS:
             self._last_speech_ms = end_ms
+            self._turn_probability = None
             if self._is_paused:
                 self._is_paused = False
                 resume = Resume(end_ms)
-        elif silence_ms >= self.settings.silence_duration_ms - SLACK_MS:
+        elif silence_ms >= self._silence_limit_ms - SLACK_MS:
             return self._stop(self._last_speech_ms, "silence")
         if end_ms - self._started_ms >= self.settings.max_turn_ms:
             return self._stop(end_ms, "max_turn")
@@ -137,6 +163,7 @@ class TurnDetector:
 
     def _stop(self, at_ms: float, reason: Literal["silence", "max_turn", "commit", "close"]) -> Stop:
         self.is_speaking = self._is_paused = False
+        self._turn_probability = None
         self._run_ms = 0.0
         return Stop(at_ms, self.clock_ms, reason)
 
@@ -147,4 +174,5 @@ class TurnDetector:
     def reset(self) -> None:
         """Forget a turn in progress; the clock goes on."""
         self.is_speaking = self._is_paused = False
+        self._turn_probability = None
         self._run_ms = 0.0

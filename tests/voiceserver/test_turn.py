@@ -59,3 +59,39 @@ def test_reset_forgets_the_turn_and_keeps_the_clock() -> None:
     detector.reset()
     assert (detector.is_speaking, detector.clock_ms) == (False, 64.0)
     assert detector.receive(64.0, WINDOW_MS, [0.9]) == [Start(64.0, 96.0)]
+
+
+def judged(probability: float, more: list[float]) -> list[object]:
+    """One window of speech, a pause of seven that is judged then, and ``more``."""
+    detector = TurnDetector(TurnDetection(min_speech_ms=32, min_silence_ms=250, max_silence_ms=1_000))
+    detector.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 7)
+    found: list[object] = list(detector.receive_turn(256.0, probability))
+    return found + list(detector.receive(256.0, WINDOW_MS, more))
+
+
+def test_a_turn_that_sounds_done_ends_early() -> None:
+    assert judged(0.9, [0.0]) == [Stop(32.0, 288.0, "silence")]
+
+
+def test_a_turn_that_sounds_unfinished_is_given_time() -> None:
+    found = judged(0.1, [0.0] * 30)
+    assert found == [Stop(32.0, 1_056.0, "silence")]
+
+
+def test_a_verdict_that_comes_late_ends_the_turn_at_once() -> None:
+    detector = TurnDetector(TurnDetection(min_speech_ms=32, min_silence_ms=250))
+    detector.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 10)
+    assert detector.receive_turn(256.0, 0.9) == [Stop(32.0, 352.0, "silence")]
+
+
+def test_a_verdict_that_speech_has_overtaken_changes_nothing() -> None:
+    detector = TurnDetector(TurnDetection(min_speech_ms=32, silence_duration_ms=500))
+    detector.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 7 + [0.9])
+    assert detector.receive_turn(256.0, 0.9) == []
+    found = detector.receive(288.0, WINDOW_MS, [0.0] * 16)
+    assert [one for one in found if isinstance(one, Stop)] == [Stop(288.0, 800.0, "silence")]
+
+
+def test_a_verdict_lasts_as_long_as_its_pause() -> None:
+    found = judged(0.1, [0.9] + [0.0] * 16)
+    assert [one for one in found if isinstance(one, Stop)] == [Stop(288.0, 800.0, "silence")]

@@ -116,6 +116,11 @@ def pack_speech(start_ms: float, window_ms: float, probabilities: Sequence[float
     return _SPEECH_HEAD.pack(start_ms, window_ms) + struct.pack(f"<{len(probabilities)}f", *probabilities)
 
 
+def speech_head(start_ms: float, window_ms: float) -> bytes:
+    """The beginning of a payload of SPEECH; float32 probabilities, little-endian, follow."""
+    return _SPEECH_HEAD.pack(start_ms, window_ms)
+
+
 def unpack_speech(payload: bytes) -> tuple[float, float, Sequence[float]]:
     """``(start_ms, window_ms, probabilities)``."""
     start_ms, window_ms = _SPEECH_HEAD.unpack_from(payload)

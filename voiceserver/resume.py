@@ -9,7 +9,7 @@
 It is the connection object that is kept and given the new socket, so session, streams and codec do not notice. Rules: messages
 are numbered from 1 in the order they were said (``session.ready`` is not counted), and kept until the caller is known to have
 them: a resumed caller gets each message once. A token is good for one resume; the one before it stays good only until
-something is heard on the new connection, because its answer may have been lost. What is kept is bounded, for one call and for
+a pong shows that the new one arrived. What is kept is bounded, for one call and for
 all together. No socket and no loop here (``voiceserver.connection``).
 """
 
@@ -164,6 +164,7 @@ class Resumable(Pump):
     def receive_pong(self, payload: bytes) -> None:
         if self._said is not None and len(payload) == 8:
             self._said.acknowledge(int.from_bytes(payload, "big"))
+            self._said.spare_token = ""  # the ping came after the new one
 
     # -------------------------------------------------------------------------------------------------- transitions
 

@@ -17,6 +17,7 @@ from voiceserver.config import (
     BackpressureConfig,
     Config,
     ServerConfig,
+    SessionConfig,
     StageConfig,
     StagesConfig,
     TwilioConfig,
@@ -111,6 +112,7 @@ class MemoryTransport:
         self.is_aborted = False
         self.is_reading_now = True
         self.high = 0
+        self.protocol: object = None  # the one that it was given after the first
 
     def write(self, data: bytes) -> None:
         assert not self.is_closed
@@ -129,6 +131,9 @@ class MemoryTransport:
 
     def abort(self) -> None:
         self.is_aborted = True
+
+    def set_protocol(self, protocol: object) -> None:
+        self.protocol = protocol
 
     def is_closing(self) -> bool:
         return self.is_closed or self.is_aborted
@@ -214,12 +219,14 @@ class Shell:
         *stages: str,
         limits: BackpressureConfig = _LIMITS,
         twilio: TwilioConfig = TwilioConfig(),  # noqa: B008  # frozen
+        session: SessionConfig = SessionConfig(),  # noqa: B008  # frozen
         **server: Any,
     ) -> None:
         one, none = StageConfig(engine="answered"), StageConfig(engine="none")
         names = ("vad", "stt", "reply", "tts")
         self.config = Config(
             server=ServerConfig(check_laws=True, **server),
+            session=session,
             backpressure=limits,
             twilio=twilio,
             stages=StagesConfig(**{name: one if name in stages else none for name in names}),
@@ -274,6 +281,8 @@ class Line:
 
     def receive(self, data: bytes) -> None:
         self.connection.data_received(data)
+        if isinstance(self.transport.protocol, Connection):
+            self.connection = self.transport.protocol
         self.shell.loop.settle()
 
     def lose(self) -> None:

@@ -87,13 +87,13 @@ async def open_stream(
         raise ConnectFailed(f"no answer from {url}: {error or type(error).__name__}") from error
 
 
-def stream_url(url: str, rate_hz: int, resume_token: str = "") -> str:
-    """``url`` with the session's rate, and with the token of the session to pick up."""
+def stream_url(url: str, rate_hz: int, resume_token: str = "", received: int = 0) -> str:
+    """``url`` with the session's rate; with the token of the session to pick up, and how many of its messages are here."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     query.setdefault("rate", str(rate_hz))
     if resume_token:
-        query["resume"] = resume_token
+        query |= {"resume": resume_token, "after": str(received)}
     return urlunsplit(parts._replace(path=parts.path or "/v1/stream", query=urlencode(query)))
 
 

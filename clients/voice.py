@@ -10,8 +10,9 @@
                 case ReplyDone(): break
 
 The rule it keeps: it never sends more than the server asked for. While a ``server.busy`` stands, ``send_audio`` waits once its
-``credit_ms`` is used up. With a :class:`Reconnect` policy a lost connection is picked up by the session's resume token, and
-audio continues from the position that the server has received.
+``credit_ms`` is used up. With a :class:`Reconnect` policy a lost connection is picked up by the session's resume token: audio
+continues from the position that the server has received, messages after the last one received here. Where the session
+is gone (another server, too late) a new one begins, and its ``session.ready`` says so.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MAX_MESSAGE_MS: Final = 100  # a longer send is split, so that credit is honoure
 MAX_WAITING_EVENTS: Final = 1024  # then the client stops reading, and the server knows
 NORMAL_CLOSE: Final = 1000
 TRY_AGAIN_CLOSE: Final = 1013
-OVERLOAD_STATUSES: Final = (429, 503)
+GONE_STATUSES: Final = (404, 410)  # of a session to resume: begin a new one
 
 _decode_event = msgspec.json.Decoder(ServerEvent).decode
 _decode_any = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -95,6 +96,7 @@ class VoiceClient:
         self._is_leaving = False
         self._is_finishing = False
         self._reply_turn = 0
+        self._received = 0  # messages of this session, but for session.ready
         self._last_error: ErrorEvent | None = None
         self._retry_after_ms = 0.0
 
@@ -113,7 +115,7 @@ class VoiceClient:
         return cls(url, rate_hz, reconnect=reconnect, headers=headers, tls=tls, open_timeout_s=open_timeout_s)
 
     async def __aenter__(self) -> Self:
-        self._socket = await self._open("")
+        self._socket = await self._open()
         self._reader = asyncio.create_task(self._read_until_end(), name="voice-client")
         return self
 
@@ -242,8 +244,8 @@ class VoiceClient:
         async with self._may_send:
             await self._may_send.wait_for(lambda: self._has_ended or self._socket not in (socket, None))
 
-    async def _open(self, resume_token: str) -> ClientConnection:
-        url = stream_url(self.url, self.rate_hz, resume_token)
+    async def _open(self, resume_token: str = "") -> ClientConnection:
+        url = stream_url(self.url, self.rate_hz, resume_token, self._received)
         return await open_stream(url, self._headers, self._tls, self._open_timeout_s)
 
     async def _read_until_end(self) -> None:
@@ -286,8 +288,10 @@ class VoiceClient:
 
     async def _receive(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
+            self._received += 1
             await self._events.put(ReplyAudio(self._reply_turn, message))
             return
+        self._received += 1
         try:
             event = _decode_event(message)
         except msgspec.ValidationError:
@@ -305,6 +309,7 @@ class VoiceClient:
                 self._credit.receive_ready(credit_ms, self._now_ms())
                 await self._wake_senders()
             case SessionReady():
+                self._received = self._received - 1 if event.is_resumed else 0
                 await self._begin(event)
             case ErrorEvent():
                 self._last_error = event
@@ -355,7 +360,9 @@ class VoiceClient:
             except Refused as refusal:
                 lost, retry_after_ms = refusal, refusal.retry_after_ms
             except ConnectFailed as failure:
-                if 400 <= failure.status < 500:
+                if token and failure.status in GONE_STATUSES:
+                    token = ""
+                elif 400 <= failure.status < 500:
                     return failure  # asking again will not help
                 lost, retry_after_ms = failure, 0.0
             else:

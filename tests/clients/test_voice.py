@@ -210,7 +210,7 @@ class TestLoss:
             await client.send_audio(audio[SECOND // 2 :])
             await client.finish()
             readies = [event for event in await all_events(client) if isinstance(event, SessionReady)]
-            assert server.callers[1].query == {"rate": "16000", "resume": "token-1"}
+            assert server.callers[1].query == {"rate": "16000", "resume": "token-1", "after": "0"}
             heard = bytes(server.callers[0].audio)[: int(SECOND * kept_ms / 1000)] + bytes(
                 server.callers[1].audio
             )
@@ -236,6 +236,28 @@ class TestLoss:
             await client.finish()
             await all_events(client)
             assert client.lost_ms == 500
+
+    async def test_a_session_that_is_gone_is_followed_by_a_new_one(self) -> None:
+        async def first(caller: Caller) -> None:
+            await caller.say(READY)
+            await caller.receive()
+            caller.socket.transport.abort()
+
+        async def second(caller: Caller) -> None:
+            await caller.say(SessionReady("s2", 16_000, 24_000, "token-2"))
+            await wait_closed(caller)
+
+        async with (
+            native_server(first, second) as server,
+            VoiceClient.connect(server.url, reconnect=EAGER) as client,
+        ):
+            await client.wait_ready()
+            server.refusals[:] = [(410, "", "expired")]
+            await client.send_audio(bytes(2))
+            await client.finish()
+            readies = [event for event in await all_events(client) if isinstance(event, SessionReady)]
+            assert [ready.session_id for ready in readies] == ["s1", "s2"]
+            assert "resume" not in server.callers[1].query
 
     async def test_gives_up_after_its_attempts_with_the_servers_last_word(self) -> None:
         async def script(caller: Caller) -> None:
@@ -280,4 +302,6 @@ class TestLoss:
 
 def test_stream_url_keeps_what_the_caller_put_there() -> None:
     assert stream_url("ws://h:1", 8_000) == "ws://h:1/v1/stream?rate=8000"
-    assert stream_url("ws://h:1/x?rate=44100&k=v", 8_000, "t/1") == "ws://h:1/x?rate=44100&k=v&resume=t%2F1"
+    assert (
+        stream_url("ws://h:1/x?rate=44100", 8_000, "t/1", 7) == "ws://h:1/x?rate=44100&resume=t%2F1&after=7"
+    )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.world import Caller, World
+from tests.simulation.caller import Caller
+from tests.simulation.world import World
 
 BLOCK = 50  # seeds a test
 
@@ -50,7 +51,7 @@ def test_a_world_replays_exactly() -> None:
 
 
 def test_faults_do_happen_and_most_callers_are_served_all_the_same() -> None:
-    worlds = [play(seed) for seed in range(60)]
+    worlds = [play(seed) for seed in range(120)]
     callers = [caller for world in worlds for caller in world.callers if caller.session is not None]
     happened = {entry.split()[1] for world in worlds for entry in world.diary if entry.startswith("fault")}
     assert happened == {"crash", "crash-inside", "hang", "slow", "raise"}

@@ -31,6 +31,8 @@ MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.cli": SHELL,
     "voiceserver.connection": SHELL,
     "voiceserver.server": SHELL,
+    "voiceserver.process": SHELL,
+    "voiceserver.processes": SHELL,
     "voiceserver.hub": frozenset({"asyncio", "time", "websockets"}),
     "voiceserver.pool": SHELL,
     "voiceserver.config": frozenset({"os"}),
@@ -44,6 +46,7 @@ HAS_LOOP = {
     "voiceserver.cli",
     "voiceserver.connection",
     "voiceserver.server",
+    "voiceserver.process",
     "voiceserver.hub",
     "voiceserver.pool",
 }

@@ -38,14 +38,21 @@ def serve(
     config: ConfigFile = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[str | None, typer.Option(help="Port to listen on.", metavar="INTEGER")] = None,
+    processes: Annotated[
+        str | None, typer.Option(help="Server processes on the one port.", metavar="INTEGER")
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, which drains; a second signal ends at once."""
-    flags = [("server.host", host, "--host"), ("server.port", port, "--port")]
+    flags = [
+        ("server.host", host, "--host"),
+        ("server.port", port, "--port"),
+        ("server.processes", processes, "--processes"),
+    ]
     loaded = _load(config, settings, [(key, text, flag) for key, text, flag in flags if text is not None])
-    from voiceserver import server
+    from voiceserver.process import serve as serve_until_signal
 
-    raise typer.Exit(server.serve(loaded))
+    raise typer.Exit(serve_until_signal(loaded))
 
 
 @app.command("config")

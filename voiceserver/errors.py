@@ -30,6 +30,10 @@ class ConfigError(VoiceServerError):
         self.source = source
 
 
+class StartError(VoiceServerError):
+    """The server cannot start here; the message is one line for whoever started it."""
+
+
 class IllegalTransition(VoiceServerError):
     """A state machine was given input that its table does not allow. Nothing was changed."""
 

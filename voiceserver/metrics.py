@@ -40,12 +40,13 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     value: float
 
 
-class Metrics:
+class Metrics(Collector):
     """One registry; a test or a second server in one process makes its own."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
         registry = self._registry = CollectorRegistry(auto_describe=False)
+        self.merge: Callable[[Iterable[Metric]], Iterable[Metric]] | None = None
         ProcessCollector(registry=registry)
 
         self.connections = Gauge(
@@ -146,13 +147,22 @@ class Metrics:
             child = self._children[key] = counter.labels(*labels)
         child.inc()
 
+    def own_families(self) -> list[Metric]:
+        """What this process knows."""
+        return list(self._registry.collect())
+
+    def collect(self) -> Iterable[Metric]:
+        """What is told: of all processes, where there are several."""
+        families = self.own_families()
+        return families if self.merge is None else self.merge(families)
+
     def to_text(self) -> bytes:
-        return generate_latest(self._registry)
+        return generate_latest(self)
 
     def to_samples(self) -> dict[str, list[Sample]]:
         """The same as values: by name, each with its labels."""
         found: dict[str, list[Sample]] = {}
-        for family in self._registry.collect():
+        for family in self.collect():
             for sample in family.samples:
                 found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
         return found

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import random
 import resource
-import signal
 import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
-import uvloop
+from websockets.datastructures import Headers
 
 from voiceserver import pages
 from voiceserver.auth import CLIENT_SECRETS, Auth
@@ -28,12 +28,14 @@ from voiceserver.backpressure import Admission
 from voiceserver.calibration import Calibration
 from voiceserver.config import Config, Loaded, StageConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
-from voiceserver.errors import ConfigError, VoiceServerError
+from voiceserver.errors import ConfigError, StartError
+from voiceserver.http import Caller, Response
 from voiceserver.hub import Hub
 from voiceserver.learner import Learner
 from voiceserver.limit import LOOK_MS, calibrate
-from voiceserver.logs import configure, get_logger
+from voiceserver.logs import get_logger
 from voiceserver.metrics import Metrics
+from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
 from voiceserver.wire import twilio
 from workers import registry
@@ -43,20 +45,18 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from voiceserver.pool import Pool
+    from voiceserver.processes.child import Share
 
 STAGES: Final = ("vad", "stt", "reply", "tts")
 PROBE_MS: Final = 50.0
 FACTS_MS: Final = 1_000.0
 _SPARE_FILES: Final = 256  # descriptors that are not callers: workers, rings, logs
+NOBODY: Final = Caller("", {}, Headers())
 _FREEZE_STEP: Final = 1_000  # new connections after which the collector is told to leave the old ones alone
 _FAREWELL_MS: Final = 500.0
 
 OnEvent = Callable[[str, Mapping[str, object]], None]
 MakePool = Callable[[str, StageConfig, OnEvent], "Pool"]
-
-
-class StartError(VoiceServerError):
-    """The server cannot start here; the message is one line for whoever started it."""
 
 
 def check_engines(loaded: Loaded) -> None:
@@ -98,9 +98,16 @@ class Server:
     """``start``, then ``drain`` or ``stop``. Must be used on one running loop."""
 
     def __init__(
-        self, config: Config, *, make_pool: MakePool = make_pool, log: FilteringBoundLogger | None = None
+        self,
+        config: Config,
+        *,
+        make_pool: MakePool = make_pool,
+        log: FilteringBoundLogger | None = None,
+        share: Share | None = None,
     ) -> None:
+        """share: what this process has of others on the same port."""
         self.config = config
+        self._share = share
         self.metrics = Metrics()
         self.log = log if log is not None else get_logger()
         self._make_pool = make_pool
@@ -159,6 +166,10 @@ class Server:
         if config.twilio.auth_token:
             self.router.self_signed = frozenset({twilio.PATH})
         self.router.actions[CLIENT_SECRETS] = self._auth.client_secret
+        self._own_capacity = self.router.pages["/v1/capacity"]
+        if self._share is not None:
+            self.metrics.merge = self._share.merged
+            self.router.pages["/v1/capacity"] = self._merged_capacity
         pages.add(self.router, self.metrics, lambda: self.on_drain_asked())
         self.hub = Hub(
             self._loop,
@@ -193,6 +204,8 @@ class Server:
             raise
         self._freeze()
         self._server_log("started", is_ready=self.is_ready)
+        if self._share is not None:
+            self._share.say(READY)
 
     async def _listen(self) -> None:
         server = self.config.server
@@ -204,6 +217,7 @@ class Server:
                 server.port,
                 backlog=server.backlog,
                 reuse_address=True,
+                reuse_port=self._share is not None,
                 ssl=self._tls,
             )
         except OSError as error:
@@ -247,8 +261,8 @@ class Server:
             found.give_up_if_late()
             if found.is_done:
                 self._is_calibrated = True
-                limit = calibrate(found.costs.values(), usable_cores())
-                self._learner.start_with(limit, self.hub.clock())
+                limit = calibrate(found.costs.values(), usable_cores() // self.config.server.processes)
+                self._learner.start_with(limit, self.hub.clock(), found.costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
 
@@ -287,6 +301,8 @@ class Server:
         facts.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
         facts.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
         facts.local_time = time.strftime("%Y-%m-%d %H:%M")
+        if self._share is not None:
+            self._share.publish(self.metrics.own_families(), self._own_capacity(NOBODY).body)
         connections = len(self.hub.connections)
         if connections >= self._frozen + _FREEZE_STEP:
             self._freeze()
@@ -294,6 +310,11 @@ class Server:
             gc.unfreeze()
             self._freeze()
         self._timers["refresh"] = self._loop.call_later(FACTS_MS / 1000.0, self._refresh)
+
+    def _merged_capacity(self, caller: Caller) -> Response:
+        assert self._share is not None
+        own = self._own_capacity(caller)
+        return dataclasses.replace(own, body=self._share.merged_capacity(own.body))
 
     def _freeze(self) -> None:
         """Have the collector pass over what is here to stay: thousands of sessions would make each full collection long."""
@@ -363,43 +384,3 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError("server.tls_cert", f"{cert!r} with key {key!r} cannot be used: {error}") from None
     return context
-
-
-async def _serve(config: Config) -> int:
-    server = Server(config)
-    loop = asyncio.get_running_loop()
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
-    server.on_drain_asked = lambda: signals.put_nowait(signal.SIGTERM)
-    starting = asyncio.ensure_future(server.start())
-    asked = asyncio.ensure_future(signals.get())
-    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
-    if not starting.done():  # asked to end while the engines load
-        starting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await starting
-        return 0
-    try:
-        starting.result()
-        await asked
-    finally:
-        asked.cancel()
-    draining = asyncio.ensure_future(server.drain())
-    again = asyncio.ensure_future(signals.get())
-    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
-    if draining.done():
-        again.cancel()
-        draining.result()
-        return 0
-    draining.cancel()
-    await server.stop()
-    return 128 + again.result()
-
-
-def serve(loaded: Loaded) -> int:
-    """Run until a signal; the exit code. Raises ConfigError or StartError before anything was served."""
-    config = loaded.config
-    check_engines(loaded)
-    configure(config.server.log_level, config.server.log_format)
-    return uvloop.run(_serve(config))

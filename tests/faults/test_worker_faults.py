@@ -68,6 +68,18 @@ async def test_an_idle_worker_that_is_stopped_is_found_hung() -> None:
         await bench.until(bench.pool.is_ready)
 
 
+async def test_a_stopped_worker_is_found_long_before_the_longest_step_is_over() -> None:
+    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+        owner, busy = Owner(), Owner("busy")
+        owner.open(bench.pool)
+        busy.say(busy.open(bench.pool), "sleep 1")  # quiet too, and at work
+        await bench.until(lambda: busy.texts() == ["sleep 1 1"])
+        bench.kill_worker(0, signal.SIGSTOP)
+        await bench.until(lambda: bool(owner.lost))
+        assert owner.lost == ["worker_hung"]
+        await bench.until(bench.pool.is_ready)
+
+
 async def test_a_worker_that_keeps_dying_does_not_stop_the_pool() -> None:
     async with make_local_bench() as bench:
         for round_ in range(4):

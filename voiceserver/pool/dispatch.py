@@ -226,7 +226,7 @@ class ChannelPool(ABC):
                 self.spawn(lane)
             elif lane.state is LaneState.READY:
                 lane.measure()
-                if lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6)):
+                if lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6)) or self.is_stopped(lane, now_ns):
                     self._hang(lane)
                 elif lane.wants_room or lane.unsent_closes:
                     self.drain(lane)
@@ -242,6 +242,10 @@ class ChannelPool(ABC):
     @abstractmethod
     def end_worker(self, lane: Lane) -> None:
         """Kill the lane's worker. Does not wait and does not bury."""
+
+    def is_stopped(self, lane: Lane, now_ns: int) -> bool:
+        """Whether the worker is known to be stopped, which is a hang that need not be waited for."""
+        return False
 
     def on_ready(self, lane: Lane) -> None:
         """A worker said hello."""

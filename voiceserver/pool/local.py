@@ -37,6 +37,7 @@ LOAD_TIMEOUT_MS = 300_000.0
 STOP_GRACE_MS = 1_000.0
 MIN_STEP_TIMEOUT_MS = 300.0  # idle workers beat every 100 ms
 FORKSERVER_BACKOFF_MS = 1_000.0
+SUSPICIOUS_MS = 250.0  # without a beat, after which the kernel is asked what became of a worker
 
 
 @dataclass(slots=True)
@@ -212,6 +213,15 @@ class LocalPool(ChannelPool):
         super().bury(lane, reason)
         if end is not None and not self._is_stopping and lane.respawn_ms <= self._now_ms():
             self._loop.call_soon(self._respawn, lane)
+
+    def is_stopped(self, lane: Lane, now_ns: int) -> bool:
+        if not lane.pid or lane.quiet_ms(now_ns) < SUSPICIOUS_MS:
+            return False
+        try:
+            with open(f"/proc/{lane.pid}/stat", "rb") as stat:
+                return stat.read().rpartition(b") ")[2][:1] == b"T"
+        except OSError:  # no such file system, or the worker has just died, which its sentinel will tell
+            return False
 
     def on_ready(self, lane: Lane) -> None:
         super().on_ready(lane)

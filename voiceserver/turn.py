@@ -73,8 +73,7 @@ class TurnDetector:
     def __init__(self, settings: TurnDetection) -> None:
         self.settings = settings
         self.clock_ms = 0.0
-        self.is_speaking = self._is_paused = False
-        self._turn_probability = None
+        self.is_speaking = False
         self._run_ms = 0.0
         self._run_start_ms = 0.0
         self._started_ms = 0.0

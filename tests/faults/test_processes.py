@@ -1,0 +1,165 @@
+"""Several server processes on one port: one dies and comes back, the supervisor dies and nobody is left, all drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.e2e.serving import SMALL, ServerProcess
+
+PROCESSES = 2
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    process = ServerProcess(f"server.processes={PROCESSES}", "server.log_level=info", *SMALL)
+    try:
+        process.wait_for("all processes started")
+        yield process
+    finally:
+        process.end()
+
+
+def children(server: ServerProcess) -> list[int]:
+    tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
+    pids = [pid for task in tasks for pid in _children(task)]
+    return sorted(pids)
+
+
+def _children(task: Path) -> list[int]:
+    return [int(pid) for pid in (task / "children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    give_up_s = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() > give_up_s:
+            raise AssertionError(f"never: {what}")
+        time.sleep(0.02)
+
+
+async def call_until_all_serve(server: ServerProcess) -> list[ClientConnection]:
+    """Connections, so many that the kernel has given some to each process."""
+    connections: list[ClientConnection] = []
+    for _ in range(64):
+        connections.append(await connect(server.url))
+        json.loads(await connections[-1].recv())
+    return connections
+
+
+def samples(server: ServerProcess) -> dict[str, float]:
+    _, text = server.get("/metrics")
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+async def close_code_of(connection: ClientConnection) -> int | None:
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            await asyncio.wait_for(connection.recv(), 30.0)
+    return connection.close_code
+
+
+async def until(is_so: Callable[[], bool], what: str) -> None:
+    await asyncio.to_thread(wait_until, is_so, what)
+
+
+async def test_any_process_answers_for_all(server: ServerProcess) -> None:
+    connections = await call_until_all_serve(server)
+    sessions = 'voiceserver_sessions_opened_total{wire="native"}'
+    await until(lambda: samples(server).get("voiceserver_sessions") == len(connections), "all are counted")
+    assert samples(server)[sessions] == len(connections)
+    _, capacity = await asyncio.to_thread(server.get, "/v1/capacity")
+    assert capacity["stages"]["reply"]["workers"] == PROCESSES
+    workers = [name for name in samples(server) if name.startswith("voiceserver_worker_state")]
+    assert len(workers) == PROCESSES
+    for connection in connections:
+        await connection.close()
+    await until(lambda: samples(server)["voiceserver_sessions"] == 0, "all have left")
+    assert samples(server)[sessions] == len(connections)
+
+
+async def test_a_process_that_dies_is_started_again_and_the_others_go_on(server: ServerProcess) -> None:
+    connections = await call_until_all_serve(server)
+    sessions = 'voiceserver_sessions_opened_total{wire="native"}'
+    await until(lambda: samples(server).get(sessions) == len(connections), "all are counted")
+    before = children(server)
+    os.kill(before[0], signal.SIGKILL)
+    entry = await asyncio.to_thread(server.wait_for, "server process lost")
+    assert entry["pid"] == before[0]
+    survived = 0
+    for connection in connections:
+        with contextlib.suppress(ConnectionClosed):
+            await connection.send('{"type":"session.update","event_id":"still there?"}')
+            await asyncio.wait_for(connection.recv(), 10.0)
+            survived += 1
+    assert 0 < survived < len(connections)
+    await until(lambda: len(children(server)) == PROCESSES, "there are as many as before")
+    assert before[0] not in children(server)
+    # What the dead process had counted is not forgotten.
+    assert samples(server)[sessions] >= len(connections)
+    for connection in connections:
+        await connection.close()
+
+
+async def test_all_drain_and_the_exit_code_is_0(server: ServerProcess) -> None:
+    connections = await call_until_all_serve(server)
+    pids = children(server)
+    server.signal(signal.SIGTERM)
+    for connection in connections:
+        assert await close_code_of(connection) == 1012
+    assert await asyncio.to_thread(server.wait) == 0
+    assert not any(map(is_alive, pids))
+
+
+async def test_the_drain_button_of_one_process_drains_all(server: ServerProcess) -> None:
+    status, _ = await asyncio.to_thread(_press, server)
+    assert status == 202
+    assert await asyncio.to_thread(server.wait) == 0
+
+
+def _press(server: ServerProcess) -> tuple[int, bytes]:
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/v1/drain", headers={"X-Voiceserver-Action": "drain"})
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return response.status, body
+
+
+def test_nobody_outlives_the_supervisor(server: ServerProcess) -> None:
+    pids = children(server)
+    workers = [pid for child in pids for pid in _children(Path(f"/proc/{child}/task/{child}"))]
+    assert workers
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(map(is_alive, [*pids, *workers])), "children and their workers end")
+
+
+def test_a_setting_that_no_process_can_serve_with_ends_the_supervisor_with_2() -> None:
+    settings = ("server.processes=2", "stages.reply.engine=tests.faults.broken_engines:Nothing")
+    server = ServerProcess(*SMALL[:2], SMALL[3], *settings)
+    try:
+        assert server.wait() == 2
+        assert any("error:" in line for line in server.plain)
+    finally:
+        server.end()

@@ -38,7 +38,8 @@ class EngineError(Exception):
 class Item(NamedTuple):
     """One stream's part of a batch.
 
-    audio: float32 (n,) in [-1, 1) at ``EngineInfo.rate_hz`` (vad, stt, speech to speech), empty otherwise.
+    audio: float32 (n,) in [-1, 1) at ``EngineInfo.rate_hz`` (vad, stt, speech to speech), empty otherwise. A view into
+        the whole batch: copy what you keep.
     text: the payload of a text stage (reply: JSON; tts: sentence), ``None`` otherwise.
     end_ms: position of the end of ``audio`` on the session's input clock.
     is_flush: the utterance of ``turn`` ends after this item.

@@ -67,7 +67,7 @@ def _answer(item: Item, state: _Stream) -> Output:
         return _say(state) if state.heard else Output()
     state.turn = item.turn
     if len(item.audio):
-        state.heard.append(item.audio)
+        state.heard.append(item.audio.copy())
     return _say(state) if item.is_flush else Output()
 
 

@@ -1,24 +1,25 @@
 """Many callers at once through the VAD: do batches form, does the loop stay free, is every millisecond accounted for?
 
-``python -m benchmarks.sessions [--sessions 200] [--seconds 20]``. Real speech in real time, silero in one worker, the other
-stages off. The callers run in this process, on the same cores as the server; their own lateness is printed, because figures of
-a generator that cannot keep up are worth nothing.
+``python -m benchmarks.sessions [--sessions 200] [--seconds 20] [--wire openai]``. Real speech in real time, silero in one
+worker, the other stages off. The callers run in this process, on the same cores as the server; their own lateness is printed,
+because figures of a generator that cannot keep up are worth nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks import realtime_callers as realtime
 from benchmarks.report import cpu_seconds, print_table, store
 from clients.callers import Tally
 from clients.load import RATE_HZ, Load, Plan
@@ -58,9 +59,9 @@ class Outcome:
         return float("inf")
 
 
-async def measure(plan: Plan, server: LocalServer) -> Outcome:
+async def measure(plan: Plan, server: LocalServer, make_load: Callable[[Plan], Load] = Load) -> Outcome:
     """Run ``plan`` against ``server``, which is ready."""
-    load = Load(plan)
+    load = make_load(plan)
     before = await _loop_lag(server)
     cpu_before = _cpu_by_process(server.pid)
     loop = asyncio.get_running_loop()
@@ -138,6 +139,9 @@ def show(outcome: Outcome, plan: Plan) -> dict[str, float]:
         "workers (% of a core)": 100 * outcome.workers_cpu_s / outcome.seconds,
         "this generator's lateness, p99 (ms)": latencies["lateness"].percentile(99),
     }
+    if not counts["received_ms"]:  # a wire that does not close the books
+        for name in ("dropped (ms)", "sent, not received (ms)", "unaccounted (ms)"):
+            del figures[name]
     rows = [(name, f"{value:,.2f}".rstrip("0").rstrip(".")) for name, value in figures.items()]
     print_table(f"{plan.listeners} callers in real time for {plan.seconds:.0f} s", ("", ""), rows)
     return figures
@@ -146,14 +150,18 @@ def show(outcome: Outcome, plan: Plan) -> dict[str, float]:
 def sessions(
     sessions: Annotated[int, typer.Option(min=1)] = 200,
     seconds: Annotated[float, typer.Option(min=1)] = 20.0,
+    wire: Annotated[Literal["native", "openai"], typer.Option(help="What the callers speak.")] = "native",
 ) -> None:
     """Measure the VAD path under many sessions."""
-    plan = Plan("", listeners=sessions, seconds=seconds, ramp_per_s=100.0, recordings=_speech())
+    is_native = wire == "native"
+    recordings = _speech(RATE_HZ if is_native else realtime.RATE_HZ)
+    make_load = Load if is_native else realtime.RealtimeLoad
+    plan = Plan("", listeners=sessions, seconds=seconds, ramp_per_s=100.0, recordings=recordings)
 
     async def run() -> Outcome:
         async with LocalServer(VAD_ONLY) as server:
             await server.wait_ready()
-            return await measure(replace(plan, url=server.url), server)
+            return await measure(replace(plan, url=server.url), server, make_load)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -162,14 +170,15 @@ def sessions(
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     figures = show(outcome, plan)
-    print(f"stored in {store('sessions', {'sessions': sessions, 'seconds': seconds, 'figures': figures})}")
+    name = "sessions" if is_native else f"sessions-{wire}"
+    print(f"stored in {store(name, {'sessions': sessions, 'seconds': seconds, 'figures': figures})}")
 
 
-def _speech() -> tuple[Recording, ...]:
+def _speech(rate_hz: int) -> tuple[Recording, ...]:
     paths = [RECORDED / name for name in SPEECH]
     if all(path.is_file() for path in paths):
-        return tuple(read_recording(path, RATE_HZ) for path in paths)
-    return tuple(make_speech(text, RATE_HZ) for text in LINES)
+        return tuple(read_recording(path, rate_hz) for path in paths)
+    return tuple(make_speech(text, rate_hz) for text in LINES)
 
 
 if __name__ == "__main__":

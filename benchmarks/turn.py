@@ -1,24 +1,29 @@
 """How long a caller waits: from the end-of-turn decision to the first byte of the spoken answer on the socket.
 
-``python -m benchmarks.turn [--turns 100] [--pace 1]``. One caller, one turn after the other, every engine real (silero,
-pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split (``reply.done``); the
-client measures the time between the two messages as they arrive. Endpointing (the silence that is waited for) is a setting, not
-a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then not keep up, and its
-backlog shows.
+``python -m benchmarks.turn [--turns 100] [--pace 1] [--wire openai]``. One caller, one turn after the other, every engine real
+(silero, pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split
+(``reply.done``); the client measures the time between the two messages as they arrive. Endpointing (the silence that is waited
+for) is a setting, not a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then
+not keep up, and its backlog shows. ``--wire openai``: native and Realtime callers take turns on one server, so that both meet
+the same machine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Protocol
 
 import typer
 import uvloop
 from rich.progress import Progress
+from websockets.asyncio.client import connect
 
+from benchmarks import realtime_callers as realtime
 from benchmarks.report import percentiles, print_table, store
 from clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
 from clients.local_server import LocalServer, ServerFailed
@@ -38,26 +43,50 @@ PARTS = {
 }
 
 
-async def measure(recording: Recording, turns: int, pace: float) -> list[TurnReport]:
-    """Reports of ``turns`` turns after the warm-up. Raises TimeoutError for a turn without an answer."""
-    async with LocalServer() as server:
+class Caller(Protocol):
+    async def send_audio(self, pcm: bytes) -> None: ...
+
+
+async def measure(
+    recording: Recording, turns: int, pace: float, realtime_recording: Recording | None = None
+) -> tuple[list[TurnReport], list[float]]:
+    """Reports of ``turns`` turns after the warm-up, and the ms to first audio of as many Realtime turns between them if there
+    is a recording for them. Raises TimeoutError for a turn without an answer."""
+    answers_ms: list[float] = []
+    async with LocalServer() as server, contextlib.AsyncExitStack() as stack:
         await server.wait_ready()
-        async with VoiceClient.connect(server.url, rate_hz=RATE_HZ) as client:
-            exchange = Exchange()
-            done = asyncio.Event()
-            listening = asyncio.create_task(_listen(client, exchange, done))
-            with Progress(transient=True) as progress:
-                task = progress.add_task("turns", total=turns + WARM_UP_TURNS)
-                pacer, position_ms = Pacer(asyncio.get_running_loop().time() * 1000), 0.0
-                for _ in range(turns + WARM_UP_TURNS):
-                    done.clear()
+        client = await stack.enter_async_context(VoiceClient.connect(server.url, rate_hz=RATE_HZ))
+        exchange = Exchange()
+        done = asyncio.Event()
+        listening = asyncio.create_task(_listen(client, exchange, done))
+        callers: list[tuple[Caller, Recording, asyncio.Event]] = [(client, recording, done)]
+        if realtime_recording is not None:
+            taker = await stack.enter_async_context(_realtime_caller(server.url))
+            callers.append((taker, realtime_recording, taker.done))
+            answers_ms = taker.answers_ms
+        with Progress(transient=True) as progress:
+            task = progress.add_task("turns", total=turns + WARM_UP_TURNS)
+            for _ in range(turns + WARM_UP_TURNS):
+                for caller, said, answered in callers:
+                    answered.clear()
                     async with asyncio.timeout(TURN_TIMEOUT_S):
-                        position_ms = await _speak_until(client, recording, done, pacer, position_ms, pace)
-                    progress.advance(task)
-            await client.finish()
-            await listening
+                        await _speak_until(caller, said, answered, pace)
+                progress.advance(task)
+        await client.finish()
+        await listening
     reports = [exchange.turns[turn] for turn in sorted(exchange.turns)]
-    return [report for report in reports if report.answer_ms is not None][WARM_UP_TURNS:]
+    answered_reports = [report for report in reports if report.answer_ms is not None]
+    return answered_reports[WARM_UP_TURNS:], answers_ms[WARM_UP_TURNS:]
+
+
+@contextlib.asynccontextmanager
+async def _realtime_caller(url: str) -> AsyncIterator[realtime.TurnTaker]:
+    async with connect(realtime.realtime_url(url), compression=None, max_size=None) as socket:
+        taker = realtime.TurnTaker(socket)
+        listening = asyncio.create_task(taker.listen())
+        yield taker
+        await socket.close()
+        await listening
 
 
 async def _listen(client: VoiceClient, exchange: Exchange, done: asyncio.Event) -> None:
@@ -69,15 +98,14 @@ async def _listen(client: VoiceClient, exchange: Exchange, done: asyncio.Event) 
 
 
 async def _speak_until(
-    client: VoiceClient,
+    client: Caller,
     recording: Recording,
     done: asyncio.Event,
-    pacer: Pacer,
-    position_ms: float,
     pace: float,
-) -> float:
-    """Say it, then silence until it is answered. Returns where the audio clock stands."""
-    size = RATE_HZ * CHUNK_MS // 1000 * BYTES_PER_SAMPLE
+) -> None:
+    """Say it, then silence until it is answered."""
+    pacer, position_ms = Pacer(asyncio.get_running_loop().time() * 1000), 0.0
+    size = recording.rate_hz * CHUNK_MS // 1000 * BYTES_PER_SAMPLE
     chunks = [
         recording.pcm[start : start + size].ljust(size, b"\0") for start in range(0, len(recording.pcm), size)
     ]
@@ -87,10 +115,11 @@ async def _speak_until(
         await pacer.until(position_ms)
         await client.send_audio(chunks[sent] if sent < len(chunks) else bytes(size))
         sent += 1
-    return position_ms
 
 
-def show(reports: list[TurnReport], pace: float, recording: Recording) -> dict[str, dict[str, float]]:
+def show(
+    reports: list[TurnReport], answers_ms: list[float], pace: float, recording: Recording
+) -> dict[str, dict[str, float]]:
     """Print the table; the figures by part."""
     values: dict[str, list[float]] = {name: [] for name in PARTS}
     for report in reports:
@@ -103,6 +132,8 @@ def show(reports: list[TurnReport], pace: float, recording: Recording) -> dict[s
     }
     seen = [report.answer_ms for report in reports if report.answer_ms is not None]
     figures["decision to first audio (client)"] = percentiles(seen, (50, 95, 99))
+    if answers_ms:
+        figures["decision to first audio (Realtime client)"] = percentiles(answers_ms, (50, 95, 99))
     rows = [
         (name, int(row["count"]), row["p50"], row["p95"], row["p99"], row["max"])
         for name, row in figures.items()
@@ -115,19 +146,28 @@ def show(reports: list[TurnReport], pace: float, recording: Recording) -> dict[s
 def turn(
     turns: Annotated[int, typer.Option(min=1)] = 100,
     pace: Annotated[float, typer.Option(min=0.1, help="1: as a person speaks.")] = 1.0,
+    wire: Annotated[
+        Literal["native", "openai"], typer.Option(help="openai: Realtime turns between native ones.")
+    ] = "native",
     file: Annotated[Path | None, typer.Option(help="What is said; default: a short command.")] = None,
 ) -> None:
     """Measure the wait for an answer."""
     path = file or RECORDED / "goforward.wav"
-    recording = read_recording(path, RATE_HZ) if path.is_file() else make_speech(LINES[1], RATE_HZ)
+
+    def said(rate_hz: int) -> Recording:
+        return read_recording(path, rate_hz) if path.is_file() else make_speech(LINES[1], rate_hz)
+
+    recording = said(RATE_HZ)
+    other = said(realtime.RATE_HZ) if wire == "openai" else None
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            reports = runner.run(measure(recording, turns, pace))
+            reports, answers_ms = runner.run(measure(recording, turns, pace, other))
     except ServerFailed as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-    figures = show(reports, pace, recording)
-    print(f"stored in {store('turn', {'recording': recording.name, 'pace': pace, 'milliseconds': figures})}")
+    figures = show(reports, answers_ms, pace, recording)
+    name = "turn" if wire == "native" else f"turn-{wire}"
+    print(f"stored in {store(name, {'recording': recording.name, 'pace': pace, 'milliseconds': figures})}")
 
 
 if __name__ == "__main__":

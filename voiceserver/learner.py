@@ -12,7 +12,7 @@ from typing import Final
 
 from voiceserver.backpressure import Admission
 from voiceserver.events import ServerBusy
-from voiceserver.limit import Ladder, Load, TalkerLimit, talkers_for
+from voiceserver.limit import SPEECH_SHARE, Cost, Ladder, Load, TalkerLimit, talkers_for
 from voiceserver.pool import Pool, PoolStats
 from voiceserver.settings import Facts
 
@@ -54,7 +54,7 @@ class Learner:
         self._limit = TalkerLimit(0, now_ms)
         self._has_start = False
         self._late: dict[int, tuple[float, float]] = {}  # caller -> lag_ms, when
-        self._steps: dict[tuple[str, int], int] = {}
+        self._busy_ms: dict[tuple[str, int], float] = {}
         self._looked_ms = now_ms
         self._refused = 0
 
@@ -76,11 +76,11 @@ class Learner:
         if event.step in _OF_LOAD and event.stage in self._pools and self._computes(event.stage):
             self._late[caller] = (event.lag_ms, now_ms)
 
-    def start_with(self, limit: int, now_ms: float) -> None:
+    def start_with(self, limit: int, now_ms: float, costs: Mapping[str, Cost] | None = None) -> None:
         """What calibration found."""
         if self._is_learned and limit:
             self._has_start = True
-            self._limit.start_again(limit, now_ms)
+            self._limit.start_again(limit, now_ms, costs)
             self._admission.set_limit(self._limit.limit, now_ms)
 
     def look(self, loop_lag_ms: float, now_ms: float) -> None:
@@ -101,19 +101,20 @@ class Learner:
         if self._is_learned and limit:
             admission.set_limit(limit, now_ms)
         admission.tick(now_ms)
-        if self._ladder.climb(self._limit.standing_ms, now_ms):
+        if self._ladder.climb(max(load.queue_ms for load in loads), now_ms):
             self._retreat()
 
     def _load(self, stats: PoolStats, since_ms: float) -> Load:
         spent_ms, ready = 0.0, 0
         for worker in stats.workers:
             key = (stats.stage, worker.index)
-            steps = worker.batches - self._steps.get(key, worker.batches)
-            self._steps[key] = worker.batches
-            spent_ms += steps * worker.service_ms
+            spent_ms += worker.busy_ms - self._busy_ms.get(key, worker.busy_ms)
+            self._busy_ms[key] = worker.busy_ms
             ready += worker.state == "ready"
-        busy = min(spent_ms / (since_ms * ready), 1.0) if ready and since_ms > 0 else 0.0
-        return Load(stats.stage, stats.lag_ms if ready else 0.0, busy, stats.free == 0 and ready > 0)
+        # Steps count when they end, so one look may see more work than time; the sums are right.
+        busy = spent_ms / (since_ms * ready) if ready and since_ms > 0 else 0.0
+        places = None if stats.free is None else stats.free + stats.streams
+        return Load(stats.stage, stats.lag_ms if ready else 0.0, busy, stats.streams, places)
 
     def _lag_of_callers(self, now_ms: float) -> float:
         """The median lag of those that are late, when they are more than a few."""
@@ -148,6 +149,6 @@ def first_limit(stats: list[PoolStats]) -> int:
         if one.free is None:
             limits.append(ready * FIRST_TALKERS_PER_WORKER)
         else:
-            share = 0.45 if one.stage in _SPEECH_STAGES else 1.0
+            share = SPEECH_SHARE if one.stage in _SPEECH_STAGES else 1.0
             limits.append(talkers_for(one.free + one.streams, share))
     return max(min(limits), 1) if limits else 0

@@ -1,46 +1,50 @@
 """How many talkers at once? Learned from what is measured: work done, places taken, and how long work waits.
 
 Admitted callers are never sent away, so a limit that was too high cannot be taken back before somebody hangs up. So it
-is a model first and a probe second:
+is a model first, and a correction by delay second:
 
 - **Model** (measured-sum admission control: Jamin, Danzig, Shenker, Zhang, "A Measurement-based Admission Control
-  Algorithm", IEEE/ACM ToN 1997). ``n`` talkers keep the busiest stage busy for a part ``u`` of its time, so ``n * TARGET / u`` of
-  them would fill it. Only talkers that are in for ``SETTLE_MS`` count: the rest have not shown yet what they cost.
-- **Probe** (Netflix concurrency-limits, Gradient2, after TCP Vegas): one step up per ``GROW_MS`` as long as there is demand and
-  no delay; with a delay, down in proportion: ``limit * target / delay``.
-- **Delay** is a *standing* queue (CoDel, RFC 8289): the smallest queue age of an interval. A burst that drains is fine.
-
-The first limit comes from ``calibrate``: measured service times of each stage, before anybody calls.
+  Algorithm", IEEE/ACM ToN 5(1), 1997). What a talker costs is the work that a stage did over the talkers' time; the limit is
+  where the busiest stage would be busy for ``TARGET_BUSY`` of the time, or a stage's places all taken for ``TARGET_FULL``
+  of it. ``calibrate`` gives the costs to begin with, before anybody calls.
+- **Delay** (Netflix concurrency-limits, Gradient2, after TCP Vegas): while work waits longer than it should, the limit shrinks
+  in proportion, ``target / delay``, and comes back when it does not.
+- What counts as delay is a *standing* queue (CoDel, RFC 8289): the smallest queue age of an interval, which here is as long as
+  people's turns are: that many of them speak at once for a moment is no sign of too many callers.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 LOOK_MS: Final = 100.0  # how often to call ``learn``
-TARGET_BUSY: Final = 0.85
+TARGET_BUSY: Final = 0.9
 TARGET_DELAY_MS: Final = 250.0
 TARGET_FULL: Final = 0.10  # how often a stage's places may all be taken
-INTERVAL_MS: Final = 500.0
-GROW_MS: Final = 1_000.0
-SHRINK_MS: Final = 1_000.0
-SETTLE_MS: Final = 4_000.0
+INTERVAL_MS: Final = 3_000.0
+SETTLE_MS: Final = 2_000.0  # until the work of a talker who has come begins to show
+MOVE_MS: Final = 1_000.0
 SPEECH_SHARE: Final = 0.45  # of a call, before it was measured: callers listen, too
-_STEP: Final = 0.1
-_TAU_MS: Final = 4_000.0
+_GROWTH: Final = 0.1  # for one move
+_LEAST_FACTOR: Final = 0.75
+_MEMORY_S: Final = 20.0
+_PRIOR_S: Final = 15.0  # calibration weighs as much as so many seconds of a full server
+_LEAST_TALK_S: Final = 5.0  # of talkers, before a cost is believed that was not calibrated
 
 
 class Load(NamedTuple):
-    """A stage at one look. queue_ms: age of its oldest waiting work; busy: part of its workers' time since the last look;
-    is_full: all its places for streams are taken."""
+    """A stage at one look. queue_ms: age of its oldest waiting work; busy: work of the steps that ended since the last look,
+    over its workers' time; used: streams it has open; places: how many it can have, None for no limit."""
 
     stage: str
     queue_ms: float
     busy: float
-    is_full: bool = False
+    used: int = 0
+    places: int | None = None
 
 
 class Cost(NamedTuple):
@@ -53,24 +57,28 @@ class Cost(NamedTuple):
     places: int | None
     is_speech_only: bool
 
+    @property
+    def share(self) -> float:
+        return SPEECH_SHARE if self.is_speech_only else 1.0
+
 
 def calibrate(costs: Iterable[Cost], cores: int) -> int:
     """The limit to begin with; 0 when nothing limits."""
     limits: list[float] = []
     total = 0.0
     for cost in costs:
-        share = SPEECH_SHARE if cost.is_speech_only else 1.0
-        work = cost.work * share
+        work = cost.work * cost.share
         total += work
         if work > 0:
             limits.append(cost.workers * TARGET_BUSY / work)
         if cost.places is not None:
-            limits.append(talkers_for(cost.places, share))
+            limits.append(talkers_for(cost.places, cost.share))
     if total > 0:
         limits.append(cores * TARGET_BUSY / total)
     return max(int(min(limits)), 1) if limits else 0
 
 
+@functools.lru_cache(maxsize=1024)
 def talkers_for(places: int, share: float) -> int:
     """How many talkers, each speaking a ``share`` of the time, find a place but for ``TARGET_FULL`` of it (Engset's question,
     answered by the binomial tail)."""
@@ -83,13 +91,40 @@ def talkers_for(places: int, share: float) -> int:
 def _all_taken(talkers: int, places: int, share: float) -> float:
     """How likely more than ``places`` of ``talkers`` speak at once."""
     if talkers > 200:  # the normal curve is close enough, and the sum below would be long
-        spread = math.sqrt(talkers * share * (1 - share))
+        spread = math.sqrt(talkers * share * (1 - share)) or 1e-9
         return 0.5 * math.erfc((places + 0.5 - talkers * share) / (spread * math.sqrt(2)))
     below = sum(
         math.comb(talkers, speaking) * share**speaking * (1 - share) ** (talkers - speaking)
-        for speaking in range(places + 1)
+        for speaking in range(min(places, talkers) + 1)
     )
     return 1.0 - below
+
+
+class _Usage:
+    """What talkers cost one stage: work and places over the talkers' time, the recent past first."""
+
+    __slots__ = ("busy_s", "places", "talk_s", "used_s")
+
+    def __init__(self) -> None:
+        self.talk_s = self.busy_s = self.used_s = 0.0
+        self.places: int | None = None
+
+    def add(self, load: Load, talkers: int, seconds: float) -> None:
+        keep = math.exp(-seconds / _MEMORY_S)
+        self.talk_s = self.talk_s * keep + talkers * seconds
+        self.busy_s = self.busy_s * keep + load.busy * seconds
+        self.used_s = self.used_s * keep + load.used * seconds
+        self.places = load.places
+
+    @property
+    def capacity(self) -> float:
+        if self.talk_s < _LEAST_TALK_S:
+            return math.inf
+        capacity = TARGET_BUSY * self.talk_s / self.busy_s if self.busy_s > 0 else math.inf
+        if self.places:
+            share = min(max(round(self.used_s / self.talk_s, 2), 0.02), 1.0)
+            capacity = min(capacity, talkers_for(self.places, share))
+        return capacity
 
 
 class TalkerLimit:
@@ -97,110 +132,110 @@ class TalkerLimit:
 
     def __init__(self, start: int, now_ms: float) -> None:
         self._limit = float(start)
-        self._looked_ms = now_ms
-        self._changed_ms = now_ms
-        self._busy: dict[str, float] = {}
-        self._full: dict[str, float] = {}
+        self._factor = 1.0  # what delay leaves of the model's answer
+        self._looked_ms = self._moved_ms = now_ms
+        self._usage: dict[str, _Usage] = {}
         self._delays: deque[tuple[float, float]] = deque()
         self._talkers: deque[tuple[float, int]] = deque()
+        self.busy = 0.0  # of the busiest stage, over a few seconds
 
     @property
     def limit(self) -> int:
-        return max(int(self._limit), 1) if self._limit else 0
+        return max(int(self._limit + 0.5), 1) if self._limit else 0
 
     @property
     def standing_ms(self) -> float:
         """The delay that has not gone away for an interval."""
-        return min((delay for _, delay in self._delays), default=0.0)
+        return min((delay for _, delay in self._delays), default=0.0) if self._is_interval_full else 0.0
 
     @property
-    def busy(self) -> float:
-        """Of the busiest stage, smoothed."""
-        return max(self._busy.values(), default=0.0)
+    def _is_interval_full(self) -> bool:
+        return bool(self._delays) and self._delays[-1][0] - self._delays[0][0] >= INTERVAL_MS - LOOK_MS * 1.5
 
-    @property
-    def fullness(self) -> float:
-        """How often the fullest stage had no place left, smoothed."""
-        return max(self._full.values(), default=0.0)
-
-    def start_again(self, limit: int, now_ms: float) -> None:
+    def start_again(self, limit: int, now_ms: float, costs: Mapping[str, Cost] | None = None) -> None:
         """Calibration has come to a result."""
-        self._limit = float(limit)
-        self._changed_ms = now_ms
+        self._limit, self._factor, self._moved_ms = float(limit), 1.0, now_ms
+        self._usage.clear()
+        for cost in (costs or {}).values():
+            usage = self._usage[cost.stage] = _Usage()
+            usage.talk_s = _PRIOR_S * limit
+            usage.busy_s = usage.talk_s * cost.work * cost.share / max(cost.workers, 1)
+            usage.used_s = usage.talk_s * cost.share
+            usage.places = cost.places
 
     def learn(
         self, talkers: int, has_demand: bool, loads: Sequence[Load], loop_lag_ms: float, now_ms: float
     ) -> int:
         """The limit after one look. talkers: those with a place; has_demand: somebody waits or was refused."""
         self._observe(talkers, loads, loop_lag_ms, now_ms)
-        if not self._limit:
-            return 0
-        standing_ms, settled = self.standing_ms, self._settled()
-        is_late = len(self._delays) > 1 and standing_ms > TARGET_DELAY_MS
-        if is_late or self.fullness > 3 * TARGET_FULL:
-            if now_ms - self._changed_ms >= SHRINK_MS and talkers >= 0.5 * self._limit:
-                factor = min(max(TARGET_DELAY_MS / standing_ms, 0.8), 1.0) if is_late else 0.95
-                self._move(max(min(self._limit, talkers) * factor, 1.0), now_ms)
-        elif has_demand and talkers >= self._limit * 0.9 and now_ms - self._changed_ms >= GROW_MS:
-            most = max(self._room_for(settled), self._limit)
-            is_well = standing_ms < TARGET_DELAY_MS / 2 and self.fullness < TARGET_FULL
-            if is_well and most > self._limit:
-                self._move(min(self._limit + max(self._limit * _STEP, 1.0), most), now_ms)
+        if self._limit and now_ms - self._moved_ms >= MOVE_MS:
+            self._moved_ms = now_ms
+            self._correct(loop_lag_ms)
+            capacity = min((usage.capacity for usage in self._usage.values()), default=math.inf)
+            self._move(capacity * self._factor, talkers, has_demand)
         return self.limit
 
-    def _room_for(self, settled: int) -> float:
-        """What the model allows, given what those cost who have shown it."""
-        if not settled:
-            return self._limit
-        return settled * TARGET_BUSY / max(self.busy, 0.02)
+    def _correct(self, loop_lag_ms: float) -> None:
+        standing_ms = self.standing_ms
+        # Work that waits for workers with time to spare waits for something else than fewer callers.
+        is_ours = self.busy > TARGET_BUSY * 0.8 or loop_lag_ms > TARGET_DELAY_MS
+        if standing_ms > TARGET_DELAY_MS and is_ours:
+            self._factor = max(self._factor * max(TARGET_DELAY_MS / standing_ms, 0.9), _LEAST_FACTOR)
+        elif standing_ms < TARGET_DELAY_MS / 2:
+            self._factor = min(self._factor + 0.02, 1.0)
 
-    def _move(self, limit: float, now_ms: float) -> None:
-        self._limit = limit
-        self._changed_ms = now_ms
-
-    def _settled(self) -> int:
-        """Talkers that were in all the time for ``SETTLE_MS``."""
-        if not self._talkers or self._looked_ms - self._talkers[0][0] < SETTLE_MS - LOOK_MS:
-            return 0
-        return min(count for _, count in self._talkers)
+    def _move(self, aim: float, talkers: int, has_demand: bool) -> None:
+        if aim < self._limit:
+            self._limit = max(self._limit + (aim - self._limit) * 0.3, 1.0)
+        elif has_demand and talkers >= self._limit * 0.9 and aim < math.inf:
+            self._limit = min(self._limit + max(self._limit * _GROWTH, 1.0), max(aim, self._limit))
 
     def _observe(self, talkers: int, loads: Sequence[Load], loop_lag_ms: float, now_ms: float) -> None:
-        weight = 1.0 - math.exp(-max(now_ms - self._looked_ms, 0.0) / _TAU_MS)
+        seconds = max(now_ms - self._looked_ms, 0.0) / 1000.0
         self._looked_ms = now_ms
-        for load in loads:
-            for known, value in ((self._busy, load.busy), (self._full, float(load.is_full))):
-                known[load.stage] = known.get(load.stage, 0.0) + (value - known.get(load.stage, 0.0)) * weight
-        self._delays.append((now_ms, max([loop_lag_ms, *(load.queue_ms for load in loads)])))
+        busiest = max((load.busy for load in loads), default=0.0)
+        self.busy += (busiest - self.busy) * (1.0 - math.exp(-seconds * 1000.0 / INTERVAL_MS))
         self._talkers.append((now_ms, talkers))
-        while self._delays[0][0] < now_ms - INTERVAL_MS:
-            self._delays.popleft()
         while self._talkers[0][0] < now_ms - SETTLE_MS:
             self._talkers.popleft()
+        settled = min(count for _, count in self._talkers)
+        if settled:  # nobody there teaches nothing
+            for load in loads:
+                self._usage.setdefault(load.stage, _Usage()).add(load, settled, seconds)
+        self._delays.append((now_ms, max([loop_lag_ms, *(load.queue_ms for load in loads)])))
+        while self._delays[0][0] < now_ms - INTERVAL_MS:
+            self._delays.popleft()
 
 
 class Ladder:
-    """How far the server has retreated: 0 not at all, then a step for each interval with a standing queue, and back a step for
-    each ``CALM_MS`` without one. What a step does is its caller's affair; ``STEPS`` are its names."""
+    """How far the server has retreated: 0 not at all, then a step for each ``STEP_MS`` in which work never stopped waiting, and
+    back a step for each ``CALM_MS`` without that. What a step does is its caller's affair; ``STEPS`` are its names."""
 
     STEPS: Final = ("full", "fewer_partials", "wider_batches", "lighter_engines")
-    CALM_MS: Final = 2_000.0
+    DELAY_MS: Final = 2 * TARGET_DELAY_MS
+    STEP_MS: Final = 1_000.0
+    CALM_MS: Final = 3_000.0
 
     def __init__(self, now_ms: float, top: int = len(STEPS) - 1) -> None:
         self.level = 0
         self._top = top
-        self._changed_ms = self._late_ms = now_ms
+        self._late_from_ms = math.inf
+        self._calm_from_ms = now_ms
 
-    def climb(self, standing_ms: float, now_ms: float) -> bool:
-        """True when the level changed."""
-        is_late = standing_ms > TARGET_DELAY_MS
-        if is_late:
-            self._late_ms = now_ms
-        step = 0
-        if is_late and self.level < self._top and now_ms - self._changed_ms >= INTERVAL_MS:
-            step = 1
-        elif self.level and now_ms - max(self._late_ms, self._changed_ms) >= self.CALM_MS:
-            step = -1
-        if step:
-            self.level += step
-            self._changed_ms = now_ms
-        return bool(step)
+    def climb(self, delay_ms: float, now_ms: float) -> bool:
+        """``delay_ms``: now. True when the level changed."""
+        if delay_ms <= self.DELAY_MS:
+            self._late_from_ms = math.inf
+            if self.level and now_ms - self._calm_from_ms >= self.CALM_MS:
+                self.level -= 1
+                self._calm_from_ms = now_ms
+                return True
+            return False
+        self._calm_from_ms = now_ms
+        if self._late_from_ms == math.inf:
+            self._late_from_ms = now_ms
+        if self.level < self._top and now_ms - self._late_from_ms >= self.STEP_MS:
+            self.level += 1
+            self._late_from_ms = now_ms
+            return True
+        return False

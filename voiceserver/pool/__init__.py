@@ -55,6 +55,7 @@ class WorkerStats:
     batches: int
     items: int
     service_ms: float  # moving average of one engine step
+    busy_ms: float = 0.0  # in engine steps, ever; a step counts when it has ended
 
 
 @dataclass(frozen=True, slots=True)

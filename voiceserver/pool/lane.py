@@ -39,6 +39,7 @@ class Lane:
     __slots__ = (
         "_heartbeat_seen",
         "_items_before",
+        "_step_ns_before",
         "_steps_before",
         "_steps_seen",
         "_step_ns_seen",
@@ -91,7 +92,7 @@ class Lane:
         self.respawn_ms = 0.0
         self.last_words = ""
         self.service_ms = 0.0
-        self._steps_before = self._items_before = 0
+        self._steps_before = self._items_before = self._step_ns_before = 0
         self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
 
     def begin(self, end: ServerEnd, now_ms: float) -> None:
@@ -112,6 +113,7 @@ class Lane:
         flight = end.flight()
         self._steps_before += flight.steps
         self._items_before += flight.items
+        self._step_ns_before += flight.step_ns_total
         self.end = None
         end.close()
         self.wants_room.clear()
@@ -186,6 +188,7 @@ class Lane:
             oldest_ns = self.end.oldest_sent_ns()
             age_ms = max(0.0, (self.clock_ns() - oldest_ns) / 1e6) if oldest_ns else 0.0
         steps, items = self.totals()
+        busy_ns = self._step_ns_before + (self.end.flight().step_ns_total if self.end is not None else 0)
         return WorkerStats(
             self.index,
             self.pid,
@@ -197,6 +200,7 @@ class Lane:
             steps,
             items,
             self.service_ms,
+            busy_ns / 1e6,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ class Visit:
         )
         return found
 
-    def wait_text(self, selector: str, words: str) -> None:
+    def wait_text(self, selector: str, words: str | re.Pattern[str]) -> None:
         self.page.locator(selector).filter(has_text=words).first.wait_for()
 
     def text(self, selector: str) -> str:

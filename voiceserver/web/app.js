@@ -23,6 +23,7 @@ const talk = {
   isHeard: false, // somebody speaks, says the server
   isThinking: false,
   isPlaying: false,
+  isWaiting: false, // in the waiting room: what is said there should not be answered later
   replyTurn: 0, // whose audio comes now
   commits: new Set(), // event ids of our own commits; one that finds nothing said is no news
 };
@@ -91,7 +92,7 @@ function isOpen() {
 
 sound.addEventListener("frame", ({ detail: { pcm, level } }) => {
   talk.level = Math.max(level, talk.level * 0.7);
-  if (talk.mode !== "off") wire.sendAudio(pcm);
+  if (talk.mode !== "off" && !talk.isWaiting) wire.sendAudio(pcm);
 });
 sound.addEventListener("unplugged", () => {
   finish();
@@ -147,8 +148,15 @@ const ON_EVENT = {
     else sound.end(event.turn);
   },
   "playback.stop": (event) => stopPlaying(event.turn),
-  "server.busy": (event) => banner.show(busyBanner(event, wire.heldMs)),
-  "server.ready": () => banner.hide("busy", "waiting"),
+  "server.busy": (event) => {
+    talk.isWaiting = event.step === "waiting";
+    banner.show(busyBanner(event, wire.heldMs, wire.takeDroppedMs()));
+  },
+  "server.ready": () => {
+    if (talk.isWaiting) $("announce").textContent = "It is your turn.";
+    talk.isWaiting = false;
+    banner.hide("busy", "waiting");
+  },
   "server.draining": (event) => banner.show(drainingBanner(event)),
   error: (event) => {
     if (talk.commits.has(event.event_id) || wire.state !== "open") return;
@@ -169,7 +177,8 @@ wire.addEventListener("state", ({ detail }) => {
   if (detail.state === "open") banner.hide();
   if (detail.state === "retrying") {
     sound.stop();
-    talk.isHeard = talk.isThinking = false;
+    talk.isHeard = talk.isThinking = talk.isWaiting = false;
+    if (detail.wasOpen) thread.forgetTyped();
     banner.show(retryBanner(detail));
     if (detail.code === 1006 && !detail.wasOpen) askForKey();
   }
@@ -275,6 +284,7 @@ function mood() {
   if (talk.isPlaying) return "Answering";
   if (talk.isThinking) return "Thinking";
   if (talk.mode === "off") return "Press to talk";
+  if (talk.isWaiting) return "In line";
   return wire.state === "open" ? "Go ahead" : "One moment";
 }
 

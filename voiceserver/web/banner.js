@@ -5,7 +5,7 @@ export class Banner {
   #parts = {};
   #timer;
   #untilMs = 0;
-  #fromMs = 0;
+  #wholeMs = 0;
 
   kind = "";
 
@@ -17,14 +17,16 @@ export class Banner {
 
   show({ kind, title, detail, figures, waitMs, canRetry = false }) {
     const { title: heading, detail: text, figures: list, retry, wait } = this.#parts;
+    // A wait that is told again goes on shrinking; it only grows when it became longer.
+    const isSame = !this.#root.hidden && this.kind === kind && waitMs <= this.#wholeMs;
+    this.#wholeMs = isSame ? this.#wholeMs : (waitMs ?? 0);
     this.kind = this.#root.dataset.kind = kind;
     // Unchanged words are not read aloud again.
     if (heading.textContent !== title) heading.textContent = title;
     if (text.textContent !== detail) text.textContent = detail;
     list.replaceChildren(...figures.flatMap(([name, value]) => [made("dt", name), made("dd", value)]));
     retry.hidden = !canRetry;
-    this.#fromMs = performance.now();
-    this.#untilMs = waitMs ? this.#fromMs + waitMs : 0;
+    this.#untilMs = waitMs ? performance.now() + waitMs : 0;
     wait.hidden = !waitMs && !canRetry;
     this.#root.hidden = false;
     clearInterval(this.#timer);
@@ -43,8 +45,8 @@ export class Banner {
   #tick() {
     const leftMs = this.#untilMs - performance.now();
     const isTimed = this.#untilMs > 0;
-    this.#parts.countdown.textContent = !isTimed ? "" : leftMs > 0 ? `${Math.ceil(leftMs / 1000)} s` : "any moment";
-    const share = isTimed ? Math.max(0, leftMs / (this.#untilMs - this.#fromMs)) : 0;
+    this.#parts.countdown.textContent = !isTimed ? "" : leftMs > 0 ? `about ${Math.ceil(leftMs / 1000)} s` : "any moment";
+    const share = isTimed ? Math.max(0, leftMs / this.#wholeMs) : 0;
     this.#parts.bar.style.transform = `scaleX(${share})`;
   }
 }

@@ -44,8 +44,10 @@ export class Chart {
   #scale = document.createElement("div");
   #lines = [];
 
-  constructor(root, names, format) {
+  constructor(root, names, format, emptyWords) {
+    this.root = root;
     this.format = format;
+    this.emptyWords = emptyWords;
     this.#svg.setAttribute("viewBox", "0 0 600 200");
     this.#svg.setAttribute("preserveAspectRatio", "none");
     this.#svg.setAttribute("aria-hidden", "true");
@@ -69,10 +71,13 @@ export class Chart {
     const toMs = all[0].at(-1)?.[0] ?? 0;
     const top = roundUp(Math.max(0, ...all.flatMap((points) => points.map(([, value]) => value ?? 0))));
     all.forEach((points, index) => this.#lines[index].setAttribute("d", path(points, toMs - spanMs, toMs, top, 600, 200)));
+    const isEmpty = all.every((points) => points.every(([, value]) => value == null));
+    if (isEmpty) this.root.dataset.empty = this.emptyWords;
+    else delete this.root.dataset.empty;
     const labels = this.#scale.children;
     labels[0].textContent = this.format(top);
     labels[1].textContent = this.format(top / 2);
     labels[2].textContent = "0";
-    labels[3].textContent = `${Math.round(spanMs / 60000)} min ago`;
+    labels[3].textContent = spanMs < 90000 ? `${Math.round(spanMs / 1000)} s ago` : `${Math.round(spanMs / 60000)} min ago`;
   }
 }

@@ -11,17 +11,29 @@ const $ = (id) => document.getElementById(id);
 const figures = new Figures();
 const count = (value) => (value == null ? "–" : Math.round(value).toLocaleString("en"));
 const ms = (value) => (value == null ? "–" : value < 10 ? `${value.toFixed(1)} ms` : value < 999.5 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(2)} s`);
+const many = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
 const bareMs = (value) => (value == null ? "–" : value < 9.95 ? value.toFixed(1) : count(value));
 const toMs = (value) => (value == null ? null : value * 1000);
 globalThis.__dashboard = { figures };
 
 // --------------------------------------------------------------------------------------------------------- tiles
 
-const talkers = (snapshot) => figures.value("voiceserver_stage_streams", { stage: "vad" }, snapshot);
+const LEVELS = ["Full", "Reduced", "Minimal"]; // all captions; fewer; and wider batches
+
+function placesOf(snapshot) {
+  const limit = figures.value("voiceserver_talkers_limit", {}, snapshot);
+  return limit ? `of ${many(limit, "place")}` : "no limit";
+}
 const TILES = [
   { title: "Sessions", value: (s) => figures.value("voiceserver_sessions", {}, s), show: count, beside: (s) => `${count(s.capacity.free)} free` },
-  { title: "Talkers", value: talkers, show: count, beside: (s) => (s.capacity.stages.vad ? "streams listened to" : "no vad stage") },
+  { title: "Talkers", value: (s) => figures.value("voiceserver_talkers", {}, s), show: count, beside: placesOf },
   { title: "In line", value: (s) => figures.value("voiceserver_waiting", {}, s), show: count, beside: () => "waiting room" },
+  {
+    title: "Service",
+    value: (s) => figures.value("voiceserver_degrade_level", {}, s),
+    show: (level) => LEVELS[level] ?? String(level),
+    beside: (s) => `busiest stage ${Math.round(100 * figures.value("voiceserver_busiest_stage_ratio", {}, s))}%`,
+  },
   { title: "Refused", value: (_, i) => figures.perMinute("voiceserver_refused_total", {}, i), show: count, beside: () => "in the last minute" },
   { title: "Busy signals", value: (_, i) => figures.perMinute("voiceserver_busy_signals_total", {}, i), show: count, beside: () => "in the last minute" },
   {
@@ -60,7 +72,7 @@ function drawTiles() {
 
 // ------------------------------------------------------------------------------------------------------- latency
 
-const chart = new Chart($("latency-chart"), ["b", "a"], ms);
+const chart = new Chart($("latency-chart"), ["b", "a"], ms, "No turns yet");
 const shares = (share) => (_, i) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part: "first_audio" }, 30000, i));
 
 function drawLatency() {
@@ -72,6 +84,7 @@ function drawLatency() {
   const longest = Math.max(...rows.map(({ values }) => values[0] ?? 0), 1);
   $("parts").tBodies[0].replaceChildren(...rows.map(({ part, label, values }) => {
     const bar = element("i", "", { part });
+    bar.hidden = values[0] == null;
     bar.style.width = `${((values[0] ?? 0) / longest) * 100}%`;
     return row([element("th", label, {}, { scope: "row" }), cell(bar, "bar"), ...values.map((value) => cell(ms(value)))]);
   }));
@@ -101,9 +114,9 @@ function drawStage(stage) {
   drawSpark(card.querySelector("svg"), figures.series(lagMs), figures.spanMs);
   const streams = figures.value("voiceserver_stage_streams", { stage });
   const free = figures.value("voiceserver_stage_free", { stage });
-  const places = known.free == null ? `${count(streams)} streams, no limit` : `${count(streams)} of ${count(streams + free)} places taken`;
+  const places = known.free == null ? many(streams, "stream") : `${count(streams)} of ${count(streams + free)} places taken`;
   const restarts = figures.value("voiceserver_worker_restarts_total", { stage });
-  card.querySelector(".places").textContent = restarts ? `${places}, ${count(restarts)} restarts` : places;
+  card.querySelector(".places").textContent = restarts ? `${places}, ${many(restarts, "restart")}` : places;
   const workers = figures.samples("voiceserver_worker_state", { stage }).map(([labels]) => drawWorker(stage, labels));
   card.querySelector("tbody").replaceChildren(...workers);
 }
@@ -143,15 +156,17 @@ function drawDoor() {
   drawRows($("busy"), busy.length ? busy.slice(0, 8).map(([{ stage, reason }, value]) => [`${stage}, ${reason.replaceAll("_", " ")}`, count(value)]) : [["none", "0"]]);
 }
 
+// Open sessions and closed ones together: what is not consumed yet is buffered, and at the end it was discarded.
 function drawAudio() {
-  const fates = ["consumed", "dropped", "discarded"].map((fate) => [fate, figures.value("voiceserver_audio_seconds_total", { fate }) ?? 0]);
-  const received = figures.value("voiceserver_audio_seconds_total", { fate: "received" }) ?? 0;
+  const seconds = (fate) =>
+    ["live_audio_seconds", "audio_seconds_total"].reduce((sum, name) => sum + (figures.value(`voiceserver_${name}`, { fate }) ?? 0), 0);
+  const fates = ["consumed", "buffered", "dropped", "discarded"].map((fate) => [fate, seconds(fate)]);
   $("fates").replaceChildren(...fates.map(([fate, value]) => {
     const piece = element("i", "", { fate });
     piece.style.flexGrow = String(value);
     return piece;
   }));
-  drawRows($("audio"), [["received", `${received.toFixed(1)} s`], ...fates.map(([fate, value]) => [fate, `${value.toFixed(1)} s`])]);
+  drawRows($("audio"), [["received", seconds("received")], ...fates].map(([fate, value]) => [fate, `${value.toFixed(1)} s`]));
 }
 
 function row(cells) {

@@ -21,7 +21,7 @@ export class Figures {
   // How much time a chart should show: a minute at first, then all there is.
   get spanMs() {
     const goneMs = this.last.atMs - this.#snapshots[0].atMs;
-    return Math.max(SHORTEST_MS, Math.ceil(goneMs / SHORTEST_MS) * SHORTEST_MS);
+    return Math.max(SHORTEST_MS, goneMs);
   }
 
   get all() {

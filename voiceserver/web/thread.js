@@ -20,6 +20,10 @@ export class Thread {
   // A new session counts its turns from the beginning; what was said stays readable.
   forgetNumbers() {
     this.#turns.clear();
+  }
+
+  // The session is gone, and with it the answers that were still to come.
+  forgetTyped() {
     this.#typed = [];
   }
 

@@ -23,9 +23,9 @@ export class Wire extends EventTarget {
   #kept = [];
   #sentMs = 0;
   #creditMs = Infinity;
+  #droppedMs = 0; // audio that found no room here while the server was busy
 
   state = "idle";
-  droppedMs = 0; // audio that found no room here while the server was busy
 
   constructor(rateHz, replyRateHz) {
     super();
@@ -35,6 +35,13 @@ export class Wire extends EventTarget {
 
   get heldMs() {
     return this.#held.reduce((sum, pcm) => sum + this.#durationMs(pcm), 0);
+  }
+
+  // What was dropped here since the last call.
+  takeDroppedMs() {
+    const droppedMs = this.#droppedMs;
+    this.#droppedMs = 0;
+    return droppedMs;
   }
 
   get key() {
@@ -80,7 +87,7 @@ export class Wire extends EventTarget {
   sendAudio(pcm) {
     if (this.state === "retrying" && !this.#resumeToken) return; // a new session should not begin with old words
     this.#held.push(pcm);
-    while (this.heldMs > HELD_LIMIT_MS) this.droppedMs += this.#durationMs(this.#held.shift());
+    while (this.heldMs > HELD_LIMIT_MS) this.#droppedMs += this.#durationMs(this.#held.shift());
     this.#flush();
   }
 

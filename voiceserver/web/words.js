@@ -9,23 +9,23 @@ const STAGES = {
 };
 
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`;
-const whole = (ms) => `${Math.max(1, Math.ceil(ms / 1000))} s`;
 
 // {kind, title, detail, figures: [[name, value]], waitMs, canRetry}
-export function busyBanner(event, heldMs = 0) {
+export function busyBanner(event, heldMs = 0, droppedHereMs = 0) {
   if (event.step === "waiting") {
     return {
       kind: "waiting",
       title: event.position === 1 ? "You are next" : `You are number ${event.position} in line`,
       detail: "All lines are taken. Keep this page open; you can talk as soon as it is your turn.",
-      figures: [["position", String(event.position)], ["estimate", whole(event.retry_after_ms)]],
+      figures: [["position", String(event.position)]],
       waitMs: event.retry_after_ms,
     };
   }
   const stage = STAGES[event.stage] ?? event.stage;
   const figures = [["behind", seconds(event.lag_ms)], ["may send", seconds(event.credit_ms)]];
   if (heldMs > 0) figures.push(["held here", seconds(heldMs)]);
-  if (event.dropped_ms > 0) figures.push(["dropped", seconds(event.dropped_ms)]);
+  const droppedMs = event.dropped_ms + droppedHereMs;
+  if (droppedMs > 0) figures.push(["dropped", seconds(droppedMs)]);
   return { kind: "busy", title: TITLES[event.step] ?? "Busy", detail: busyDetail(event, stage), figures, waitMs: event.retry_after_ms };
 }
 
@@ -80,4 +80,4 @@ export function splitOf(timings) {
   return { parts, totalMs: parts.reduce((sum, { ms }) => sum + ms, 0) };
 }
 
-export const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 9995 ? `${Math.round(ms)} ms` : seconds(ms));
+export const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);

@@ -63,6 +63,12 @@ class Histogram:
         self.sum_ms += other.sum_ms
         self.max_ms = max(self.max_ms, other.max_ms)
 
+    def clear(self) -> None:
+        """Begin anew, for instance when a load has reached its full size."""
+        self._counts.clear()
+        self.count = 0
+        self.max_ms = self.sum_ms = 0.0
+
     def to_buckets(self) -> list[tuple[int, int]]:
         """(bucket, count), for :meth:`from_buckets` in another process."""
         return sorted(self._counts.items())

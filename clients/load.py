@@ -85,6 +85,7 @@ class Load:
         self.plan = plan
         self.tally = Tally()
         self.callers: list[Caller] = []
+        self.arrived = asyncio.Event()  # everybody has had a try; ``seconds`` begin
         self._loop = asyncio.get_running_loop()
         self._host, self._port = parts.hostname, parts.port or 80
         self._target = f"{parts.path or '/v1/stream'}?rate={RATE_HZ}"
@@ -105,6 +106,7 @@ class Load:
         ticking = asyncio.create_task(self._schedule.run(), name="schedule")
         try:
             await self._arrive()
+            self.arrived.set()
             await asyncio.sleep(self.plan.seconds)
             await self._leave()
         finally:

@@ -21,6 +21,9 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 from voiceserver.errors import VoiceServerError
 
 OVERLOAD_STATUSES: Final = (429, 503)
+# A network that is gone is noticed while a call can still be picked up.
+PING_INTERVAL_S: Final = 5.0
+PING_TIMEOUT_S: Final = 10.0
 
 
 class Refused(VoiceServerError):
@@ -76,6 +79,8 @@ async def open_stream(
             ssl=tls,
             compression=None,  # audio does not compress, and a deflate window costs the server 32 KB
             max_size=None,
+            ping_interval=PING_INTERVAL_S,
+            ping_timeout=PING_TIMEOUT_S,
             open_timeout=open_timeout_s,
             proxy=None,
         )

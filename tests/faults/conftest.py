@@ -1,0 +1,45 @@
+"""One real server with the default engines for all faults that it must survive, and what it says when nothing goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.serving import ServerProcess, serving
+from tests.faults.calling import Call, hold, speech
+
+# One recogniser, so that everybody meets the worker that dies; nobody waits for a place.
+DEFAULT_ENGINES = (
+    "stages.stt.workers=1",
+    "backpressure.max_talkers=64",
+    "server.check_laws=true",
+    "server.ping_interval_ms=1000",
+    "server.ping_timeout_ms=1000",
+)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerProcess]:
+    with serving(*DEFAULT_ENGINES) as server:
+        wait_ready(server)
+        yield server
+
+
+def wait_ready(server: ServerProcess, timeout_s: float = 60.0) -> None:
+    """Until ``/readyz`` says so: the engines are loaded."""
+    deadline = time.monotonic() + timeout_s
+    while server.get("/readyz")[0] != 200:
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(server: ServerProcess) -> Call:
+    """The same call with no fault."""
+    call = asyncio.run(hold(server.url, speech(), Call()))
+    assert len(call.finals) == 1
+    assert call.endings == ["completed"]
+    return call

@@ -7,8 +7,8 @@ GET  /v1/stats     JSON: the samples of ``/metrics`` and the answer of ``/v1/cap
 POST /v1/drain     what SIGTERM does
 =================  ==========================================================================================
 
-Rule: a page never loads anything from elsewhere, and the figures and the button ask the auth hook. Without one only this machine
-may press the button, and never another site's page in its browser.
+Rule: a page never loads anything from elsewhere, and the figures and the button ask the auth hook. Where there are no keys only
+this machine may press the button, and never another site's page in its browser.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def _refuse_drain(router: Router, caller: Caller) -> Response | None:
     if caller.headers.get_all(name) != [value]:
         message = f"Draining is asked for with the header '{name}: {value}'."
         return error_response(403, "not_allowed", message, param=name)
-    if router.auth is not None:
+    if router.auth is not None and router.auth.has_keys:
         return router.auth(caller)
     if not is_local(caller):
-        message = "Without authentication the server can be drained from its own machine only."
+        message = "Without keys the server can be drained from its own machine only."
         return error_response(403, "not_allowed", message)
     return None
 

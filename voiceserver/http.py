@@ -125,6 +125,7 @@ class Router:
         self.self_signed: frozenset[str] = frozenset()  # wires whose callers prove themselves otherwise
         self.claim: ClaimHook = lambda caller, codec, key: None
         self.is_draining = False
+        self.prepare: Callable[[], None] = lambda: None  # what to have ready before it is needed
         self._admission = admission
         self._jitter = jitter
 
@@ -182,8 +183,11 @@ class Router:
         elif claim is not None and claim.call.has_place:
             return Upgrade(data, codec, caller, None, key=key, claim=claim)
         else:
+            is_resumed = claim is not None
+            # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
+            can_wait = is_resumed or "Origin" in caller.headers or getattr(codec, "can_wait", True)
             got = self._admission.try_enter(
-                now_ms, tenant=self._tenant(caller, key), is_resumed=claim is not None
+                now_ms, tenant=self._tenant(caller, key), is_resumed=is_resumed, can_wait=can_wait
             )
         if isinstance(got, Ticket):
             return Upgrade(data, codec, caller, got, key=key, claim=claim)

@@ -54,6 +54,18 @@ def test_a_realtime_browser_is_let_in_told_and_closed_a_second_later() -> None:
     assert browser.close_code == 1013
 
 
+def test_realtime_callers_are_not_kept_in_line_but_browsers_are() -> None:
+    shell = Shell(limits=BackpressureConfig(max_talkers=1, waiting_room=8))
+    shell.call()
+    assert shell.call(upgrade(openai.PATH)).status == 503
+    browser = shell.call(upgrade(openai.PATH, "Origin: https://a.test\r\n"))
+    shell.loop.settle()
+    assert [event["type"] for event in browser.events()] == ["session.created", "error"]
+    assert browser.events()[1]["error"]["position"] == 1
+    shell.loop.advance(5_000)
+    assert browser.close_code is None
+
+
 @pytest.mark.parametrize("path", ["/", whisperlive.PATH])
 def test_a_whisperlive_client_is_told_to_wait_in_minutes(path: str) -> None:
     shell = full()

@@ -66,6 +66,7 @@ class OpenAICodec:
     binary_is_pcm = False
     name = "openai"
     subprotocol: str | None = "realtime"
+    can_wait = False  # in line: every stock client takes a 503 well, and some give up at an error
     max_message_bytes = schema.MAX_MESSAGE_BYTES
 
     def __init__(

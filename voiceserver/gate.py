@@ -71,13 +71,16 @@ class BusyGate:
         return min((wait.due_ms for wait in waits), default=math.inf)
 
     def evaluate(
-        self, waits: Sequence[Wait], credit_ms: float, now_ms: float
+        self, waits: Sequence[Wait], credit_ms: float, now_ms: float, *, is_retreating: bool = False
     ) -> ServerBusy | ServerReady | None:
+        """``is_retreating``: the whole server is late, so this caller's audio is degraded with its first signal."""
         overdue = [wait for wait in waits if now_ms >= wait.due_ms]
+        is_late = any(wait.lag_ms is not None and wait.step != "waiting" for wait in overdue)
         if not self.is_busy:
+            self.is_degraded = is_retreating and is_late
             return self._signal(overdue, credit_ms, now_ms) if overdue or self.dropped_ms else None
         if now_ms >= self.signalled_ms + self._config.busy_repeat_ms and (overdue or self.dropped_ms):
-            self.is_degraded |= any(wait.lag_ms is not None and wait.step != "waiting" for wait in overdue)
+            self.is_degraded |= is_late
             return self._signal(overdue, credit_ms, now_ms)
         if overdue or self.dropped_ms or any(self._is_late(wait, now_ms) for wait in waits):
             return None

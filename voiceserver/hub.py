@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from voiceserver.backpressure import Admission
 from voiceserver.config import Config
+from voiceserver.cues import Cues
 from voiceserver.events import Accounting, ServerBusy
 from voiceserver.http import Router
 from voiceserver.learner import Learner
@@ -94,6 +95,7 @@ class Hub:
         "clock",
         "config",
         "connections",
+        "cues",
         "facts",
         "learner",
         "log",
@@ -137,6 +139,7 @@ class Hub:
         self.sessions = 0  # upgraded connections
         self.on_empty: Callable[[], None] | None = None
         self.learner: Learner | None = None
+        self.cues: Cues | None = None
         self._has_news = False
         self._dirty: list[Member] = []
         self._turns: list[Member] = []

@@ -115,7 +115,8 @@ def evaluate(session: SessionState, now_ms: float) -> None:
     waiting = waits(session)
     if session.gate is None and all(now_ms < wait.due_ms for wait in waiting):
         return
-    said = session.the_gate.evaluate(waiting, session.credit_ms, now_ms)
+    is_retreating = session.facts.degrade_level > 0
+    said = session.the_gate.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
     if said is not None:
         _tell(session, said)
 

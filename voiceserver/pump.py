@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from voiceserver.errors import ProtocolError, Refusal
-from voiceserver.events import ServerBusy
+from voiceserver.events import BusyCue, ReplyAudio, ServerBusy
 from voiceserver.framing import Framing
 from voiceserver.wire import Audio
 from voiceserver.wire.frames import build_frame
@@ -336,7 +336,15 @@ class Pump(Framing):
                 observe(event)
                 if type(event) is ServerBusy:
                     self._hub.note_busy(self, event)
+                elif type(event) is BusyCue:
+                    self._say_aloud(event, codec)
                 self._queue(codec.encode(event))
+
+    def _say_aloud(self, cue: BusyCue, codec: Codec) -> None:
+        """On a wire whose binary messages are the reply's audio; others have their own way to say it."""
+        if self._hub.cues is not None and codec.name == "native":
+            pcm = self._hub.cues.audio_of(cue, codec.output_rate_hz)
+            self._queue(codec.encode(ReplyAudio(turn=0, pcm=pcm)))
 
     def books(self) -> Accounting | None:
         """What became of this caller's audio so far; None where there was none."""

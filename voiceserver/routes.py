@@ -65,6 +65,8 @@ def build_router(
 
     clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
 
+    router.prepare = lambda: clips.make(pools.get("tts"))
+
     def telephone(caller: Caller) -> Codec:
         token = config.twilio.auth_token
         signature = caller.headers.get(twilio.SIGNATURE_HEADER, "")

@@ -28,6 +28,7 @@ from voiceserver.backpressure import Admission
 from voiceserver.calibration import Calibration
 from voiceserver.config import Config, Loaded, StageConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
+from voiceserver.cues import Cues
 from voiceserver.errors import ConfigError, StartError
 from voiceserver.http import Caller, Response
 from voiceserver.hub import Hub
@@ -38,6 +39,7 @@ from voiceserver.metrics import Metrics
 from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
 from voiceserver.wire import twilio
+from voiceserver.wire.twilio import LINES
 from workers import registry
 from workers.ipc.channel import ChannelConfig
 
@@ -120,6 +122,7 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         self._calibration: Calibration | None = None
         self._is_calibrated = False
+        self._has_lines = False  # that are said aloud when it is busy
         self.on_drain_asked: Callable[[], None] = lambda: (
             None
         )  # somebody pressed the button; begin and return
@@ -181,6 +184,7 @@ class Server:
             log=self.log,
         )
         self.hub.auth = self._auth if self._auth.has_keys else None
+        self._cues = self.hub.cues = Cues(LINES, config.session.output_rate_hz)
         self._learner = self.hub.learner = Learner(
             self._pools,
             admission,
@@ -245,7 +249,11 @@ class Server:
 
     def _learn(self) -> None:
         hub = self.hub
-        if self.config.backpressure.max_talkers == 0:
+        if not self._has_lines and self.is_ready:
+            self._has_lines = True
+            self._cues.make(self._pools.get("tts"))
+            self.router.prepare()
+        elif self.config.backpressure.max_talkers == 0:
             self._calibrate()
         self._learner.look(self._loop_lag_ms, hub.clock())
         hub.place_freed()
@@ -254,7 +262,7 @@ class Server:
     def _calibrate(self) -> None:
         """Once, as soon as every stage is there and before the first caller: what does a talker cost?"""
         found = self._calibration
-        if found is None and self.is_ready and not self.hub.admission.talkers:
+        if found is None and self.is_ready and not self.hub.admission.talkers and self._has_lines:
             self._calibration = Calibration(self._pools, self.hub.clock)
             self._calibration.begin()
         elif found is not None and not self._is_calibrated:

@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from voiceserver.limit import LOOK_MS, TARGET_BUSY, Cost, Ladder, Load, TalkerLimit, calibrate, talkers_for
+from voiceserver.limit import (
+    LOOK_MS,
+    SPEECH_SHARE,
+    TARGET_BUSY,
+    Cost,
+    Ladder,
+    Load,
+    TalkerLimit,
+    calibrate,
+    talkers_for,
+)
 
 
 class Served:
@@ -129,7 +139,7 @@ def test_more_talkers_than_places_as_far_as_they_take_turns() -> None:
 def test_calibration_takes_what_limits_first() -> None:
     vad = Cost("vad", 0.004, 1, None, False)
     stt = Cost("stt", 0.5, 2, 4, True)
-    assert calibrate([vad, stt], cores=64) == min(int(2 * TARGET_BUSY / (0.5 * 0.45)), talkers_for(4, 0.45))
+    assert calibrate([vad, stt], cores=64) == talkers_for(4, SPEECH_SHARE)
     assert calibrate([vad], cores=64) == int(TARGET_BUSY / 0.004)
     assert calibrate([vad, Cost("stt", 2.0, 8, None, True)], cores=2) == 1
 

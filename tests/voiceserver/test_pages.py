@@ -151,38 +151,26 @@ def test_without_authentication_the_button_is_for_this_machine(
     assert (answer.status, site.drained) == (status, int(status == 202))
 
 
-class Door:
-    """A gatekeeper with one admin key, or with none at all."""
-
-    def __init__(self, has_keys: bool) -> None:
-        self.has_keys = has_keys
-
-    def __call__(self, caller: Caller) -> Response | None:
-        if not self.has_keys or caller.headers.get("Authorization") == "Bearer right":
-            return None
-        return error_response(401, "unauthorized", "A key is needed.")
-
-    def admit(self, caller: Caller) -> str | Response:
-        return self(caller) or ""
-
-    def tenant(self, name: str) -> str:
-        return name
-
-
-def test_with_keys_the_button_and_the_figures_ask_for_one(site: Site) -> None:
-    site.router.auth = Door(has_keys=True)
-    right = "Authorization: Bearer right\r\n"
-    assert site.ask("/v1/stats").status == 401
-    assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 401
-    assert site.drained == 0
-    assert site.ask("/v1/stats", more=right).status == 200
+def test_with_keys_the_button_and_the_figures_ask_for_an_admins(site: Site, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        f'[keys.boss]\nhash = "{hash_of("vs_right")}"\nis_admin = true\n'
+        f'[keys.caller]\nhash = "{hash_of("vs_other")}"\n'
+    )
+    site.router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0, "test")
+    right, other = "Authorization: Bearer vs_right\r\n", "Authorization: Bearer vs_other\r\n"
+    assert [site.ask("/v1/stats", more=more).status for more in ("", other, right)] == [401, 403, 200]
+    pressed = [
+        site.ask("/v1/drain", method="POST", more=BUTTON + more, peer="192.0.2.7").status
+        for more in ("", other, right)
+    ]
+    assert pressed == [401, 403, 202]
     assert site.ask("/v1/drain", method="POST", more=right).status == 403
-    assert site.ask("/v1/drain", method="POST", more=BUTTON + right, peer="192.0.2.7").status == 202
     assert site.drained == 1
 
 
-def test_a_gatekeeper_of_origins_alone_opens_nothing_to_others(site: Site) -> None:
-    site.router.auth = Door(has_keys=False)
+def test_a_list_of_origins_alone_opens_nothing_to_others(site: Site) -> None:
+    site.router.auth = Auth(AuthConfig(origins="https://page.example"), lambda: 0.0, "test")
     assert site.ask("/v1/stats").status == 200
     assert site.ask("/v1/drain", method="POST", more=BUTTON, peer="192.0.2.7").status == 403
     assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 202

@@ -33,6 +33,7 @@ MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.server": SHELL,
     "voiceserver.process": SHELL,
     "voiceserver.processes": SHELL,
+    "voiceserver.doctor": SHELL,
     "voiceserver.hub": frozenset({"asyncio", "time", "websockets"}),
     "voiceserver.pool": SHELL,
     "voiceserver.config": frozenset({"os"}),

@@ -1,4 +1,4 @@
-"""The command line: ``voiceserver serve | config | engines | version``. Errors are one line and exit code 2."""
+"""The command line: ``voiceserver serve | config | engines | doctor | version``. Errors are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -94,6 +94,27 @@ def key(
     typer.echo(f"[keys.{json.dumps(name)}]\nhash = {json.dumps(kept)}")
     typer.echo("max_sessions = 0 # at once; 0: no limit\ntalk_minutes_per_day = 0")
     typer.echo(f"is_admin = {'true' if admin else 'false'}")
+
+
+@app.command()
+def doctor(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    processes: Annotated[
+        str | None, typer.Option(help="Server processes on the one port.", metavar="INTEGER")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure the configured engines.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+    seconds: Annotated[
+        float, typer.Option(help="For each measurement: a batch size and dtype of one engine.")
+    ] = 1.0,
+) -> None:
+    """Say what this machine is, what is too low and how to raise it, and what it carries. Exit code 1: something is too low."""
+    flags = [("server.processes", processes, "--processes")] if processes is not None else []
+    loaded = _load(config, settings, flags)
+    from voiceserver.doctor import report
+
+    raise typer.Exit(report.run(loaded.config, calibrates=calibrate, as_json=as_json, budget_s=seconds))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from voiceserver.config import Config, Loaded
+from voiceserver.doctor import machine
 from voiceserver.logs import configure, get_logger
 from voiceserver.processes.words import DRAIN
 from voiceserver.server import Server, check_engines
@@ -76,9 +77,11 @@ def serve(loaded: Loaded) -> int:
     """Run until a signal; the exit code. Raises ConfigError or StartError before anything was served."""
     config = loaded.config
     check_engines(loaded)
+    configure(config.server.log_level, config.server.log_format)
+    for finding in machine.too_low(config):
+        get_logger().warning(finding.warning, fix=finding.fix)
     if config.server.processes > 1:
         from voiceserver.processes.supervisor import supervise
 
         return supervise(config)
-    configure(config.server.log_level, config.server.log_format)
     return uvloop.run(_serve(config))

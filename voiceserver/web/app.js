@@ -123,7 +123,11 @@ function stopPlaying(turn) {
 
 const ON_EVENT = {
   "session.ready": (event) => {
-    if (!event.is_resumed) thread.forgetNumbers();
+    if (event.is_resumed) return;
+    thread.forgetNumbers();
+    talk.isHeard = talk.isThinking = talk.isWaiting = false;
+    talk.replyTurn = 0;
+    sound.stop();
   },
   "speech.started": (event) => {
     talk.isHeard = true;
@@ -176,21 +180,25 @@ wire.addEventListener("event", ({ detail: event }) => {
 wire.addEventListener("state", ({ detail }) => {
   if (detail.state === "open") banner.hide();
   if (detail.state === "retrying") {
-    sound.stop();
     talk.isHeard = talk.isThinking = talk.isWaiting = false;
-    if (detail.wasOpen) thread.forgetTyped();
+    if (!wire.hasSession) thread.forgetTyped();
     banner.show(retryBanner(detail));
-    if (detail.code === 1006 && !detail.wasOpen) askForKey();
+    if (detail.code === 1006 && !detail.wasOpen) askWhy();
   }
   show();
 });
 
-// A handshake that is refused looks like no server at all to a page, so the figures are asked whether a key is missing.
-async function askForKey() {
+// A handshake that is refused looks like no server at all to a page. If the figures can be had, there is a server: then the
+// session is not kept any more; if they cannot, a key may be missing.
+async function askWhy() {
   const headers = wire.key ? { Authorization: `Bearer ${wire.key}` } : {};
   const answer = await fetch("/v1/stats", { headers }).catch(() => undefined);
-  if (answer?.status !== 401 || $("key-dialog").open) return;
-  $("key-dialog").showModal();
+  if (answer === undefined) return;
+  if (wire.hasSession && wire.state === "retrying") {
+    wire.giveUpSession();
+    thread.forgetTyped();
+    wire.open();
+  } else if (answer.status === 401 && !$("key-dialog").open) $("key-dialog").showModal();
 }
 
 $("key-dialog").addEventListener("close", () => {

@@ -121,8 +121,9 @@ function drawStage(stage) {
   card.querySelector("tbody").replaceChildren(...workers);
 }
 
-function drawWorker(stage, { worker, state }) {
-  const labels = { stage, worker };
+// Where several processes share the port, each has workers of its own.
+function drawWorker(stage, { state, ...labels }) {
+  const worker = labels.process === undefined ? labels.worker : `${labels.process}/${labels.worker}`;
   const at = (name) => figures.value(`voiceserver_worker_${name}`, labels);
   const name = element("th", state === "ready" ? worker : `${worker} ${state}`, { state }, { scope: "row", title: `worker ${worker}: ${state}` });
   const cells = [count(at("streams")), count(at("queued")), bareMs(toMs(at("queue_age_seconds"))), batchOf(labels), bareMs(toMs(at("step_seconds")))];

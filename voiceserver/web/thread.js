@@ -37,7 +37,7 @@ export class Thread {
 
   receive(event) {
     const handle = HANDLERS[event.type];
-    if (handle === undefined) return;
+    if (handle === undefined || !event.turn) return;
     const isNear = this.#isAtEnd();
     handle(this.#turn(event), event, this.#announce);
     if (isNear) this.#scroll();

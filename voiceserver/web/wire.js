@@ -19,6 +19,7 @@ export class Wire extends EventTarget {
   #attempts = 0;
   #told; // the retry time that a refusal named
   #resumeToken = "";
+  #received = 0; // messages of this session, but for session.ready
   #held = [];
   #kept = [];
   #sentMs = 0;
@@ -44,6 +45,10 @@ export class Wire extends EventTarget {
     return droppedMs;
   }
 
+  get hasSession() {
+    return this.state === "open" || this.#resumeToken !== "";
+  }
+
   get key() {
     return this.#key;
   }
@@ -59,10 +64,13 @@ export class Wire extends EventTarget {
     this.#told = undefined;
     this.#to("connecting");
     const query = new URLSearchParams({ rate: this.#rateHz, reply_rate: this.#replyRateHz });
-    if (this.#resumeToken) query.set("resume", this.#resumeToken);
+    if (this.#resumeToken) {
+      query.set("resume", this.#resumeToken);
+      query.set("after", this.#received);
+    }
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const url = `${scheme}://${location.host}/v1/stream?${query}`;
-    const socket = new WebSocket(url, this.#key ? ["voiceserver", `voiceserver-api-key.${this.#key}`] : []);
+    const socket = new WebSocket(url, this.#key ? ["voiceserver", `voiceserver-key.${this.#key}`] : []);
     socket.binaryType = "arraybuffer";
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code }) => this.#lose(code);
@@ -113,6 +121,7 @@ export class Wire extends EventTarget {
   }
 
   #receive(data) {
+    this.#received++;
     if (data instanceof ArrayBuffer) {
       this.dispatchEvent(new CustomEvent("audio", { detail: data }));
       return;
@@ -129,16 +138,24 @@ export class Wire extends EventTarget {
   #begin(ready) {
     this.#attempts = 0;
     this.#creditMs = Infinity;
+    this.#received = ready.is_resumed ? this.#received - 1 : 0;
+    this.#sentMs = 0;
     if (ready.is_resumed) {
-      const again = this.#kept.filter(({ fromMs }) => fromMs >= (ready.received_ms ?? 0));
+      const receivedMs = ready.received_ms ?? 0;
+      const again = this.#kept.filter(({ fromMs }) => fromMs > receivedMs - 1);
       this.#held.unshift(...again.map(({ pcm }) => pcm));
-      this.#sentMs = again.length ? again[0].fromMs : this.#sentMs;
-    } else {
-      this.#sentMs = 0;
+      this.#sentMs = receivedMs;
     }
     this.#kept = [];
     this.#resumeToken = ready.resume_token ?? "";
     this.#to("open", { isResumed: ready.is_resumed ?? false });
+  }
+
+  // The session is not kept any more: the next connection begins a new one.
+  giveUpSession() {
+    this.#resumeToken = "";
+    this.#held = [];
+    this.#kept = [];
   }
 
   #lose(code) {
@@ -159,9 +176,7 @@ export class Wire extends EventTarget {
   }
 
   #forget() {
-    this.#resumeToken = "";
-    this.#held = [];
-    this.#kept = [];
+    this.giveUpSession();
     this.#attempts = 0;
   }
 

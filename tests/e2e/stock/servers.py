@@ -58,6 +58,7 @@ def answering() -> Iterator[RuledEndpoint]:
 def settings_for(endpoint: ChatEndpoint) -> tuple[str, ...]:
     return (
         "stages.stt.workers=1",
+        "session.false_interruption_ms=60000",  # a slow machine's late transcript is not a silent caller
         "stages.reply.engine=chat",
         f"stages.reply.params.base_url={endpoint.base_url}",
         "stages.reply.params.model=rules",

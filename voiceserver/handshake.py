@@ -1,5 +1,8 @@
 """The opening handshake, sans I/O: one request head in, the 101 out. ``websockets`` is the judge of it.
 
+What nearly every client sends is read and accepted here, in a fraction of the time; whatever is not quite like that is for the judge.
+``tests/laws/test_handshake_differential.py`` holds the two against each other.
+
 permessage-deflate is never negotiated: audio does not shrink, and a compressor costs more memory than a session.
 """
 
@@ -15,6 +18,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
+from websockets.utils import accept_key
 
 MAX_HEAD_BYTES: Final = 16_384
 MAX_BODY_BYTES: Final = 65_536
@@ -22,6 +26,16 @@ HEAD_END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
 _METHODS: Final = (b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"HEAD ", b"OPTIONS ", b"TRACE ", b"CONNECT ")
+# A GET of HTTP/1.1 whose header lines are of the most ordinary kind.
+_PLAIN: Final = re.compile(
+    rb"GET ([!-~]{1,4096}) HTTP/1\.1\r\n((?:[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,128}:[\x20-\x7e]{0,4096}\r\n){1,100})\r\n"
+)
+_HAS_BODY: Final = ("content-length", "transfer-encoding")
+_SINGLE: Final = ("sec-websocket-key", "sec-websocket-version", "origin")
+_KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
+_ACCEPTED: Final = (
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+)
 # Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
 _judge: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
 
@@ -39,17 +53,23 @@ class BadRequest(Exception):
 class Handshake:
     """A well-formed request head. ``path`` includes the query."""
 
-    __slots__ = ("_request", "headers", "is_upgrade", "method", "path")
+    __slots__ = ("_key", "_request", "headers", "is_upgrade", "method", "path")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, key: str = "") -> None:
+        """key: the judge would accept this request with this key, whatever becomes of a subprotocol."""
         self._request = request
+        self._key = key
         self.method = request.method
         self.path = request.path
         self.headers: Headers = request.headers
-        self.is_upgrade = any("websocket" in value.lower() for value in request.headers.get_all("Upgrade"))
+        self.is_upgrade = bool(key) or any(
+            "websocket" in value.lower() for value in request.headers.get_all("Upgrade")
+        )
 
     def accept(self, subprotocol: str | None) -> bytes:
         """The 101 response, selecting ``subprotocol`` if the client offers it. Raises BadRequest."""
+        if self._key and subprotocol is None:
+            return f"{_ACCEPTED}{accept_key(self._key)}\r\n\r\n".encode()
         is_offered = subprotocol is not None and _is_offered(subprotocol, self.headers)
         _judge.available_subprotocols = [Subprotocol(subprotocol)] if subprotocol and is_offered else None
         _judge.handshake_exc = None
@@ -64,6 +84,10 @@ class Handshake:
 
 def read_handshake(head: bytes) -> Handshake:
     """Parse a whole request head, up to and with its empty line. Raises BadRequest."""
+    plain = _PLAIN.fullmatch(head)
+    handshake = _read_plain(plain) if plain is not None else None
+    if handshake is not None:
+        return handshake
     reader = StreamReader()
     if head.startswith(b"POST "):
         head = _LENGTH.sub(b"", head)  # the body was read already; the parser knows none
@@ -81,6 +105,31 @@ def read_handshake(head: bytes) -> Handshake:
         if head.startswith(_METHODS):
             raise BadRequest(405, "method_not_allowed", "Only GET is answered here.") from None
     raise BadRequest(400, "bad_request", "This is not an HTTP/1.1 request without a body.")
+
+
+def _read_plain(plain: re.Match[bytes]) -> Handshake | None:
+    """None: a question for the judge after all."""
+    headers = Headers()
+    found: dict[str, str] = {}
+    for line in plain[2].decode().split("\r\n")[:-1]:
+        name, _, value = line.partition(":")
+        value = value.strip(" ")
+        lower = name.lower()
+        if lower in found and lower in _SINGLE:
+            return None
+        found[lower] = "" if lower in found else value  # several of a kind are never plain
+        headers.set_insecure(name, value)
+    if any(name in found for name in _HAS_BODY):
+        return None
+    request = Request(plain[1].decode(), headers)
+    is_plain = (
+        found.get("upgrade", "").lower() == "websocket"
+        and found.get("connection", "").lower() in ("upgrade", "keep-alive, upgrade")
+        and found.get("sec-websocket-version") == "13"
+        and "sec-websocket-protocol" not in found
+    )
+    key = found.get("sec-websocket-key", "")
+    return Handshake(request, key if is_plain and _KEY.fullmatch(key) else "")
 
 
 def body_length(head: bytes) -> int:

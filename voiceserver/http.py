@@ -136,10 +136,15 @@ class Router:
         except BadRequest as error:
             return error_response(error.status, error.code, error.message)
         path, _, query = handshake.path.partition("?")
-        caller = Caller(path, dict(parse_qsl(query, keep_blank_values=True)), handshake.headers, peer, body)
-        paths = {*self.wires, *self.pages, *self.actions}
-        if path not in paths:
-            listed = ", ".join(sorted(paths))
+        caller = Caller(
+            path,
+            dict(parse_qsl(query, keep_blank_values=True)) if query else {},
+            handshake.headers,
+            peer,
+            body,
+        )
+        if path not in self.wires and path not in self.pages and path not in self.actions:
+            listed = ", ".join(sorted({*self.wires, *self.pages, *self.actions}))
             return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
         method = "POST" if path in self.actions else "GET"
         if handshake.method != method:

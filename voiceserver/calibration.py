@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LINE: Final = "All our lines are busy. Please hold the line."
 RATE_HZ: Final = 16_000
-GIVE_UP_MS: Final = 5_000.0
+GIVE_UP_MS: Final = 8_000.0
 VAD_STREAMS: Final = 8
 _CHUNK_BYTES: Final = RATE_HZ // 50 * 2
 _STT_ROUNDS: Final = 2  # the first one also pays for what an engine does only once
@@ -38,6 +38,7 @@ class Calibration:
         self._pcm = bytearray()
         self._unsent: list[tuple[Stream, RequestKind, int, int, bytes]] = []
         self._began_ms = self._stage_ms = 0.0
+        self._stage = ""  # that works now
         self._rounds = 0
         self._to_watch = 0
         self._watched: set[int] = set()  # vad streams that have taken everything
@@ -61,6 +62,8 @@ class Calibration:
 
     def give_up_if_late(self) -> None:
         if not self.is_done and self._clock() - self._began_ms > GIVE_UP_MS:
+            if self._pcm and self._stage == "stt" and "stt" not in self.costs:
+                self._found("stt", self._seconds_of_speech())  # at least so much
             self._end()
 
     # -------------------------------------------------------------------------------------------------- the stages
@@ -132,6 +135,7 @@ class Calibration:
         got = self._pools[stage].try_open(self, StreamParams(rate_hz=RATE_HZ), key="calibration")
         if isinstance(got, Refusal):
             return None
+        self._stage = stage
         self._streams.setdefault(stage, []).append(got)
         return got
 

@@ -269,8 +269,10 @@ class Server:
             found.give_up_if_late()
             if found.is_done:
                 self._is_calibrated = True
-                limit = calibrate(found.costs.values(), usable_cores() // self.config.server.processes)
-                self._learner.start_with(limit, self.hub.clock(), found.costs)
+                if "stt" in found.costs or "stt" not in self._pools:  # else the number of places will do
+                    cores = max(usable_cores() // self.config.server.processes, 1)
+                    limit = calibrate(found.costs.values(), cores)
+                    self._learner.start_with(limit, self.hub.clock(), found.costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
 

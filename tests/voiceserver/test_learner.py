@@ -26,8 +26,11 @@ class MeasuredPool(AnsweredPool):
         self.windows.append(max_wait_ms)
 
     def stats(self) -> PoolStats:
-        one = WorkerStats(0, 1, self.state, 1, 0, 0, 0.0, 0, 0, 0.0, self.busy_ms)  # type: ignore[arg-type]
-        return PoolStats(self.stage, "measured", (one, one), 0, self.places, self.lag_ms, 0, 0.0)
+        workers = tuple(
+            WorkerStats(index, 1, self.state, 1, 0, 0, 0.0, 0, 0, 0.0, self.busy_ms)  # type: ignore[arg-type]
+            for index in range(2)
+        )
+        return PoolStats(self.stage, "measured", workers, 0, self.places, self.lag_ms, 0, 0.0)
 
 
 class Bench:

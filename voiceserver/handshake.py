@@ -1,6 +1,6 @@
 """The opening handshake, sans I/O: one request head in, the 101 out. ``websockets`` is the judge of it.
 
-What nearly every client sends is read and accepted here, in a fraction of the time; whatever is not quite like that is for the judge.
+What nearly every client sends is read and accepted here, in a fraction of the time; the rest is for the judge.
 ``tests/laws/test_handshake_differential.py`` holds the two against each other.
 
 permessage-deflate is never negotiated: audio does not shrink, and a compressor costs more memory than a session.

@@ -12,31 +12,26 @@ import asyncio
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import typer
 import uvloop
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import realtime_callers as realtime
 from benchmarks.report import cpu_seconds, print_table, store
+from benchmarks.server_process import bucket_percentile, cpu_by_process, get_page, histogram_of
+from benchmarks.speech import speech
 from clients.callers import Tally
 from clients.load import RATE_HZ, Load, Plan
 from clients.local_server import LocalServer, ServerFailed
-from clients.made_speech import LINES, make_speech
-from clients.recording import Recording, read_recording
 
-RECORDED = Path(__file__).resolve().parents[2] / "shared" / "audio"
-SPEECH = ("goforward.wav", "austen-0880.wav", "austen-0890.wav", "austen-0930.wav")
 RAMP_PER_S = 250.0
 SETTLE_S = 1.0  # before the figures are taken, and before the callers leave
 STEP = 200  # more callers, each time that all was well
 STEP_SECONDS = 10.0
-PATIENCE_S = 15.0
 TOLD_WITHIN_MS = 60.0
-LOOP_LAG = "voiceserver_loop_lag_seconds_bucket"
+LOOP_LAG = "voiceserver_loop_lag_seconds"
 VAD_ONLY: Mapping[str, str | int] = {
     "stages.stt.engine": "none",
     "stages.reply.engine": "none",
@@ -69,11 +64,7 @@ class Outcome:
 
     def loop_lag_percentile(self, rank: float) -> float:
         """Upper end of the bucket that holds the rank: the true value is not above it."""
-        total = max(self.loop_lag_ms.values())
-        for bound_ms in sorted(self.loop_lag_ms):
-            if self.loop_lag_ms[bound_ms] >= total * rank / 100:
-                return bound_ms
-        return float("inf")
+        return bucket_percentile(self.loop_lag_ms, rank)
 
 
 async def measure(plan: Plan, server: LocalServer, make_load: Callable[[Plan], Load] = Load) -> Outcome:
@@ -85,15 +76,15 @@ async def measure(plan: Plan, server: LocalServer, make_load: Callable[[Plan], L
     await asyncio.sleep(SETTLE_S)
     for histogram in load.tally.latencies.values():
         histogram.clear()
-    before = await _loop_lag(server)
-    cpu_before, own_before = _cpu_by_process(server.pid), cpu_seconds()
+    before = await histogram_of(server, LOOP_LAG)
+    cpu_before, own_before = cpu_by_process(server.pid), cpu_seconds()
     began_s = loop.time()
     await asyncio.sleep(plan.seconds - 2 * SETTLE_S)
     # While the callers still talk: their workers are gone from the figures once they said goodbye.
-    cpu_after, own_s = _cpu_by_process(server.pid), cpu_seconds() - own_before
+    cpu_after, own_s = cpu_by_process(server.pid), cpu_seconds() - own_before
     seconds = loop.time() - began_s
     mean_batch = await _mean_batch(server)
-    after = await _loop_lag(server)
+    after = await histogram_of(server, LOOP_LAG)
     tally = await running
     spent = {pid: cpu_after[pid] - cpu_before.get(pid, 0.0) for pid in cpu_after}
     server_cpu_s = spent.pop(server.pid)
@@ -101,29 +92,8 @@ async def measure(plan: Plan, server: LocalServer, make_load: Callable[[Plan], L
     return Outcome(tally, seconds, mean_batch, lag, server_cpu_s, sum(spent.values()), own_s)
 
 
-async def _loop_lag(server: LocalServer) -> dict[float, float]:
-    body = await _page(server, "/metrics")
-    return {
-        float(sample.labels["le"]) * 1000: sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-        if sample.name == LOOP_LAG
-    }
-
-
-async def _page(server: LocalServer, path: str) -> bytes:
-    """A busy server may answer late. Raises ServerFailed when it does not at all."""
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + PATIENCE_S
-    while loop.time() < deadline_s:
-        status, body = await server.get(path)
-        if status == 200:
-            return body
-    raise ServerFailed(f"{path} was not answered within {PATIENCE_S:.0f} s")
-
-
 async def _mean_batch(server: LocalServer) -> float:
-    body = await _page(server, "/v1/capacity")
+    body = await get_page(server, "/v1/capacity")
     return msgspec.json.decode(body, type=_Capacity).stages["vad"].mean_batch
 
 
@@ -133,21 +103,6 @@ class _Stage(msgspec.Struct):
 
 class _Capacity(msgspec.Struct):
     stages: dict[str, _Stage]
-
-
-def _cpu_by_process(session: int) -> dict[int, float]:
-    """CPU seconds of every process of a server; it was started as the leader of its own session (Linux)."""
-    found: dict[int, float] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                found[int(entry.name)] = cpu_seconds(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended while being looked at
-    return found
 
 
 def show(outcome: Outcome, plan: Plan) -> dict[str, float]:
@@ -207,7 +162,7 @@ def sessions(
 ) -> None:
     """Measure the VAD path under many sessions."""
     is_native = wire == "native"
-    recordings = _speech(RATE_HZ if is_native else realtime.RATE_HZ)
+    recordings = speech(RATE_HZ if is_native else realtime.RATE_HZ)
     make_load = Load if is_native else realtime.RealtimeLoad
     plan = Plan("", listeners=sessions, seconds=seconds, ramp_per_s=RAMP_PER_S, recordings=recordings)
     try:
@@ -221,13 +176,6 @@ def sessions(
         print(f"largest number of callers with nothing dropped and p99 under {TOLD_WITHIN_MS:.0f} ms: {most}")
         payload["largest"] = most
     print(f"stored in {store('sessions' if is_native else f'sessions-{wire}', payload)}")
-
-
-def _speech(rate_hz: int) -> tuple[Recording, ...]:
-    paths = [RECORDED / name for name in SPEECH]
-    if all(path.is_file() for path in paths):
-        return tuple(read_recording(path, rate_hz) for path in paths)
-    return tuple(make_speech(text, rate_hz) for text in LINES)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,16 @@ TALKER_CHUNK_MS: Final = 20
 LISTENER_CHUNK_MS: Final = 100
 GAP_MS: Final = 4_000  # silence after a recording: the endpointing wait, and the time to hear an answer
 SILENCE_MS: Final = 500
+SILENT_AFTER_MS: Final = (
+    1_000.0  # whoever waits for an answer and hears nothing for longer is met with silence
+)
 VAD_WINDOW_MS: Final = 32  # the end of a turn is decided at the end of such a window
 
 LATENCIES: Final = ("handshake", "ping", "turn_end", "final", "first_audio", "lateness")
 COUNTS: Final = (
     "connected", "refused", "failed", "lost", "closed", "chunks", "held_chunks", "turns", "finals", "replies", "interrupted",
     "busy", "ready", "errors", "reply_bytes", "sent_ms", "received_ms", "consumed_ms", "dropped_ms", "discarded_ms",
+    "pings", "pongs", "worker_lost", "silence_ms",
 )  # fmt: skip
 
 
@@ -147,22 +151,28 @@ class Caller(RawConnection):
     def step(self, due_ms: float) -> None:
         raise AssertionError("a kind of caller defines its step")
 
+    def ping(self, due_ms: float) -> None:
+        """A WebSocket ping that carries the time at which it was due."""
+        if self.is_open:
+            self._tally.counts["pings"] += 1
+            self.send(build_frame(PING, repr(due_ms).encode()))
+
+    def on_pong(self, payload: bytes) -> None:
+        self._tally.counts["pongs"] += 1
+        self._tally.latencies["ping"].record(self._now_ms() - float(payload))
+
     def leave(self) -> None:
         """Say goodbye; the server closes after its turn."""
         self.send(build_frame(TEXT, b'{"type":"session.close"}'))
 
 
 class Idle(Caller):
-    """Holds the line and pings now and then; the ping carries the time at which it was due."""
+    """Holds the line and pings now and then."""
 
     __slots__ = ()
 
     def step(self, due_ms: float) -> None:
-        if self.is_open:
-            self.send(build_frame(PING, repr(due_ms).encode()))
-
-    def on_pong(self, payload: bytes) -> None:
-        self._tally.latencies["ping"].record(self._now_ms() - float(payload))
+        self.ping(due_ms)
 
 
 class Speaker(Caller):
@@ -252,6 +262,8 @@ class Speaker(Caller):
     def _on_busy(self, payload: bytes) -> None:
         event = _decode_busy(payload)
         self._tally.count("busy")
+        if event.reason.startswith("worker_"):
+            self._tally.count("worker_lost")
         self._credit_ms = event.credit_ms
 
     def _on_ready(self, payload: bytes) -> None:
@@ -270,9 +282,39 @@ class Speaker(Caller):
 
 
 class Talker(Speaker):
-    """Holds conversations: 20 ms chunks, waits for answers."""
+    """Holds conversations: 20 ms chunks, waits for answers. Counts the time in which it waits and nothing is said to it."""
 
-    __slots__ = ()
+    __slots__ = ("_heard_ms", "_waits_from_ms")
+
+    def on_open(self) -> None:
+        super().on_open()
+        self._heard_ms = self._now_ms()
+        self._waits_from_ms = math.inf  # since when an answer is owed
+
+    def on_text(self, payload: bytes) -> None:  # hot
+        super().on_text(payload)
+        self._hear()
+
+    def on_binary(self, size: int) -> None:  # hot
+        super().on_binary(size)
+        self._hear()
+
+    def _hear(self) -> None:  # hot
+        now_ms = self._now_ms()
+        silent_ms = now_ms - max(self._heard_ms, self._waits_from_ms)
+        if silent_ms > SILENT_AFTER_MS:
+            self._tally.counts["silence_ms"] += silent_ms - SILENT_AFTER_MS
+        self._heard_ms = now_ms
+
+    def _on_stopped(self, payload: bytes) -> None:
+        super()._on_stopped(payload)
+        if not math.isnan(self._decided_due_ms):
+            self._waits_from_ms = self._decided_due_ms
+
+    def _on_done(self, payload: bytes) -> None:
+        self._hear()
+        super()._on_done(payload)
+        self._waits_from_ms = math.inf
 
 
 class Listener(Speaker):
@@ -288,9 +330,9 @@ _decode_busy = msgspec.json.Decoder(ServerBusy).decode
 _decode_closing = msgspec.json.Decoder(SessionClosing).decode
 
 _HANDLERS: Final[dict[bytes, Callable[[Speaker, bytes], None]]] = {
-    b"speech.stopped": Speaker._on_stopped,
+    b"speech.stopped": lambda caller, payload: caller._on_stopped(payload),
     b"transcript.final": Speaker._on_final,
-    b"reply.done": Speaker._on_done,
+    b"reply.done": lambda caller, payload: caller._on_done(payload),
     b"server.busy": Speaker._on_busy,
     b"server.ready": Speaker._on_ready,
     b"error": Speaker._on_error,

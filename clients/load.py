@@ -88,7 +88,8 @@ class Load:
         self.arrived = asyncio.Event()  # everybody has had a try; ``seconds`` begin
         self._loop = asyncio.get_running_loop()
         self._host, self._port = parts.hostname, parts.port or 80
-        self._target = f"{parts.path or '/v1/stream'}?rate={RATE_HZ}"
+        query = f"{parts.query}&" if parts.query else ""
+        self._target = f"{parts.path or '/v1/stream'}?{query}rate={RATE_HZ}"
         self._schedule = Schedule(self._now_ms, self.tally.latencies["lateness"])
         self._scripts = (
             {ms: Script.build(plan.recordings, ms) for ms in (TALKER_CHUNK_MS, LISTENER_CHUNK_MS)}
@@ -151,7 +152,8 @@ class Load:
 
     async def _connect(self, index: int, caller: Caller) -> None:
         sources = self.plan.sources or -(-self.plan.callers // PORTS_PER_SOURCE)
-        source = (f"127.0.0.{self.plan.first_source + index % sources}", 0) if sources > 1 else None
+        first = self.plan.first_source
+        source = (f"127.0.0.{first + index % sources}", 0) if sources > 1 or first > 1 else None
         try:
             await self._loop.create_connection(lambda: caller, self._host, self._port, local_addr=source)
         except OSError:

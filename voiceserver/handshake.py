@@ -56,7 +56,7 @@ class Handshake:
     __slots__ = ("_key", "_request", "headers", "is_upgrade", "method", "path")
 
     def __init__(self, request: Request, key: str = "") -> None:
-        """key: the judge would accept this request with this key, whatever becomes of a subprotocol."""
+        """key: the judge would accept this request with this key, and select no subprotocol."""
         self._request = request
         self._key = key
         self.method = request.method
@@ -68,7 +68,7 @@ class Handshake:
 
     def accept(self, subprotocol: str | None) -> bytes:
         """The 101 response, selecting ``subprotocol`` if the client offers it. Raises BadRequest."""
-        if self._key and subprotocol is None:
+        if self._key:  # it offers no subprotocols
             return f"{_ACCEPTED}{accept_key(self._key)}\r\n\r\n".encode()
         is_offered = subprotocol is not None and _is_offered(subprotocol, self.headers)
         _judge.available_subprotocols = [Subprotocol(subprotocol)] if subprotocol and is_offered else None

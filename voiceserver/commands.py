@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from voiceserver import conversation
+from voiceserver import ahead, conversation
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
 
@@ -68,6 +68,7 @@ def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
         ear.capture.discard_turn(ear.capturing_turn)
         session.the_lanes.reset(session.settings.hears_with)
         ear.clear()
+        ahead.drop(session)
     session.emit(ev.InputCleared())
 
 

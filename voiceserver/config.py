@@ -66,6 +66,7 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audible_busy: bool = False
     false_interruption_ms: int = 2_000  # an interrupted reply goes on when no words came by then; 0: never
     backchannels: str = ""  # "mm-hm, uh huh": speech of these words only does not end a reply either
+    preemptive: bool = False  # ask for the reply at a pause, before the turn is sure to be over
 
 
 class BackpressureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

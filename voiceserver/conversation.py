@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from voiceserver import ahead
 from voiceserver import events as ev
-from voiceserver.history import chat_messages
 from voiceserver.reply import Interrupted, Reply
 from voiceserver.settings import words_of
 from voiceserver.transcripts import Transcripts, Utterance
@@ -40,6 +40,8 @@ def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: floa
         session.transcripts = Transcripts(session.outgoing)
     session.transcripts.is_silent = not session.options.transcribes
     session.transcripts.begin(session.turn)
+    ahead.drop(session)
+    session.guesses = 0
     session.idle_from_ms = math.inf
     session.lower_deadline(now_ms + session.settings.backpressure.busy_after_ms)
     return ear.begin(session.turn, from_ms, decided_ms, now_ms)
@@ -65,6 +67,7 @@ def decide(session: SessionState, ear: Ear, decision: Decision, now_ms: float) -
             ear.pause(decision.decided_ms, now_ms)
     elif isinstance(decision, Resume) and ear.is_paused:
         ear.resume(decision.decided_ms, now_ms)
+        ahead.drop(session)
 
 
 def start_speech(session: SessionState, ear: Ear, start: Start, now_ms: float) -> None:
@@ -144,8 +147,10 @@ def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record,
         return
     utterance = transcripts.find(turn)
     text = transcripts.receive(record)
+    ahead.receive_text(session, ear, record, now_ms)
     if utterance is not None and is_last:
         _finish_utterance(session, utterance, text, now_ms)
+        ahead.drop(session)  # unless it was adopted
 
 
 def _finish_utterance(session: SessionState, utterance: Utterance, text: str | None, now_ms: float) -> None:
@@ -220,9 +225,11 @@ def start_reply(
     else:
         turn = _next_turn(session)
     session.replied_turn = max(session.replied_turn, turn)
-    speaks = (session.options.speaks if create.speaks is None else create.speaks) and settings.can_speak
+    speaks = session.speaks(create)
     hears = settings.hears_with == "reply"
-    request = b"" if hears else reply_request(session, turn, create)
+    fields = {} if hears else ahead.request_fields(session, turn, create, session.mouth.history.items)
+    request = b"" if hears else ahead.encode_request(session, fields)
+    guess = ahead.take(session, turn, fields, speaks, create)
     session.mouth.output_rate_hz = session.output_rate_hz
     reply = session.mouth.start(turn, create, speaks, request, now_ms)
     session.idle_from_ms = math.inf
@@ -235,6 +242,8 @@ def start_reply(
         reply.end_of_speech_ms = utterance.end_of_speech_ms
         reply.endpointing_ms = utterance.endpointing_ms
         reply.stt_ms = round(now_ms - utterance.decided_ms, 2)
+    if guess is not None:
+        ahead.adopt(session, reply, guess, now_ms)
 
 
 def _next_turn(session: SessionState) -> int:
@@ -244,24 +253,6 @@ def _next_turn(session: SessionState) -> int:
     if session.turn <= session.replied_turn or is_taken:
         session.turn += 1
     return session.turn
-
-
-def reply_request(session: SessionState, turn: int, create: ev.ReplyCreate) -> bytes:
-    options = session.options
-    history = session.mouth.history.items
-    limit = create.max_output_tokens
-    request: dict[str, object] = {
-        "turn": turn,
-        "messages": chat_messages(history if create.items is None else create.items),
-        "instructions": options.instructions if create.instructions is None else create.instructions,
-        "tools": options.tools if create.tools is None else create.tools,
-        "tool_choice": options.tool_choice if create.tool_choice is None else create.tool_choice,
-        "max_output_tokens": options.max_output_tokens if limit is None else limit,
-        "temperature": options.temperature if create.temperature is None else create.temperature,
-        "language": options.language,
-        "context": session.facts,
-    }
-    return msgspec.json.encode(request)
 
 
 # --------------------------------------------------------------------------------------------- false interruptions
@@ -311,6 +302,7 @@ def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
     """There were no words: the reply goes on from where it was heard."""
     if cut.resumed is not None or session.reply is not None:
         return
+    ahead.drop(session)
     old = cut.reply
     texts = old.unheard_texts(cut.played_ms)
     if texts:

@@ -117,6 +117,10 @@ class Ear:
         self.capture.append(RequestKind.PAUSE, self._turn, self._captured_seq, b"", 0, now_ms)
         self.is_paused = True
 
+    def answers_pause(self, turn: int, seq: int) -> bool:
+        """Whether a result at ``seq`` is of all that was said up to a pause that still lasts."""
+        return self.is_paused and turn == self._turn and seq >= self._captured_seq
+
     def resume(self, decided_ms: float, now_ms: float) -> None:
         """The caller goes on: what was held back is needed after all, from now on."""
         self.is_paused = False

@@ -44,6 +44,13 @@ class History:
             item = msgspec.structs.replace(item, key="")
         self._insert(len(self._items), item)
 
+    def with_record(self, item: HistoryItem) -> tuple[HistoryItem, ...]:
+        """The items as ``record`` would leave them; nothing changes."""
+        future = History(self._limit)
+        future._items = self._items[:]
+        future.record(item)
+        return future.items
+
     def _insert(self, position: int, item: HistoryItem) -> None:
         self._items.insert(position, item)
         if len(self._items) > self._limit:

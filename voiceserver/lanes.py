@@ -81,6 +81,10 @@ class Lanes:
         if stage in self._opened and stage not in self._reset:
             self._reset = (*self._reset, stage)
 
+    def is_reset(self, stage: str) -> bool:  # hot
+        """What still comes from the stage is of work that was cancelled."""
+        return stage in self._reset
+
     def refuse(self, stage: str, refusal: Refusal, now_ms: float) -> None:
         self._refused[stage] = (refusal, now_ms + RETRY_OPEN_MS)
 

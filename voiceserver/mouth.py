@@ -68,6 +68,7 @@ class Mouth:
         "interruptions",
         "output_rate_hz",
         "replies",
+        "replies_ahead",
         "reply",
         "samples_sent",
     )
@@ -83,6 +84,7 @@ class Mouth:
         )
         self._played_ms: float | None = None  # what the client told of it
         self.replies = 0
+        self.replies_ahead = 0  # of them those that were begun at a pause, before the turn was over
         self.interruptions = 0
         self.samples_sent = 0
 

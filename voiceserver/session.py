@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from voiceserver import commands, conversation, pressure
+from voiceserver import ahead, commands, conversation, pressure
 from voiceserver import events as ev
 from voiceserver.ear import Ear
 from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
@@ -119,7 +119,7 @@ class Session(SessionState):
         if self.ear is not None:
             self.ear.capture.discard()
             self.ear.outbox.discard()
-        self.queue = self.transcripts = self.interrupted = self.place = None
+        self.queue = self.transcripts = self.interrupted = self.place = self.guess = None
         self.emit(ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting()))
         self._move(Phase.CLOSED)
         self.deadline_ms = math.inf
@@ -250,7 +250,11 @@ class Session(SessionState):
 
     def _receive_answer(self, stage: str, record: Record, now_ms: float) -> None:
         reply = self.reply
+        if self.lanes is not None and self.lanes.is_reset(stage):
+            return
         if reply is None:
+            if self.guess is not None:
+                ahead.receive(self, self.guess, stage, record, now_ms)
             return
         if stage == "tts":
             self.mouth.receive_tts(record, now_ms)
@@ -290,11 +294,11 @@ class Session(SessionState):
         """Stages that need a stream now and have none."""
         if (self.ear is None and self._mouth is None) or self.place is not None:
             return []
-        return self.the_lanes.wanted(self.needs)
+        return self.the_lanes.wanted(self.wants)
 
     def stages_unwanted(self) -> list[str]:  # hot
         """Stages whose stream has nothing more to do, or the wrong thing."""
-        return self.lanes.unwanted(self.needs) if self.lanes is not None else []
+        return self.lanes.unwanted(self.wants) if self.lanes is not None else []
 
     def stages_with_requests(self) -> list[str]:  # hot
         """Stages with an open stream and something unsent."""
@@ -315,13 +319,7 @@ class Session(SessionState):
                 options={"language": options.language} if stage == "stt" and options.language else {},
                 output_rate_hz=self.output_rate_hz if stage == "reply" else 0,
             )
-        wanted: dict[str, str | int | float | bool] = {}
-        if stage == "tts":
-            wanted = {"language": options.language, "voice": options.voice, "speed": options.speed}
-            wanted = {
-                name: value for name, value in wanted.items() if value and (name != "speed" or value != 1.0)
-            }
-        return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
+        return self.voice_params() if stage == "tts" else StreamParams(rate_hz=self.output_rate_hz)
 
     def stream_opened(self, stage: str, now_ms: float) -> None:
         self.is_settled = False
@@ -363,7 +361,10 @@ class Session(SessionState):
             return
         if reason == "quarantined":
             self._quarantine(stage, now_ms)
-        elif self.needs(stage):
+            return
+        if self.guess is not None and stage in ("reply", "tts"):
+            ahead.drop(self)
+        if self.needs(stage):
             pressure.lose(self, stage, reason, now_ms)
             self._after(now_ms)
 

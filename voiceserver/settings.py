@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
     close_timeout_ms: float = 10_000
     false_interruption_ms: float = 0
     backchannels: frozenset[str] = frozenset()
+    preemptive: bool = False
     check_laws: bool = False
 
     @property
@@ -98,5 +99,6 @@ class Settings(msgspec.Struct, frozen=True):
             close_timeout_ms=config.server.drain_timeout_ms,
             false_interruption_ms=session.false_interruption_ms,
             backchannels=frozenset(filter(None, map(words_of, session.backchannels.split(",")))),
+            preemptive=session.preemptive,
             check_laws=config.server.check_laws,
         )

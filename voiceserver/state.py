@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Literal
 
 from voiceserver import events as ev
+from voiceserver.ahead import Guess
 from voiceserver.books import accounting
 from voiceserver.ear import Ear
 from voiceserver.gate import BusyGate, Wait
@@ -22,6 +23,7 @@ from voiceserver.outbox import Outbox
 from voiceserver.reply import Interrupted, Reply
 from voiceserver.settings import Facts, Settings
 from voiceserver.transcripts import Transcripts
+from workers.ipc.messages import StreamParams
 
 
 class Phase(Enum):
@@ -44,6 +46,8 @@ class SessionState:
         "ear",
         "facts",
         "gate",
+        "guess",
+        "guesses",
         "idle_from_ms",
         "input_rate_hz",
         "key",
@@ -105,6 +109,8 @@ class SessionState:
         self.gate: BusyGate | None = None
         self.place: Wait | None = None  # in the waiting room
         self.interrupted: Interrupted | None = None
+        self.guess: Guess | None = None  # only while there is no reply
+        self.guesses = 0  # of this turn
         self.queue: deque[ev.ReplyCreate] | None = None  # they wait for a transcript or for another reply
         self._mouth: Mouth | None = None
 
@@ -157,11 +163,21 @@ class SessionState:
         if stage == self.settings.hears_with:
             return ear.capture if ear is not None else None
         reply = self.reply
-        if reply is None:
+        if reply is not None:
+            return reply.ask if stage == "reply" else reply.say
+        guess = self.guess
+        if guess is None:
             return None
-        return reply.ask if stage == "reply" else reply.say
+        return guess.ask if stage == "reply" else guess.say
+
+    def wants(self, stage: str) -> bool:  # hot
+        """Whether the stage has something to do, be it that nobody waits for it yet."""
+        if self.needs(stage):
+            return True
+        return self.guess is not None and stage in ("reply", "tts") and self.guess.needs(stage)
 
     def needs(self, stage: str) -> bool:  # hot
+        """Whether the caller waits for the stage."""
         ear = self.ear
         if self.phase is CLOSED:
             return False
@@ -186,6 +202,21 @@ class SessionState:
         if stage == "reply":
             return not reply.is_finished_asking
         return reply.needs_tts
+
+    def speaks(self, create: ev.ReplyCreate) -> bool:
+        return (self.options.speaks if create.speaks is None else create.speaks) and self.settings.can_speak
+
+    def voice_params(self) -> StreamParams:
+        options = self.options
+        wanted: dict[str, str | int | float | bool] = {
+            "language": options.language,
+            "voice": options.voice,
+            "speed": options.speed,
+        }
+        wanted = {
+            name: value for name, value in wanted.items() if value and (name != "speed" or value != 1.0)
+        }
+        return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
 
     def lower_deadline(self, deadline_ms: float) -> None:
         if deadline_ms < self.deadline_ms:
@@ -216,6 +247,7 @@ class SessionState:
         return {
             "turns": self.turn,
             "replies": mouth.replies if mouth is not None else 0,
+            "replies_ahead": mouth.replies_ahead if mouth is not None else 0,
             "interruptions": mouth.interruptions if mouth is not None else 0,
             "reply_audio_ms": round(spoken * 1000.0 / self.output_rate_hz, 1),
             "busy_signals": self.gate.signals if self.gate is not None else 0,

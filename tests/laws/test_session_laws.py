@@ -37,13 +37,19 @@ def audio_of(text: bytes) -> bytes:
 
 
 class SessionUnderAnything(RuleBasedStateMachine):
-    @initialize(resumes=st.booleans(), max_backlog_ms=st.sampled_from([400, 10_000]), speaks=st.booleans())
-    def open(self, resumes: bool, max_backlog_ms: int, speaks: bool) -> None:
+    @initialize(
+        resumes=st.booleans(),
+        max_backlog_ms=st.sampled_from([400, 10_000]),
+        speaks=st.booleans(),
+        preemptive=st.booleans(),
+    )
+    def open(self, resumes: bool, max_backlog_ms: int, speaks: bool, preemptive: bool) -> None:
         options = settings_of(
             backpressure=BackpressureConfig(max_backlog_ms=max_backlog_ms),
             false_interruption_ms=800.0 if resumes else 0.0,
             reply_timeout_ms=3_000.0,
             close_timeout_ms=4_000.0,
+            preemptive=preemptive,
         )
         self.now_ms = 100.0
         self.session = Session("s", options, Facts(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
@@ -72,6 +78,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
                 break
             for stage in unwanted:
                 del self.streams[stage]
+                self._forget_stage(stage, 0)
                 session.stream_closed(stage)
             for stage in wanted:
                 if stage in self.refusing:
@@ -169,6 +176,8 @@ class SessionUnderAnything(RuleBasedStateMachine):
                     self.result("stt", ResultKind.FINAL, turn, seq, text.encode())
                 else:
                     self.result("stt", ResultKind.FAILED, turn, seq, b"{}")
+            elif kind == RequestKind.PAUSE:
+                self.result("stt", ResultKind.TEXT, turn, seq, text.encode())
             elif text and seq % 3 == 0:
                 self.result("stt", ResultKind.TEXT, turn, seq, text[: seq % 5].encode())
             else:
@@ -242,6 +251,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
     def lose(self, stage: str, reason: str) -> None:
         if stage in self.streams:
             del self.streams[stage]
+            self._forget_stage(stage, 0)
             signals = self.said.signals
             was_needed = self.session.needs(stage)
             self.session.lose_stream(stage, reason, self.now_ms)
@@ -343,6 +353,19 @@ class SessionUnderAnything(RuleBasedStateMachine):
         before = self.now_ms
         self.wait(0)
         return self.now_ms == before
+
+    @invariant()
+    def a_guess_is_of_what_is_being_said_and_beside_no_reply(self) -> None:
+        session = self.session
+        guess = session.guess
+        if guess is None:
+            return
+        assert session.settings.preemptive
+        assert session.reply is None
+        assert not session.is_closed
+        assert guess.turn == session.last_speech_turn
+        assert guess.turn not in self.said.texts
+        assert all(item.turn < guess.turn for item in session.mouth.history.items)
 
     @invariant()
     def requests_can_be_read(self) -> None:

@@ -35,7 +35,13 @@ class _Engine:
 
     def __init__(self, mischief: Mischief = no_mischief, max_streams: int = 0) -> None:
         rate_hz = 0 if self.stage == "reply" else RATE_HZ
-        self.info = EngineInfo(f"sim-{self.stage}", self.stage, rate_hz, max_streams)  # type: ignore[arg-type]
+        self.info = EngineInfo(
+            f"sim-{self.stage}",
+            self.stage,  # type: ignore[arg-type]
+            rate_hz,
+            max_streams,
+            works_ahead=self.stage == "stt",
+        )
         self._mischief = mischief
 
     def step(self, batch: Sequence[Item]) -> Sequence[Output]:
@@ -102,7 +108,7 @@ class SimStt(_Engine):
         if item.is_flush:
             del self._runs[item.stream][item.turn]
             return Output([Piece(ResultKind.FINAL, transcript(runs))])
-        text = transcript(runs[:-1])
+        text = transcript(runs if item.is_pause else runs[:-1])
         return Output([Piece(ResultKind.TEXT, text)] if text else [])
 
     def close(self, stream: int) -> None:

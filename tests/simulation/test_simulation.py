@@ -65,6 +65,19 @@ def test_faults_do_happen_and_most_callers_are_served_all_the_same() -> None:
     assert any("interrupted" in caller.audit.done.values() for caller in callers)
 
 
+def test_replies_are_begun_at_pauses_and_some_for_nothing() -> None:
+    sessions = [
+        caller.session
+        for seed in range(0, 120, 3)
+        for caller in play(seed).callers
+        if caller.session is not None
+    ]
+    counts = [session.counters() for session in sessions]
+    ahead = sum(count["replies_ahead"] for count in counts)
+    assert ahead > 20
+    assert ahead < sum(count["replies"] for count in counts)
+
+
 def test_poison_costs_its_caller_the_call_and_nobody_else() -> None:
     poisoned = 0
     for seed in range(200):

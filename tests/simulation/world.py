@@ -128,8 +128,11 @@ class World:
             close_timeout_ms=25_000.0,
             reply_timeout_ms=20_000.0,
             false_interruption_ms=rng.choice([0.0, 600.0]),
+            preemptive=seed % 3 == 0,
         )
-        detection = ev.TurnDetection(silence_duration_ms=200, min_speech_ms=40, prefix_padding_ms=100)
+        # A pause comes before the end of a turn only where that takes longer.
+        silence_ms = 320 if self.settings.preemptive else 200
+        detection = ev.TurnDetection(silence_duration_ms=silence_ms, min_speech_ms=40, prefix_padding_ms=100)
         options = msgspec.structs.replace(self.settings.options, turn_detection=detection)
         self.settings = msgspec.structs.replace(self.settings, options=options)
         self.admission = Admission(

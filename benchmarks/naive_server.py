@@ -39,9 +39,10 @@ _turns = itertools.count(1)
 def load(name: str, stage: str) -> None:
     """In each process of a pool, once."""
     global _engine
-    import torch
+    if stage == "vad":
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
     _engine = registry.load(name)(dict(getattr(Config().stages, stage).params))
 
 

@@ -41,7 +41,11 @@ def fingerprint() -> dict[str, str | int | float | dict[str, str]]:
 def store(name: str, payload: Mapping[str, object]) -> Path:
     """Write ``results/NAME.json``: the payload under its own keys, the fingerprint under ``machine``."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    return store_at(RESULTS / f"{name}.json", name, payload)
+
+
+def store_at(path: Path, name: str, payload: Mapping[str, object]) -> Path:
+    """``store`` to another place."""
     document = {"benchmark": name, "machine": fingerprint(), **payload}
     partial = path.with_suffix(".json.partial")
     partial.write_text(json.dumps(document, indent=2, sort_keys=False) + "\n")

@@ -32,7 +32,7 @@ LATENCIES: Final = ("handshake", "ping", "turn_end", "final", "first_audio", "la
 COUNTS: Final = (
     "connected", "refused", "failed", "lost", "closed", "chunks", "held_chunks", "turns", "finals", "replies", "interrupted",
     "busy", "ready", "errors", "reply_bytes", "sent_ms", "received_ms", "consumed_ms", "dropped_ms", "discarded_ms",
-    "pings", "pongs", "worker_lost", "silence_ms",
+    "pings", "pongs", "present", "worker_lost", "silence_ms",
 )  # fmt: skip
 
 
@@ -125,6 +125,10 @@ class Schedule:
                     member.step(due_ms)
 
 
+_PRESENT: Final = b"present"
+_ROLL_CALL: Final = build_frame(PING, _PRESENT)
+
+
 class Caller(RawConnection):
     """What all callers share: they are counted when they come, are refused, and go."""
 
@@ -157,7 +161,15 @@ class Caller(RawConnection):
             self._tally.counts["pings"] += 1
             self.send(build_frame(PING, repr(due_ms).encode()))
 
+    def call_roll(self) -> None:
+        """Ask for one sign of life, to be counted as ``present``; how long it takes is not counted."""
+        if self.is_open:
+            self.send(_ROLL_CALL)
+
     def on_pong(self, payload: bytes) -> None:
+        if payload == _PRESENT:
+            self._tally.counts["present"] += 1
+            return
         self._tally.counts["pongs"] += 1
         self._tally.latencies["ping"].record(self._now_ms() - float(payload))
 

@@ -108,7 +108,7 @@ class Load:
         try:
             await self._arrive()
             self.arrived.set()
-            await asyncio.sleep(self.plan.seconds)
+            await self._stay()
             await self._leave()
         finally:
             ticking.cancel()
@@ -116,6 +116,9 @@ class Load:
             for caller in self.callers:
                 caller.abort()
         return self.tally
+
+    async def _stay(self) -> None:
+        await asyncio.sleep(self.plan.seconds)
 
     async def _arrive(self) -> None:
         """Open loop: caller ``n`` is due ``n / ramp`` after the start, whether or not those before it are in."""

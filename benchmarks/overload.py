@@ -9,6 +9,8 @@ transcript came within 2 s of its end, per second: the talking that the server r
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -73,12 +75,9 @@ async def naive() -> AsyncIterator[int]:
             raise ServerFailed("the naive server did not start")
         yield port
     finally:
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 5)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        # Its pools' processes outlive it otherwise, each waiting for work.
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 async def measure(port: int, script: Script, load: str, size: int, seconds: float, arrive_s: float) -> Row:

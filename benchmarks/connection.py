@@ -36,7 +36,7 @@ from benchmarks.report import print_table, store
 
 TALKERS = 32
 BURST = 16
-TURNS = 5
+TURNS = 3
 _SPARE_FILES = 200
 Figures = dict[str, Any]
 

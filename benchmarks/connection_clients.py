@@ -32,7 +32,7 @@ def frame(payload: bytes, opcode: int = 2) -> bytes:
     return head + mask + masked.to_bytes(length, "big")
 
 
-def connect(port: int, count: int, timeout_s: float = 120.0) -> list[socket.socket]:
+def connect(port: int, count: int, timeout_s: float = 600.0) -> list[socket.socket]:
     """``count`` open WebSockets; ``_CONCURRENCY`` handshakes are in progress at any time."""
     request = (
         f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

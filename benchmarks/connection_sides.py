@@ -66,6 +66,7 @@ class Ours:
             ("session.output_rate_hz", str(RATE_HZ), "--set"),
             ("stages.stt.engine", "none", "--set"),
             ("backpressure.max_talkers", "1000000", "--set"),
+            ("backpressure.max_backlog_ms", "600000", "--set"),  # messages come faster than speech
         ]
         for stage, (engine, params) in _STAGES.items():
             flags.append((f"stages.{stage}.engine", f"benchmarks.connection_engines:{engine}", "--set"))

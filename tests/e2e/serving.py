@@ -25,10 +25,12 @@ SMALL = (
 class ServerProcess:
     """``settings`` are ``key=value``. Lines of its log are dictionaries; ``wait_for`` reads on until one comes."""
 
-    def __init__(self, *settings: str, program: tuple[str, ...] = ("-m", "voiceserver")) -> None:
+    def __init__(
+        self, *settings: str, program: tuple[str, ...] = ("-m", "voiceserver"), port: int = 0
+    ) -> None:
         flags = [part for setting in settings for part in ("--set", setting)]
         self.process = subprocess.Popen(
-            [sys.executable, *program, "serve", "--port", "0", *flags],
+            [sys.executable, *program, "serve", "--port", str(port), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -102,8 +104,10 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serving(*settings: str, program: tuple[str, ...] = ("-m", "voiceserver")) -> Iterator[ServerProcess]:
-    server = ServerProcess(*settings, program=program)
+def serving(
+    *settings: str, program: tuple[str, ...] = ("-m", "voiceserver"), port: int = 0
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(*settings, program=program, port=port)
     try:
         server.wait_for("started")
         yield server

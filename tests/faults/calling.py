@@ -102,7 +102,7 @@ async def hold(
     reconnect: Reconnect | None = None,
     timeout_s: float = 60.0,
 ) -> Call:
-    """The whole call: say ``pcm`` at ``pace`` times a person's, wait for the answer, say goodbye."""
+    """The whole call: say ``pcm`` at ``pace`` times a person's, wait for the answer (however slow the machine), say goodbye."""
     async with asyncio.timeout(timeout_s), VoiceClient.connect(url, reconnect=reconnect) as client:
         sending = asyncio.create_task(_say(client, pcm, call, pace))
         try:
@@ -122,6 +122,7 @@ async def _say(client: VoiceClient, pcm: bytes, call: Call, pace: float) -> None
         await asyncio.sleep(begun + index * CHUNK_MS / 1000 / pace - time.monotonic())
         await client.send_audio(pcm[start : start + step])
         call.said_ms += CHUNK_MS
+    await call.until(lambda: bool(call.endings) or call.is_over, 60.0)
     await client.finish()
 
 
@@ -132,9 +133,10 @@ async def with_fault(
     *,
     pace: float = 2.0,
     reconnect: Reconnect | None = None,
+    call: Call | None = None,
 ) -> Call:
     """One call, with ``fault`` running beside it."""
-    call = Call()
+    call = call or Call()
     holding = asyncio.create_task(hold(url, pcm, call, pace=pace, reconnect=reconnect))
     try:
         await fault(call)

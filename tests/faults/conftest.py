@@ -15,6 +15,7 @@ from tests.faults.calling import Call, hold, speech
 DEFAULT_ENGINES = (
     "stages.stt.workers=1",
     "backpressure.max_talkers=64",
+    "session.reply_timeout_ms=60000",
     "server.check_laws=true",
     "server.ping_interval_ms=1000",
     "server.ping_timeout_ms=1000",

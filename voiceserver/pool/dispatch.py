@@ -226,7 +226,8 @@ class ChannelPool(ABC):
                 self.spawn(lane)
             elif lane.state is LaneState.READY:
                 lane.measure()
-                if lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6)) or self.is_stopped(lane, now_ns):
+                is_silent = lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6))
+                if self.is_hung(lane, now_ns, is_silent=is_silent):
                     self._hang(lane)
                 elif lane.wants_room or lane.unsent_closes:
                     self.drain(lane)
@@ -243,9 +244,9 @@ class ChannelPool(ABC):
     def end_worker(self, lane: Lane) -> None:
         """Kill the lane's worker. Does not wait and does not bury."""
 
-    def is_stopped(self, lane: Lane, now_ns: int) -> bool:
-        """Whether the worker is known to be stopped, which is a hang that need not be waited for."""
-        return False
+    def is_hung(self, lane: Lane, now_ns: int, *, is_silent: bool) -> bool:
+        """The verdict on a ready worker. ``is_silent``: its step, or its silence, lasts too long."""
+        return is_silent
 
     def on_ready(self, lane: Lane) -> None:
         """A worker said hello."""

@@ -159,9 +159,10 @@ class Lane:
         self._heartbeat_seen = flight.heartbeat_ns if is_late else 0
         return is_late and was_late
 
-    def quiet_ms(self, now_ns: int) -> float:
-        """Since the last beat; a worker in a long step is quiet too."""
-        return (now_ns - self.end.flight().heartbeat_ns) / 1e6 if self.end is not None else 0.0
+    @property
+    def beat_ns(self) -> int:
+        """The last beat; there is none during a step."""
+        return self.end.flight().heartbeat_ns if self.end is not None else 0
 
     def measure(self) -> None:
         """Update the moving average of a step's time."""

@@ -22,6 +22,7 @@ from typing import Any
 from voiceserver.errors import ConfigError
 from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.lane import Lane, LaneState
+from voiceserver.pool.pulse import Pulse
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.supervisor import ForkServerHandle
 from workers import registry
@@ -55,8 +56,9 @@ class LocalPool(ChannelPool):
     """``engine`` is a name for ``workers.registry``; ``params`` go to its factory.
 
     workers: processes. max_batch_size, max_wait_ms: the batcher's. streams_per_worker: 0 for what the engine says.
-    step_timeout_ms: a longer step is a hang. on_event(name, fields): worker_ready, worker_lost, worker_hung,
-    worker_stopped, worker_exited, quarantined, bad_engine, no_memory, forkserver_lost, ring_corrupt. platform: for tests.
+    step_timeout_ms: a step that takes longer, with a
+    processor at hand, is a hang. on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped,
+    worker_exited, quarantined, bad_engine, no_memory, forkserver_lost, ring_corrupt. platform: for tests.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class LocalPool(ChannelPool):
         }
         self._params = dict(params or {})
         self._processes: dict[int, _Process] = {}  # by lane index
+        self._pulses = [Pulse(step_timeout_ms) for _ in self.all_lanes()]
         self._forkserver: ForkServerHandle | None = None
         self._is_preloaded = False
         self._restart_ms = 0.0
@@ -214,14 +217,12 @@ class LocalPool(ChannelPool):
         if end is not None and not self._is_stopping and lane.respawn_ms <= self._now_ms():
             self._loop.call_soon(self._respawn, lane)
 
-    def is_stopped(self, lane: Lane, now_ns: int) -> bool:
-        if not lane.pid or lane.quiet_ms(now_ns) < SUSPICIOUS_MS:
-            return False
-        try:
-            with open(f"/proc/{lane.pid}/stat", "rb") as stat:
-                return stat.read().rpartition(b") ")[2][:1] == b"T"
-        except OSError:  # no such file system, or the worker has just died, which its sentinel will tell
-            return False
+    def is_hung(self, lane: Lane, now_ns: int, *, is_silent: bool) -> bool:
+        quiet_ms = (now_ns - lane.beat_ns) / 1e6
+        if not lane.pid or quiet_ms < SUSPICIOUS_MS:
+            return is_silent
+        found = self._pulses[lane.index].feel(lane.pid, lane.beat_ns, quiet_ms)
+        return found == "stopped" or (is_silent and found != "starved")
 
     def on_ready(self, lane: Lane) -> None:
         super().on_ready(lane)

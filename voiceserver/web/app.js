@@ -213,15 +213,15 @@ $("key-dialog").addEventListener("close", () => {
 let pressedAt = 0;
 let wasOpen = false;
 
-function press() {
+function press({ timeStamp }) {
   wasOpen = talk.mode === "open";
-  pressedAt = performance.now();
+  pressedAt = timeStamp;
   if (!wasOpen) begin("open");
 }
 
-function letGo() {
+function letGo({ timeStamp }) {
   if (!pressedAt) return;
-  const isHold = performance.now() - pressedAt >= HOLD_MS;
+  const isHold = timeStamp - pressedAt >= HOLD_MS;
   pressedAt = 0;
   if (wasOpen) finish();
   else if (isHold && talk.mode === "open") {
@@ -233,7 +233,7 @@ function letGo() {
 $("talk").addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
   event.currentTarget.setPointerCapture(event.pointerId);
-  press();
+  press(event);
 });
 $("talk").addEventListener("pointerup", letGo);
 $("talk").addEventListener("pointercancel", letGo);
@@ -241,8 +241,8 @@ $("talk").addEventListener("contextmenu", (event) => event.preventDefault());
 // From a keyboard or a screen reader: no pointer, so no hold.
 $("talk").addEventListener("click", (event) => {
   if (event.detail !== 0) return;
-  press();
-  letGo();
+  press(event);
+  letGo(event);
 });
 
 const isTyping = (target) => target instanceof Element && target.closest("input, a, dialog, button:not(#talk)");
@@ -251,12 +251,12 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") stopAnswer();
   if (event.code !== "Space" || isTyping(event.target)) return;
   event.preventDefault();
-  if (!event.repeat) press();
+  if (!event.repeat) press(event);
 });
 document.addEventListener("keyup", (event) => {
   if (event.code !== "Space" || isTyping(event.target)) return;
   event.preventDefault();
-  letGo();
+  letGo(event);
 });
 
 function stopAnswer() {

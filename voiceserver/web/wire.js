@@ -9,6 +9,7 @@ const LONGEST_RETRY_MS = 15000;
 const HELD_LIMIT_MS = 15000; // audio that waits here for credit
 const KEPT_MS = 10000; // audio that was sent and may be sent again to a resumed session
 const NORMAL = 1000;
+const BROKEN = new Set([1001, 1005, 1006]); // no word of the server's: the session may still be there
 
 export class Wire extends EventTarget {
   #rateHz;
@@ -87,8 +88,8 @@ export class Wire extends EventTarget {
   }
 
   send(event) {
-    if (this.state === "open") this.#socket.send(JSON.stringify(event));
-    return this.state === "open";
+    if (this.#isOpen) this.#socket.send(JSON.stringify(event));
+    return this.#isOpen;
   }
 
   // PCM16. Waits here while the server gives no credit, and while there is no connection.
@@ -99,8 +100,12 @@ export class Wire extends EventTarget {
     this.#flush();
   }
 
+  get #isOpen() {
+    return this.state === "open" && this.#socket.readyState === WebSocket.OPEN;
+  }
+
   #flush() {
-    while (this.state === "open" && this.#held.length) {
+    while (this.#isOpen && this.#held.length) {
       const durationMs = this.#durationMs(this.#held[0]);
       if (durationMs > this.#creditMs) return;
       const pcm = this.#held.shift();
@@ -165,6 +170,7 @@ export class Wire extends EventTarget {
       return;
     }
     const wasOpen = this.state === "open";
+    if (!BROKEN.has(code)) this.giveUpSession(); // the server has ended it
     if (!this.#resumeToken) this.#held = [];
     const backoffMs = Math.min(FIRST_RETRY_MS * 2 ** this.#attempts, LONGEST_RETRY_MS);
     this.#attempts++;

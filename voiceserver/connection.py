@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # For the peer's half of a closing handshake, and for the last bytes to leave.
 CLOSE_TIMEOUT_MS: Final = 2_000.0
+CHOKE: Final = 4  # times the write limit
 TOLD_MS: Final = 1_500.0  # how long a refused browser has to read why
 LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
 _PING: Final = build_head(PING, 0)
@@ -81,6 +82,8 @@ class Connection(Resumable, asyncio.Protocol):
             if self.feed(data):
                 self._heard_ms = now_ms
             self._pump(now_ms)
+            if self._held_ms:
+                self._listen_or_not()
 
     def wait_for_turn(self) -> None:
         if self._transport is not None and not self._is_waiting:
@@ -98,6 +101,19 @@ class Connection(Resumable, asyncio.Protocol):
         transport = self._transport
         if transport is not None and not self._is_waiting and not transport.is_closing():
             transport.resume_reading()
+            if self._held_ms:
+                self._listen_or_not()
+
+    def _listen_or_not(self) -> None:
+        """Whoever asks for more and more answers (pings, mistakes) and reads none is not read any more either."""
+        transport = self._transport
+        if transport is None or self._is_waiting or transport.is_closing():
+            return
+        is_choked = transport.get_write_buffer_size() > CHOKE * self._hub.config.server.write_limit_bytes
+        if is_choked and transport.is_reading():
+            transport.pause_reading()
+        elif not is_choked and not transport.is_reading():
+            transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         hub = self._hub
@@ -112,7 +128,10 @@ class Connection(Resumable, asyncio.Protocol):
             hub.admission.lingering -= 1
         session = self._session
         if session is not None and self.detach(session, now_ms):
-            self._be_ready_for_another()
+            self.restart()
+            self._is_ended = self._is_waiting = False
+            self._close_by_ms = math.inf
+            self._ping_ms = self._held_ms = 0.0
             return
         self.leave_places(now_ms)
         if session is not None:
@@ -121,18 +140,10 @@ class Connection(Resumable, asyncio.Protocol):
             self._account(session, now_ms)
             self._session = None
 
-    def _be_ready_for_another(self) -> None:
-        self.restart()
-        self._is_ended = self._is_waiting = False
-        self._close_by_ms = math.inf
-        self._ping_ms = self._held_ms = 0.0
-
     def go_on_over(self, other: Connection, upgrade: Upgrade, now_ms: float) -> None:
         """The caller of this call is back, on the connection ``other``: take its socket."""
-        hub, session, transport = self._hub, self._session, other._transport
-        assert session is not None
-        assert transport is not None
-        assert upgrade.claim is not None
+        hub, session, transport, claim = self._hub, self._session, other._transport, upgrade.claim
+        assert session is not None and transport is not None and claim is not None  # noqa: PT018
         if self._transport is not None:  # broken, and nobody has told us
             broken, self._transport = self._transport, None
             broken.set_protocol(asyncio.Protocol())
@@ -140,8 +151,7 @@ class Connection(Resumable, asyncio.Protocol):
             self.connection_lost(None)
         hub.connections.discard(other)
         hub.connections.add(self)
-        other._transport = None
-        self._transport = transport
+        other._transport, self._transport = None, transport
         transport.set_protocol(self)
         transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)
         hub.join()
@@ -150,7 +160,7 @@ class Connection(Resumable, asyncio.Protocol):
             upgrade.ticket.owner = self
         self._heard_ms = self._active_ms = now_ms
         self.write(upgrade.data)
-        self.attach(session, upgrade.claim.after, now_ms)
+        self.attach(session, claim.after, now_ms)
         if upgrade.ticket is not None and upgrade.ticket.is_waiting:
             session.waiting(upgrade.ticket.position, upgrade.ticket.estimate_ms, now_ms)
         self._pump(now_ms)
@@ -164,6 +174,7 @@ class Connection(Resumable, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._held_ms = 0.0
+        self._listen_or_not()
         if self._session is not None:
             now_ms = self._hub.clock()
             self._session.hold_output(False, now_ms)
@@ -241,9 +252,8 @@ class Connection(Resumable, asyncio.Protocol):
         session.open(now_ms)
         if session.resume_token:
             hub.calls.add(session.session_id, self)
-            for event in session.events_to_send():
-                for frame in codec.encode(event):
-                    self.write(build_frame(frame))
+            for frame in (one for event in session.events_to_send() for one in codec.encode(event)):
+                self.write(build_frame(frame))
         ticket = upgrade.ticket
         if ticket is not None:
             ticket.owner = self
@@ -280,8 +290,6 @@ class Connection(Resumable, asyncio.Protocol):
             self._queue(frames)
             linger_ms = min(getattr(codec, "linger_ms", 0.0), LINGER_MS)
             self._close_by(self._hub.now_ms + max(TOLD_MS, linger_ms))
-
-    # ------------------------------------------------------------------------------------------------- messages in
 
     # ------------------------------------------------------------------------------------------------ messages out
 
@@ -405,8 +413,7 @@ class Connection(Resumable, asyncio.Protocol):
             session.fail("idle_timeout", f"Nothing was said for {server.idle_timeout_ms} ms.", 1000, now_ms)
         elif self._ping_ms and now_ms >= self._ping_ms + server.ping_timeout_ms:
             if self.is_kept_if_lost(session):  # perhaps only this connection is gone
-                self.abort()
-                return
+                return self.abort()
             self.fail(1011, "ping timeout")
         elif (
             server.ping_interval_ms
@@ -436,8 +443,7 @@ class Connection(Resumable, asyncio.Protocol):
             self._transport.abort()
 
     def _address(self) -> str:
-        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(peer[0]) if peer else ""
+        return self._peer().rpartition(":")[0]
 
     def _peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None

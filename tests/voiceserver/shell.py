@@ -112,6 +112,7 @@ class MemoryTransport:
         self.is_aborted = False
         self.is_reading_now = True
         self.high = 0
+        self.unread = 0  # bytes that the peer has not read
         self.protocol: object = None  # the one that it was given after the first
 
     def write(self, data: bytes) -> None:
@@ -134,6 +135,9 @@ class MemoryTransport:
 
     def set_protocol(self, protocol: object) -> None:
         self.protocol = protocol
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def is_closing(self) -> bool:
         return self.is_closed or self.is_aborted

@@ -406,3 +406,18 @@ def test_a_fault_of_ours_is_told_without_its_text_and_hits_one_caller_only(
     assert line.close_code == 1011
     assert other.close_code is None
     assert shell.logged[0]["event"] == "connection fault"
+
+
+def test_whoever_asks_for_answers_and_reads_none_is_not_read_any_more() -> None:
+    shell = Shell("vad", write_limit_bytes=2_000)
+    line = shell.call()
+    line.connection.pause_writing()
+    line.transport.unread = 2_500  # a reply that is ahead of its player: the caller may go on talking
+    line.receive(masked(Opcode.PING, b"") * 3)
+    assert line.transport.is_reading_now
+    line.transport.unread = 9_000
+    line.receive(masked(Opcode.PING, b"") * 3)
+    assert not line.transport.is_reading_now
+    line.transport.unread = 500
+    line.connection.resume_writing()
+    assert line.transport.is_reading_now

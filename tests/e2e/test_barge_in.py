@@ -1,0 +1,135 @@
+"""Speaking into a reply, on a real server: how much speech it takes, what is left in the history, and what is no interruption.
+
+The audio clock is held by the test: of the words that interrupt, the server is given 200 ms and then nothing, until it has
+stopped the reply. How fast the machine is plays no part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from clients.voice import VoiceClient
+from tests import recordings
+from tests.chat_endpoint import Answer, ChatEndpoint
+from tests.e2e.serving import serving
+from voiceserver import events as ev
+
+RATE_HZ = 16_000
+STOPS_WITHIN_MS = 200
+HEARD_MS = 1_500  # of the answer, as the client says
+STORY = (
+    "There was once a farmer who had a small field beside the river. ",
+    "Every morning he walked along the water and counted the boats that passed. ",
+    "One day there came a boat with a red sail, and nobody was on board. ",
+    "He pulled it to the shore and found a letter under the seat. ",
+)
+Audio = npt.NDArray[np.float32]
+E = TypeVar("E")
+
+
+def silence(ms: int) -> Audio:
+    return np.zeros(ms * RATE_HZ // 1000, np.float32)
+
+
+def onset_ms(audio: Audio) -> int:
+    """Where the voice first has a tenth of its greatest loudness."""
+    loudness = np.abs(audio[: len(audio) // 160 * 160]).reshape(-1, 160).max(axis=1)
+    return int(np.flatnonzero(loudness > loudness.max() / 10)[0]) * 10
+
+
+class Person:
+    """Somebody on the line, who remembers every event."""
+
+    def __init__(self, client: VoiceClient) -> None:
+        self._client = client
+        self._events = client.events()
+        self.heard: list[ev.ServerEvent] = []
+
+    async def send(self, audio: Audio) -> None:
+        await self._client.send_audio((audio * 32_767).astype("<i2").tobytes())
+
+    async def until(self, kind: type[E], turn: int = 0) -> E:
+        async for event in self._events:
+            self.heard.append(event)
+            if isinstance(event, kind) and turn in (0, getattr(event, "turn", 0)):
+                return event
+        raise AssertionError(f"the call ended without {kind.__name__}")
+
+    async def ask(self) -> None:
+        """A question, and a second and a half of the answer."""
+        await self._client.send(ev.ItemAppend(item=ev.HistoryItem(role="user", text="Tell me a story.")))
+        await self._client.send(ev.ReplyCreate())
+        await self.until(ev.ReplyAudio)
+        await self.send(silence(HEARD_MS))
+        await self._client.send(ev.ReplyPlayed(turn=1, played_ms=HEARD_MS))
+
+    def all(self, kind: type[E]) -> list[E]:
+        return [event for event in self.heard if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str]]:
+    answer = Answer(STORY, hold_before=len(STORY) - 1)
+    async with ChatEndpoint(answer) as endpoint:
+        chat = (
+            "stages.reply.engine=chat",
+            f"stages.reply.params.base_url={endpoint.base_url}",
+            "stages.reply.params.model=story",
+            "stages.reply.params.stall_timeout_ms=60000",
+            "stages.reply.params.uses_proxy=false",
+            "stages.stt.workers=1",
+            *(f"stages.{stage}.step_timeout_ms=60000" for stage in ("vad", "stt", "tts")),
+            "session.reply_timeout_ms=60000",
+            "session.false_interruption_ms=30000",  # the transcript decides
+        )
+        manager = serving(*chat, *settings)
+        server = await asyncio.to_thread(manager.__enter__)
+        try:
+            async with asyncio.timeout(170):
+                yield endpoint, server.url
+        finally:
+            answer.gate.set()
+            await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+def told(endpoint: ChatEndpoint, role: str) -> str:
+    """What the messages of the last request say in this role."""
+    messages = endpoint.requests[-1].body["messages"]
+    return " ".join(message["content"] for message in messages if message["role"] == role)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("is_preemptive", [False, True])
+async def test_speech_stops_a_reply_within_200_ms_of_its_start(is_preemptive: bool) -> None:
+    names = recordings.names()[:1] if is_preemptive else recordings.names()
+    async with calling(f"session.preemptive={str(is_preemptive).lower()}") as (endpoint, url):
+        for name in names:
+            speech = recordings.recording(name)
+            async with VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
+                person = Person(client)
+                await person.ask()
+                cut = (onset_ms(speech.audio) + STOPS_WITHIN_MS) * RATE_HZ // 1000
+                await person.send(speech.audio[:cut])
+                started = await person.until(ev.SpeechStarted, turn=2)
+                assert started.interrupted_turn == 1, name
+                # Nothing of the reply comes after the event that explains its end.
+                done = await person.until(ev.ReplyDone)
+                assert done.reason == "interrupted"
+                assert person.heard[-2:] == [started, done]
+
+                if name != names[0]:
+                    continue
+                await person.send(np.concatenate((speech.audio[cut:], silence(800))))
+                final = await person.until(ev.TranscriptFinal, turn=2)
+                await person.until(ev.ReplyText, turn=2)
+                heard = told(endpoint, "assistant")
+                assert 0 < len(heard) < len(STORY[0]), heard
+                assert STORY[0].startswith(heard)
+                assert told(endpoint, "user").endswith(final.text)

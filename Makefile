@@ -9,18 +9,20 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 SOURCES := voiceserver workers clients benchmarks tests
-# A benchmark is a module without an underscore in its name; the others are parts of one.
-BENCHMARKS ?= $(shell cd benchmarks && ls *.py | sed -n 's/^\([a-z]*\)\.py$$/\1/p' | grep -vx report)
+# Some of those that benchmarks/run.py lists; all by default.
+BENCHMARKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients-venv demo serve test lint format bench clean
+.PHONY: help install clients-venv demo serve test lint format bench bench-venv clean
 
 help:
 	@echo "make demo     install, start a server, hold a spoken conversation, then overload it"
 	@echo "make serve    a server on 127.0.0.1:8765 with the default engines"
 	@echo "make test     ruff, mypy --strict and all tests"
 	@echo "make lint     ruff and mypy only (make format repairs the layout)"
-	@echo "make bench    all benchmarks; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some)"
+	@echo "make bench    all benchmarks, tables and charts; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some,"
+	@echo "              COMPARE=FILE flags what became worse since that summary.json)"
+	@echo "make bench-venv  the servers that the serving benchmark compares with: Mosec and LitServe"
 	@echo "make clients-venv  the stock clients that 'make test' talks to, where they are installed (0.8 GB)"
 	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
 
@@ -74,7 +76,14 @@ format: $(STAMP)
 	$(RUN)/ruff format $(SOURCES)
 
 bench: $(STAMP)
-	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(RUN)/python -m benchmarks.$$name; done
+	@$(RUN)/python -m benchmarks.run $(BENCHMARKS) $(if $(COMPARE),--compare $(COMPARE))
+
+# What other people's servers need, for the serving benchmark; everything else it takes from $(VENV).
+bench-venv: $(STAMP)
+	$(PYTHON) -m venv .venv-bench
+	@$(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/voiceserver-venv.pth"
+	.venv-bench/bin/python -m pip install --quiet mosec litserve
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info reply*.wav

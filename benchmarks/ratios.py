@@ -1,0 +1,72 @@
+"""Every benchmark boiled down to ratios to the peer of the same run: what can be compared between days and machines.
+
+Rule: a ratio is written so that more is better, and a figure without a peer in its run is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+Document = dict[str, Any]
+
+
+def _ring(document: Document) -> Iterator[tuple[str, float]]:
+    by_size: dict[int, dict[str, Document]] = {}
+    for row in document["results"]:
+        by_size.setdefault(row["size_bytes"], {})[row["transport"]] = row
+    for size, rows in by_size.items():
+        ours = rows["slot ring"]
+        for name, row in rows.items():
+            if name not in ("slot ring", "memcpy in cache", "memcpy (limit)"):
+                yield f"{size} B, {name}: CPU against ours", row["cpu_us"] / ours["cpu_us"]
+        yield f"{size} B: share of memcpy", ours["of_memcpy"]
+
+
+def _connection(document: Document) -> Iterator[tuple[str, float]]:
+    for peer, ratios in document["ratios"].items():
+        for name, ratio in ratios.items():
+            more_is_better = name.endswith("_second")
+            yield f"{peer}: {name} against ours", 1 / ratio if more_is_better and ratio else ratio
+
+
+def _batching(document: Document) -> Iterator[tuple[str, float]]:
+    for model, rates in document["designs"].items():
+        for name, rate in rates.items():
+            if name != "one by one":
+                yield f"{model}: {name} against one by one", rate / rates["one by one"]
+    for model, dtypes in document["gains"].items():
+        for dtype, gains in dtypes.items():
+            for batch in ("8", "32"):
+                yield f"{model} {dtype}: gain at batch {batch}", gains[batch]
+
+
+def _serving(document: Document) -> Iterator[tuple[str, float]]:
+    for row in document["rows"]:
+        ours = next(r for r in document["rows"] if r["side"] == "ours" and r["sessions"] == row["sessions"])
+        if row["side"] != "ours" and row["audio_s_per_cpu_s"]:
+            name = f"{row['sessions']} sessions: audio per CPU against {row['side']}"
+            yield name, ours["audio_s_per_cpu_s"] / row["audio_s_per_cpu_s"]
+
+
+def _overload(document: Document) -> Iterator[tuple[str, float]]:
+    theirs = {row["load"]: row for row in document["naive"]}
+    for row in document["voiceserver"]:
+        peer = theirs.get(row["load"])
+        if peer is not None and peer["goodput"]:
+            yield f"goodput at {row['load']} against the usual design", row["goodput"] / peer["goodput"]
+
+
+_OF: Final[dict[str, Callable[[Document], Iterator[tuple[str, float]]]]] = {
+    "ring": _ring,
+    "connection": _connection,
+    "batching": _batching,
+    "serving": _serving,
+    "overload": _overload,
+}
+
+
+def ratios_of(document: Document) -> dict[str, float]:
+    """Name -> ratio, more is better. Empty for a benchmark without peers."""
+    find = _OF.get(document["benchmark"])
+    return {} if find is None else {name: round(ratio, 4) for name, ratio in find(document)}

@@ -292,6 +292,10 @@ def settle_interruption(session: SessionState, now_ms: float) -> None:
     cut = session.interrupted
     if cut is None or session.transcripts is None:
         return
+    if session.ear is not None and session.ear.capture.backlog:
+        # Nobody has listened to all of it yet: stt is late, which says nothing about words.
+        cut.due_ms = now_ms + session.settings.false_interruption_ms
+        return
     cut.due_ms = math.inf
     utterance = session.transcripts.find(cut.by_turn)
     if utterance is not None and not utterance.partial:

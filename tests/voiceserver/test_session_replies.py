@@ -195,6 +195,16 @@ def test_silence_settles_an_interruption_when_the_transcript_is_slow() -> None:
     assert bench.asked()["messages"][-1] == {"role": "user", "content": "but there were words"}  # type: ignore[index]
 
 
+def test_an_stt_that_is_behind_is_not_taken_for_silence() -> None:
+    bench = speaking()
+    bench.stt_answers = False
+    bench.say(96)
+    bench.pause()
+    bench.take()
+    bench.pass_time(5_000)
+    assert bench.all(ev.ReplyStarted) == []
+
+
 def test_a_partial_with_words_keeps_the_reply_stopped() -> None:
     bench = speaking()
     bench.say(96)

@@ -58,8 +58,7 @@ class Connection(Resumable, asyncio.Protocol):
         self._outbox: list[bytes] | None = None
         self._is_ended = False  # nothing more is written after what the outbox holds
         self._is_waiting = False  # for its turn to go on reading
-        # Times in monotonic ms; 0 is "not so".
-        self._close_by_ms = math.inf
+        self._close_by_ms = math.inf  # times in monotonic ms; 0 is "not so"
         self._heard_ms = 0.0
         self._ping_ms = self._held_ms = 0.0
 
@@ -412,9 +411,10 @@ class Connection(Resumable, asyncio.Protocol):
         elif server.idle_timeout_ms and now_ms >= self._active_ms + server.idle_timeout_ms:
             session.fail("idle_timeout", f"Nothing was said for {server.idle_timeout_ms} ms.", 1000, now_ms)
         elif self._ping_ms and now_ms >= self._ping_ms + server.ping_timeout_ms:
-            if self.is_kept_if_lost(session):  # perhaps only this connection is gone
-                return self.abort()
-            self.fail(1011, "ping timeout")
+            if self.is_kept_if_lost(session):
+                self.abort()  # perhaps only this connection is gone
+            else:
+                self.fail(1011, "ping timeout")
         elif (
             server.ping_interval_ms
             and not self._ping_ms

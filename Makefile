@@ -22,7 +22,7 @@ help:
 	@echo "make lint     ruff and mypy only (make format repairs the layout)"
 	@echo "make bench    all benchmarks, tables and charts; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some,"
 	@echo "              COMPARE=FILE flags what became worse since that summary.json)"
-	@echo "make bench-venv  the servers that the serving benchmark compares with: Mosec and LitServe"
+	@echo "make bench-venv  what benchmarks compare with and can be driven by: Mosec, LitServe, Locust"
 	@echo "make clients-venv  the stock clients that 'make test' talks to, where they are installed (0.8 GB)"
 	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
 
@@ -78,12 +78,12 @@ format: $(STAMP)
 bench: $(STAMP)
 	@$(RUN)/python -m benchmarks.run $(BENCHMARKS) $(if $(COMPARE),--compare $(COMPARE))
 
-# What other people's servers need, for the serving benchmark; everything else it takes from $(VENV).
+# Other people's servers for the serving benchmark, and Locust; everything else it takes from $(VENV).
 bench-venv: $(STAMP)
 	$(PYTHON) -m venv .venv-bench
 	@$(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 		"$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/voiceserver-venv.pth"
-	.venv-bench/bin/python -m pip install --quiet mosec litserve
+	.venv-bench/bin/python -m pip install --quiet mosec litserve locust
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info reply*.wav

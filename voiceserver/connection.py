@@ -395,7 +395,7 @@ class Connection(Resumable, asyncio.Protocol):
 
     def on_keepalive(self, now_ms: float) -> None:
         session, server = self._session, self._hub.config.server
-        if self.is_detached:
+        if self.is_detached or (self._is_ended and self._transport is not None):
             self._hub.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
             return
         if self._transport is None or session is None or session.is_closed:

@@ -141,7 +141,7 @@ class Resumable(Pump):
 
     def _queue(self, frames: list[Frame]) -> None:  # hot
         session = self._session
-        if session is None or not session.resume_token:
+        if session is None or not session.resume_token or not getattr(self._codec, "is_resumable", False):
             super()._queue(frames)
             return
         said = self.said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 import pytest
@@ -295,3 +296,45 @@ def test_what_is_kept_of_one_call_is_bounded() -> None:
         said.forget_oldest()
     assert said.size <= MAX_CALL_BYTES
     assert said.acknowledged + len(list(said.after(0))) == said.count == 5_000
+
+
+def test_a_realtime_conversation_is_resumed_by_its_id_where_the_client_asked_for_that() -> None:
+    shell = Shell("stt")
+    line = shell.call(upgrade("/v1/realtime?model=m"))
+    line.receive(
+        text(
+            {
+                "type": "session.update",
+                "session": {
+                    "type": "realtime",
+                    "audio": {"input": {"turn_detection": None}},
+                    "resumption": {"enabled": True},
+                },
+            }
+        )
+    )
+    (told,) = [event for event in line.events() if event["type"] == "conversation.created"]
+    chunk = base64.b64encode(bytes(9_600)).decode()
+    line.receive(text({"type": "input_audio_buffer.append", "audio": chunk}))
+    line.receive(text({"type": "input_audio_buffer.commit"}))
+    line.lose()
+    answer_last(shell, "heard while away")
+    again = shell.call(upgrade(f"/v1/realtime?model=m&conversation_id={told['conversation']['id']}"))
+    events = again.events()
+    assert [event["type"] for event in events[:3]] == [
+        "session.created",
+        "conversation.created",
+        "conversation.item.created",
+    ]
+    assert events[1]["conversation"]["id"] != told["conversation"]["id"]
+    said = [event for event in events if event["type"].endswith("input_audio_transcription.completed")]
+    assert [event["transcript"] for event in said] == ["heard while away"]
+
+
+def test_a_realtime_conversation_that_nobody_asked_to_keep_is_gone() -> None:
+    shell = Shell("stt")
+    line = shell.call(upgrade("/v1/realtime?model=m"))
+    line.receive(text({"type": "session.update", "session": {"type": "realtime", "instructions": "x"}}))
+    line.lose()
+    assert shell.logged[-1]["event"] == "session closed"
+    assert shell.call(upgrade("/v1/realtime?model=m&conversation_id=conv_1")).status == 404

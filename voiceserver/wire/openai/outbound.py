@@ -135,6 +135,8 @@ class Outbound:
         frames: list[Frame] = [self._session(name, self.settings)]
         if event.resume_token:
             self.conversation_id = event.resume_token
+        if event.is_resumed:  # the id is a new one
+            self.is_conversation_told = False
         if self.writer.is_beta or event.is_resumed:
             frames += self._tell_conversation()
         if event.is_resumed:

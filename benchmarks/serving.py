@@ -1,0 +1,305 @@
+"""One model of one's own, served: what of the processor's time is left for the model, and how long do callers wait?
+
+``python -m benchmarks.serving [--seconds 10]``. A convolution and two layers of GRU on 100 ms of audio, for 32, 100, 250 and 400
+sessions in real time: by us (an engine, through the whole server), by Mosec and LitServe (dynamic batching; ``make bench-venv``)
+and by the usual asyncio server with a process pool. One process with the model each. *audio s per CPU s* is over all processes of
+a server; the bare model in a loop, as wide as it gets, is the limit. The callers run in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+import uvloop
+
+from benchmarks.report import cpu_seconds, print_table, pss_bytes, store
+from benchmarks.server_process import cpu_by_process
+from benchmarks.serving_callers import OverHttp, OverWebSocket, Session, Told
+from benchmarks.speech import speech
+from clients.callers import Schedule
+from clients.histogram import Histogram
+from clients.local_server import LocalServer, ServerFailed, free_port
+
+SESSIONS: Final = (32, 100, 250, 400)
+CHUNK_MS: Final = 100
+RATE_HZ: Final = 16_000
+CHUNK_BYTES: Final = RATE_HZ * CHUNK_MS // 1000 * 2
+BARE_BATCH: Final = 64
+RAMP_S: Final = 2.0
+START_TIMEOUT_S: Final = 60.0
+ROOT = Path(__file__).resolve().parents[1]
+PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
+OURS: Final[dict[str, str | int | float]] = {
+    "stages.vad.engine": "none",
+    "stages.stt.engine": "benchmarks.serving_model:Engine",
+    "stages.stt.workers": 1,
+    "stages.stt.max_batch_size": 256,
+    "stages.stt.max_wait_ms": 3.0,
+    "stages.reply.engine": "none",
+    "stages.tts.engine": "none",
+    "backpressure.max_talkers": 100_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """memory_mib: PSS of all processes. told: sessions that were told that the server is behind. answered: share of the
+    chunks that were due."""
+
+    side: str
+    sessions: int
+    audio_s_per_cpu_s: float
+    p50_ms: float
+    p99_ms: float
+    answered: float
+    told: int
+    memory_mib: float
+    lateness_p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """connect(port, index, chunk, told): a session. start(port): a server as the leader of its own session of processes."""
+
+    name: str
+    connect: Callable[[int, int, bytes, Told], asyncio.Protocol]
+    command: tuple[str, ...] = ()
+
+
+def _ours(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
+    return OverWebSocket(f"127.0.0.1:{port}", f"/v1/stream?rate={RATE_HZ}", chunk, told, is_ours=True)
+
+
+def _naive(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
+    return OverWebSocket(f"127.0.0.1:{port}", "/", chunk, told, is_ours=False)
+
+
+def _mosec(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
+    return OverHttp(f"127.0.0.1:{port}", "/inference", chunk, told, session=index, is_json=False)
+
+
+def _litserve(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
+    return OverHttp(f"127.0.0.1:{port}", "/predict", chunk, told, session=index, is_json=True)
+
+
+def sides() -> list[Side]:
+    """Those that can run here."""
+    found = [
+        Side("ours", _ours),
+        Side("asyncio + process pool", _naive, (sys.executable, "-m", "benchmarks.serving_naive")),
+    ]
+    for name, connect in (("mosec", _mosec), ("litserve", _litserve)):
+        python = _python_with(name)
+        if python is None:
+            print(f"{name} is not installed: make bench-venv", file=sys.stderr)
+        else:
+            found.append(Side(name, connect, (python, "-m", f"benchmarks.serving_{name}")))
+    return found
+
+
+def _python_with(package: str) -> str | None:
+    if importlib.util.find_spec(package) is not None:
+        return sys.executable
+    if not PEERS_PYTHON.exists():
+        return None
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+    return (
+        str(PEERS_PYTHON)
+        if subprocess.run([str(PEERS_PYTHON), "-c", code], check=False).returncode == 0
+        else None
+    )
+
+
+@asynccontextmanager
+async def running(side: Side) -> AsyncIterator[tuple[int, int]]:
+    """(port, pid of the leader) of a server that answers. Raises ServerFailed."""
+    if not side.command:
+        os.environ["PYTHONPATH"] = str(ROOT)  # for the engine, which is a module of ours
+        async with LocalServer(OURS) as server:
+            await server.wait_ready()
+            yield server.port, server.pid
+        return
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *side.command,
+        str(port),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        await _answers(side, port, process)
+        yield port, process.pid
+    finally:
+        for pid in cpu_by_process(process.pid):  # workers may outlive their parent
+            if pid != process.pid:
+                _end(pid)
+        _end(process.pid)
+        await process.wait()
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, 9)
+    except ProcessLookupError:
+        return
+
+
+async def _answers(side: Side, port: int, process: asyncio.subprocess.Process) -> None:
+    """Until one chunk was answered."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + START_TIMEOUT_S
+    while loop.time() < deadline_s:
+        if process.returncode is not None:
+            raise ServerFailed(f"{side.name} ended by itself with {process.returncode}")
+        session = side.connect(port, 0, bytes(CHUNK_BYTES), Told(_now_ms))
+        try:
+            await loop.create_connection(lambda: session, "127.0.0.1", port)  # noqa: B023
+        except OSError:
+            await asyncio.sleep(0.2)
+            continue
+        one: Session = session  # type: ignore[assignment]
+        await asyncio.sleep(0.2)
+        one.step(_now_ms())
+        end_s = loop.time() + 2.0
+        while not one.answered and loop.time() < end_s:
+            await asyncio.sleep(0.02)
+        answered = one.answered
+        one.stop()
+        if answered:
+            return
+    raise ServerFailed(f"{side.name} did not answer within {START_TIMEOUT_S:.0f} s")
+
+
+async def measure(side: Side, count: int, seconds: float, chunk: bytes) -> Row:
+    """``count`` paced sessions for ``seconds``, once all are there."""
+    loop = asyncio.get_running_loop()
+    told, lateness = Told(_now_ms), Histogram()
+    schedule = Schedule(_now_ms, lateness)
+    async with running(side) as (port, pid):
+        ticking = asyncio.create_task(schedule.run())
+        sessions: list[Session] = []
+        for index in range(count):
+            protocol = side.connect(port, index, chunk, told)
+            await loop.create_connection(lambda: protocol, "127.0.0.1", port)  # noqa: B023
+            session: Session = protocol  # type: ignore[assignment]
+            sessions.append(session)
+            schedule.join(session, CHUNK_MS)
+            await asyncio.sleep(RAMP_S / count)
+        await asyncio.sleep(1.0)
+        told.latency.clear()
+        lateness.clear()
+        answered, cpu = sum(one.answered for one in sessions), sum(cpu_by_process(pid).values())
+        began_s = loop.time()
+        await asyncio.sleep(seconds)
+        took_s = loop.time() - began_s
+        processes = cpu_by_process(pid)
+        answered, cpu = sum(one.answered for one in sessions) - answered, sum(processes.values()) - cpu
+        memory = sum(pss_bytes(one) for one in processes)
+        ticking.cancel()
+        for one in sessions:
+            one.stop()
+    latency = told.latency
+    return Row(
+        side=side.name,
+        sessions=count,
+        audio_s_per_cpu_s=round(answered * CHUNK_MS / 1000 / cpu, 1) if cpu else 0.0,
+        p50_ms=round(latency.percentile(50), 2) if latency.count else float("inf"),
+        p99_ms=round(latency.percentile(99), 2) if latency.count else float("inf"),
+        answered=round(answered * CHUNK_MS / 1000 / (count * took_s), 3),
+        told=sum(one.is_told for one in sessions),
+        memory_mib=round(memory / 2**20, 1),
+        lateness_p99_ms=round(lateness.percentile(99), 2),
+    )
+
+
+def bare(chunk: bytes, seconds: float) -> float:
+    """The limit: audio seconds per CPU second of the model alone, in batches of 64."""
+    from benchmarks.serving_model import Server
+
+    server = Server()
+    requests = [row.to_bytes(4, "little") + chunk for row in range(BARE_BATCH)]
+    server.answer(requests)
+    cpu, end_s, steps = cpu_seconds(), time.monotonic() + seconds, 0
+    while time.monotonic() < end_s:
+        server.answer(requests)
+        steps += 1
+    return steps * BARE_BATCH * CHUNK_MS / 1000 / (cpu_seconds() - cpu)
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000
+
+
+def serving(
+    seconds: Annotated[float, typer.Option(min=1, help="For each side and number of sessions.")] = 10.0,
+    sessions: Annotated[list[int] | None, typer.Option(help="How many; may be given several times.")] = None,
+) -> None:
+    """Serve one model in several ways."""
+    pcm = speech(RATE_HZ)[0].pcm
+    chunk = pcm[len(pcm) // 2 :][:CHUNK_BYTES].ljust(CHUNK_BYTES, b"\0")
+    limit = bare(chunk, 2.0)
+    rows: list[Row] = []
+
+    async def run() -> None:
+        for count in sessions or SESSIONS:
+            for side in chosen:
+                try:
+                    rows.append(await measure(side, count, seconds, chunk))
+                except (ServerFailed, OSError) as error:
+                    print(f"{side.name}, {count} sessions: {error}", file=sys.stderr)
+
+    chosen = sides()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    if not any(row.side == "ours" for row in rows):
+        raise typer.Exit(1)
+    cells = [
+        (
+            f"{row.sessions} sessions, {row.side}",
+            row.audio_s_per_cpu_s,
+            f"{row.audio_s_per_cpu_s / limit:.0%}",
+            row.p50_ms,
+            row.p99_ms,
+            f"{row.answered:.0%}",
+            row.told,
+            row.memory_mib,
+        )
+        for row in rows
+    ]
+    columns = (
+        "",
+        "audio s per CPU s",
+        "of the bare model",
+        "p50 (ms)",
+        "p99 (ms)",
+        "answered",
+        "told",
+        "memory (MiB)",
+    )
+    print_table(
+        "One model, served", columns, cells, f"the bare model in batches of {BARE_BATCH}: {limit:,.0f}"
+    )
+    payload = {
+        "seconds": seconds,
+        "bare_audio_s_per_cpu_s": round(limit, 1),
+        "rows": [asdict(row) for row in rows],
+    }
+    print(f"stored in {store('serving', payload)}")
+
+
+if __name__ == "__main__":
+    typer.run(serving)

@@ -1,0 +1,116 @@
+"""The model that the serving benchmark serves, and its ways into a server: an engine of ours, and a function for the others.
+
+A small streaming model of the usual kind: a convolution over 100 ms of audio, two layers of GRU, one number out. Its state is a
+row per session. All sides run this file, batch as wide as they can, on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workers.engine import Audio, EngineInfo, Item, Output, Piece
+from workers.ipc.messages import ResultKind, StreamParams
+
+RATE_HZ = 16_000
+CHUNK_MS = 100
+CHUNK_SAMPLES = RATE_HZ * CHUNK_MS // 1000
+CHUNK_BYTES = CHUNK_SAMPLES * 2
+CHANNELS = 64
+KERNEL, STRIDE = 400, 160  # 25 ms every 10 ms
+HIDDEN = 256
+SESSIONS = 1_024
+
+
+class Net(nn.Module):
+    """(n, 1,600) samples and the rows of their sessions -> (n,) numbers; the state of those rows moves on."""
+
+    def __init__(self, sessions: int = SESSIONS) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Conv1d(1, CHANNELS, KERNEL, STRIDE)
+        self.gru = nn.GRU(CHANNELS, HIDDEN, 2, batch_first=True)
+        self.head = nn.Linear(HIDDEN, 1)
+        self.state = torch.zeros(2, sessions, HIDDEN)
+
+    @torch.inference_mode()
+    def step(self, audio: Tensor, rows: Tensor) -> Tensor:  # hot
+        frames = torch.relu(self.conv(audio[:, None])).transpose(1, 2)
+        out, state = self.gru(frames, self.state[:, rows].contiguous())
+        self.state[:, rows] = state
+        return torch.sigmoid(self.head(out[:, -1]))[:, 0]
+
+
+def load_net() -> Net:
+    torch.set_num_threads(1)
+    return Net().eval()
+
+
+class Server:
+    """For the peers: ``answer`` takes requests of a session's number (4 bytes) and 100 ms of PCM16."""
+
+    def __init__(self) -> None:
+        self._net = load_net()
+
+    def answer(self, requests: Sequence[bytes]) -> list[bytes]:
+        rows = torch.tensor([int.from_bytes(request[:4], "little") for request in requests])
+        joined = b"".join([request[4:] for request in requests])
+        audio = np.frombuffer(joined, "<i2").astype(np.float32) / 32_768
+        found = self._net.step(torch.from_numpy(audio.reshape(len(requests), CHUNK_SAMPLES)), rows)
+        return [f"{number:.3f}".encode() for number in found.tolist()]
+
+
+class Engine:
+    """For us: an stt engine that tells what it has found so far as a text that grows."""
+
+    def __init__(self, params: Mapping[str, object]) -> None:
+        for key in params:
+            raise ValueError(f"{key}: the serving model has no parameters")
+        self.info = EngineInfo(
+            "serving-model", "stt", RATE_HZ, max_streams=SESSIONS, frame_samples=CHUNK_SAMPLES
+        )
+        self._net = load_net()
+        self._free = list(range(SESSIONS))
+        self._rows: dict[int, int] = {}
+        self._told: dict[int, int] = {}
+        self._rest: dict[int, Audio] = {}
+
+    def open(self, stream: int, params: StreamParams) -> None:
+        row = self._rows[stream] = self._free.pop()
+        self._told[stream] = 0
+        self._rest[stream] = np.empty(0, np.float32)
+        self._net.state[:, row] = 0
+
+    def step(self, batch: Sequence[Item]) -> Sequence[Output]:  # hot
+        outputs = [Output() for _ in batch]
+        waiting = {}
+        for index, item in enumerate(batch):
+            rest = self._rest[item.stream]
+            waiting[index] = np.concatenate((rest, item.audio)) if len(rest) else item.audio
+        while True:
+            ready = [index for index, audio in waiting.items() if len(audio) >= CHUNK_SAMPLES]
+            if not ready:
+                break
+            audio = np.stack([waiting[index][:CHUNK_SAMPLES] for index in ready])
+            rows = torch.tensor([self._rows[batch[index].stream] for index in ready])
+            self._net.step(torch.from_numpy(audio), rows).tolist()
+            for index in ready:
+                waiting[index] = waiting[index][CHUNK_SAMPLES:]
+                self._told[batch[index].stream] += 1
+        for index, item in enumerate(batch):
+            self._rest[item.stream] = waiting[index].copy()
+            kind = ResultKind.FINAL if item.is_flush else ResultKind.TEXT
+            outputs[index].pieces.append(Piece(kind, b"." * self._told[item.stream]))
+        return outputs
+
+    def cancel(self, stream: int, turn: int) -> None:
+        pass
+
+    def close(self, stream: int) -> None:
+        row = self._rows.pop(stream, None)
+        if row is not None:
+            self._free.append(row)
+            del self._told[stream], self._rest[stream]

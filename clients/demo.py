@@ -130,7 +130,7 @@ class CallerView:
             case ServerBusy():
                 self.busy_signals += 1
                 self.worst_lag_ms = max(self.worst_lag_ms, event.lag_ms)
-                self.told = f"{event.stage}: {event.reason}, retry in {event.retry_after_ms / 1000:.1f} s"
+                self.told = f"{event.stage} {event.reason}, retry in {event.retry_after_ms / 1000:.1f} s"
                 self.state = "told that it is busy"
             case _:
                 pass
@@ -168,7 +168,7 @@ async def _call(index: int, view: CallerView, url: str, recording: Recording) ->
             reports = await conversation.hold([recording])
     except Refused as refusal:
         view.is_refused = True
-        view.state = "refused at the door (HTTP 503)"
+        view.state = "refused: HTTP 503"
         view.told = f"retry in {refusal.retry_after_ms / 1000:.0f} s"
         return
     except (ConnectFailed, ConnectionLost) as error:
@@ -181,22 +181,22 @@ async def _call(index: int, view: CallerView, url: str, recording: Recording) ->
 
 
 def crowd_table(views: Sequence[CallerView]) -> Table:
-    table = Table(box=SIMPLE)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))  # fits a terminal of 80 columns
     table.add_column("caller", justify="right", no_wrap=True)
-    table.add_column("what it hears", min_width=32, no_wrap=True, overflow="ellipsis")
-    table.add_column("busy signals", justify="right", no_wrap=True)
-    table.add_column("worst lag", justify="right", no_wrap=True)
-    table.add_column("last told", min_width=24, no_wrap=True, overflow="ellipsis")
-    table.add_column("first audio", justify="right", no_wrap=True)
+    table.add_column("what it hears", min_width=23)
+    table.add_column("busy\nsignals", justify="right", no_wrap=True)
+    table.add_column("worst\nlag", justify="right", min_width=6, no_wrap=True)
+    table.add_column("last told", min_width=16)
+    table.add_column("first\naudio", justify="right", min_width=6, no_wrap=True)
     for index, view in enumerate(views):
-        state = f"served: “{view.transcript}”" if view.answer_ms is not None else view.state
+        state = f"“{view.transcript}”" if view.answer_ms is not None else view.state
         table.add_row(
             str(index + 1),
             state,
             str(view.busy_signals or ""),
-            f"{view.worst_lag_ms:.0f} ms" if view.busy_signals else "",
+            f"{view.worst_lag_ms / 1000:.1f} s" if view.busy_signals else "",
             view.told,
-            "" if view.answer_ms is None else f"{view.answer_ms:.0f} ms",
+            "" if view.answer_ms is None else f"{view.answer_ms / 1000:.1f} s",
             style="yellow" if view.is_refused else "green" if view.answer_ms is not None else "",
         )
     return table

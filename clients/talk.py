@@ -7,6 +7,7 @@ Exit codes: 0 everything was answered; 1 something was not; 2 a bad file or bad 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def talk(
     options = Options(url, rate, out, json, realtime, reconnect)
     if bool(files) == mic:
         _fail("give recordings to speak, or --mic to speak yourself", EXIT_USAGE)
+    if out is not None and (out.is_dir() or not os.access(out.parent, os.W_OK)):
+        _fail(f"{out}: the reply cannot be written there", EXIT_USAGE)
     try:
         recordings = [read_recording(path, rate) for path in files or []]
     except BadRecording as error:

@@ -154,10 +154,10 @@ class Timeline:
 
 def latency_table(reports: Iterable[TurnReport]) -> Table:
     """Where the time of each turn went, in ms: the server's measured split, and what this client saw."""
-    table = Table(title="Where the time went (ms)", title_justify="left", box=SIMPLE)
+    table = Table(title="Where the time went (ms)", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("turn", justify="right", no_wrap=True)
-    table.add_column("heard", no_wrap=True, overflow="ellipsis", max_width=40)
-    for name in ("silence", "STT", "reply", "TTS", "first audio", "seen here"):
+    table.add_column("heard", max_width=40)  # the only one that may fold: the figures never do
+    for name in ("silence", "STT", "reply", "TTS", "first\naudio", "seen\nhere"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("end", no_wrap=True)
     for report in reports:
@@ -171,7 +171,7 @@ def latency_table(reports: Iterable[TurnReport]) -> Table:
             _number(timings.tts_ms),
             _number(timings.first_audio_ms),
             _number(report.answer_ms),
-            report.done.reason if report.done else "caller went on",
+            report.done.reason if report.done else "went on",
         )
     table.caption = (
         "silence: what endpointing waited for; first audio: from the end-of-turn decision to the first byte"

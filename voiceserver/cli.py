@@ -33,6 +33,21 @@ Settings = Annotated[
 ]
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    shows_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def serve(
     config: ConfigFile = None,
@@ -65,6 +80,7 @@ def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
 def engines() -> None:
     """List the engines by stage, and whether each is installed."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("engine", "stages", "installed")
@@ -77,7 +93,7 @@ def engines() -> None:
             state = f"no: {error.install}"
         except registry.EngineLookupError as error:
             state = f"no: {error}"
-        table.add_row(name, ", ".join(spec.stages) or "?", state)
+        table.add_row(name, ", ".join(spec.stages) or "?", escape(state))
     Console(soft_wrap=True).print(table)
 
 
@@ -86,13 +102,13 @@ def key(
     name: Annotated[str, typer.Argument(help="What the key is for, as in the key file.")],
     admin: Annotated[bool, typer.Option("--admin", help="May see the figures and drain the server.")] = False,
 ) -> None:
-    """Make an API key: print it once, and the lines for the key file."""
+    """Make an API key: on stderr the key, this once; on stdout the lines for the key file, which hold its hash."""
     from voiceserver.auth import new_key
 
     made, kept = new_key()
-    typer.echo(f"# the key, for the client; it is not kept anywhere\n# {made}\n")
+    typer.echo(f"the key, for the client; it is not kept anywhere: {made}", err=True)
     typer.echo(f"[keys.{json.dumps(name)}]\nhash = {json.dumps(kept)}")
-    typer.echo("max_sessions = 0 # at once; 0: no limit\ntalk_minutes_per_day = 0")
+    typer.echo("max_sessions = 0  # at once; 0: no limit\ntalk_minutes_per_day = 0")
     typer.echo(f"is_admin = {'true' if admin else 'false'}")
 
 

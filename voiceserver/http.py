@@ -144,7 +144,8 @@ class Router:
             body,
         )
         if path not in self.wires and path not in self.pages and path not in self.actions:
-            listed = ", ".join(sorted({*self.wires, *self.pages, *self.actions}))
+            known = sorted({*self.wires, *self.pages, *self.actions})
+            listed = ", ".join(one for one in known if not one.startswith("/web/"))
             return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
         method = "POST" if path in self.actions else "GET"
         if handshake.method != method:

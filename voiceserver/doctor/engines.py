@@ -54,9 +54,15 @@ def measure(config: Config, budget_s: float) -> Iterator[Step | Trouble]:
     """Every step of every computing stage; budget_s for each pair of batch size and dtype."""
     for stage in MEASURED:
         settings: StageConfig = getattr(config.stages, stage)
-        if settings.engine in ("", "none") or registry.resolve(settings.engine).is_remote:
+        if settings.engine in ("", "none"):
             continue
-        yield from _measure(stage, settings, budget_s)
+        try:
+            is_remote = registry.check(settings.engine).is_remote
+        except registry.EngineLookupError as error:
+            yield Trouble(stage, settings.engine, str(error))
+            continue
+        if not is_remote:
+            yield from _measure(stage, settings, budget_s)
 
 
 def _measure(stage: str, settings: StageConfig, budget_s: float) -> Iterator[Step | Trouble]:

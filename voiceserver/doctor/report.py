@@ -55,6 +55,7 @@ def _show(
     findings: list[Finding], gpus: list[str], steps: list[Step], troubles: list[Trouble], carries: Carries
 ) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
@@ -66,9 +67,9 @@ def _show(
     console.print(table)
     for finding in findings:
         if finding.is_low:
-            console.print(f"[yellow]{finding.warning}[/]\n    {finding.fix}", highlight=False)
+            console.print(f"[yellow]{escape(finding.warning)}[/]\n    {escape(finding.fix)}", highlight=False)
     for trouble in troubles:
-        console.print(f"[red]{trouble.stage} ({trouble.engine}): {trouble.message}", highlight=False)
+        console.print(f"[red]{trouble.stage} ({trouble.engine}): {escape(trouble.message)}", highlight=False)
     if steps:
         _show_steps(console, steps)
     lines = [

@@ -36,6 +36,7 @@ CHUNK_MS: Final = 100
 RATE_HZ: Final = 16_000
 CHUNK_BYTES: Final = RATE_HZ * CHUNK_MS // 1000 * 2
 BARE_BATCH: Final = 64
+WAIT: Final = "SERVING_WAIT_MS"
 RAMP_S: Final = 2.0
 START_TIMEOUT_S: Final = 60.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,6 @@ OURS: Final[dict[str, str | int | float]] = {
     "stages.stt.engine": "benchmarks.serving_model:Engine",
     "stages.stt.workers": 1,
     "stages.stt.max_batch_size": 256,
-    "stages.stt.max_wait_ms": 3.0,
     "stages.reply.engine": "none",
     "stages.tts.engine": "none",
     "backpressure.max_talkers": 100_000,
@@ -126,7 +126,7 @@ async def running(side: Side) -> AsyncIterator[tuple[int, int]]:
     """(port, pid of the leader) of a server that answers. Raises ServerFailed."""
     if not side.command:
         os.environ["PYTHONPATH"] = str(ROOT)  # for the engine, which is a module of ours
-        async with LocalServer(OURS) as server:
+        async with LocalServer({**OURS, "stages.stt.max_wait_ms": int(os.environ[WAIT])}) as server:
             await server.wait_ready()
             yield server.port, server.pid
         return
@@ -246,9 +246,13 @@ def _now_ms() -> float:
 
 def serving(
     seconds: Annotated[float, typer.Option(min=1, help="For each side and number of sessions.")] = 10.0,
+    wait_ms: Annotated[
+        int, typer.Option(min=0, help="How long a batch waits, on every side that batches.")
+    ] = 10,
     sessions: Annotated[list[int] | None, typer.Option(help="How many; may be given several times.")] = None,
 ) -> None:
     """Serve one model in several ways."""
+    os.environ[WAIT] = str(wait_ms)  # inherited by all servers
     pcm = speech(RATE_HZ)[0].pcm
     chunk = pcm[len(pcm) // 2 :][:CHUNK_BYTES].ljust(CHUNK_BYTES, b"\0")
     limit = bare(chunk, 2.0)
@@ -295,6 +299,7 @@ def serving(
     )
     payload = {
         "seconds": seconds,
+        "wait_ms": wait_ms,
         "bare_audio_s_per_cpu_s": round(limit, 1),
         "rows": [asdict(row) for row in rows],
     }

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 
 import litserve as ls
@@ -12,7 +13,6 @@ import litserve as ls
 from benchmarks import serving_model
 
 MAX_BATCH = 256
-MAX_WAIT_S = 0.003
 
 
 class Api(ls.LitAPI):
@@ -36,7 +36,7 @@ class Api(ls.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Api(max_batch_size=MAX_BATCH, batch_timeout=MAX_WAIT_S)
+    api = Api(max_batch_size=MAX_BATCH, batch_timeout=int(os.environ[serving_model.WAIT]) / 1000)
     ls.LitServer(api, accelerator="cpu", workers_per_device=1).run(
         host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning"
     )

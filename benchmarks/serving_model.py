@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workers.engine import Audio, EngineInfo, Item, Output, Piece
 from workers.ipc.messages import ResultKind, StreamParams
 
+WAIT = "SERVING_WAIT_MS"  # environment: how long a batch waits for company, on every side that batches
 RATE_HZ = 16_000
 CHUNK_MS = 100
 CHUNK_SAMPLES = RATE_HZ * CHUNK_MS // 1000

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from mosec import Server, Worker
@@ -11,7 +12,6 @@ from mosec import Server, Worker
 from benchmarks import serving_model
 
 MAX_BATCH = 256
-MAX_WAIT_MS = 3
 
 
 class Infer(Worker):
@@ -31,6 +31,7 @@ class Infer(Worker):
 
 if __name__ == "__main__":
     sys.argv = [sys.argv[0], "--address", "127.0.0.1", "--port", sys.argv[1], "--log-level", "warning"]
+    wait_ms = int(os.environ[serving_model.WAIT])
     server = Server()
-    server.append_worker(Infer, num=1, max_batch_size=MAX_BATCH, max_wait_time=MAX_WAIT_MS)
+    server.append_worker(Infer, num=1, max_batch_size=MAX_BATCH, max_wait_time=wait_ms)
     server.run()

@@ -104,7 +104,11 @@ class BusyGate:
         self.signals += 1
         self._last_stage = worst.stage
         dropped_ms, self.dropped_ms = self.dropped_ms, 0.0
-        lag_ms = max(now_ms - worst.since_ms if worst.lag_ms is None else worst.lag_ms, 0.0)
+        # The last of a turn's audio may be little and still wait long: its age counts as well as its amount.
+        lag_ms = (
+            worst.lag_ms if worst.lag_ms is not None and worst.step == "waiting" else now_ms - worst.since_ms
+        )
+        lag_ms = max(lag_ms, worst.lag_ms or 0.0, 0.0)
         step: Literal["slow", "lost", "degraded", "shed", "waiting"] = worst.step
         if dropped_ms:
             step = "shed"

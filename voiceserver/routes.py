@@ -16,6 +16,7 @@ from voiceserver.handshake import BadRequest
 from voiceserver.http import Caller, Response, Router, json_response
 from voiceserver.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
+from voiceserver.pool.http import HttpPool
 from voiceserver.settings import Settings
 from voiceserver.wire import Codec, mulaw, native, openai, twilio, whisperlive
 
@@ -121,7 +122,12 @@ def build_router(
 
 def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> Sequence[Unready]:
     """Why no caller should be sent here now; empty when one may."""
-    why = [Unready("no worker is ready", name) for name, pool in pools.items() if not pool.is_ready()]
+    remote = "its endpoint does not answer"
+    why = [
+        Unready(remote if isinstance(pool, HttpPool) else "no worker is ready", name)
+        for name, pool in pools.items()
+        if not pool.is_ready()
+    ]
     if loop_lag_ms > LOOP_TOO_LATE_MS:
         why.insert(0, Unready(f"the event loop runs {loop_lag_ms:.0f} ms late"))
     if is_draining:

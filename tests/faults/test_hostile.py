@@ -116,45 +116,47 @@ class Peer:
             for _ in range(times):
                 self.socket.sendall(data)
 
-    def read_end(self) -> tuple[list[dict[str, object]], int | None]:
-        """The JSON events up to the end, and the code of the close frame."""
-        data = self.rest
-        with contextlib.suppress(ConnectionResetError):
-            while got := self.socket.recv(65_536):
-                data += got
-        events: list[dict[str, object]] = []
-        code = None
-        while len(data) >= 2:
-            length, at = data[1], 2
-            if length == 126:
-                length, at = int.from_bytes(data[2:4], "big"), 4
-            elif length == 127:
-                length, at = int.from_bytes(data[2:10], "big"), 10
-            payload, data, opcode = data[at : at + length], data[at + length :], data[0] & 15
-            if opcode == Opcode.TEXT:
-                events.append(json.loads(payload))
-            elif opcode == Opcode.CLOSE:
-                code = int.from_bytes(payload[:2], "big")
-        return events, code
-
-    def read_events(self, count: int) -> list[dict[str, object]]:
-        """At least so many JSON events."""
-        events: list[dict[str, object]] = []
-        data = self.rest
+    def _frames(self) -> Iterator[tuple[int, bytes]]:
+        """(opcode, payload) of what the server says, to the end of the stream."""
         while True:
-            while len(data) >= 2:
+            data = self.rest
+            if len(data) >= 2:
                 length, at = data[1], 2
                 if length == 126:
                     length, at = int.from_bytes(data[2:4], "big"), 4
-                if len(data) < at + length:
+                elif length == 127:
+                    length, at = int.from_bytes(data[2:10], "big"), 10
+                if len(data) >= at + length:
+                    self.rest = data[at + length :]
+                    yield data[0] & 15, data[at : at + length]
+                    continue
+            try:
+                got = self.socket.recv(65_536)
+            except ConnectionResetError:
+                return
+            if not got:
+                return
+            self.rest += got
+
+    def read_end(self) -> tuple[list[dict[str, object]], int | None]:
+        """The JSON events up to the close frame, and its code."""
+        events: list[dict[str, object]] = []
+        for opcode, payload in self._frames():
+            if opcode == Opcode.TEXT:
+                events.append(json.loads(payload))
+            elif opcode == Opcode.CLOSE:
+                return events, int.from_bytes(payload[:2], "big")
+        return events, None
+
+    def read_events(self, count: int) -> list[dict[str, object]]:
+        """The next so many JSON events."""
+        events: list[dict[str, object]] = []
+        for opcode, payload in self._frames():
+            if opcode == Opcode.TEXT:
+                events.append(json.loads(payload))
+                if len(events) == count:
                     break
-                if data[0] & 15 == Opcode.TEXT:
-                    events.append(json.loads(data[at : at + length]))
-                data = data[at + length :]
-            if len(events) >= count:
-                self.rest = data
-                return events
-            data += self.socket.recv(65_536)
+        return events
 
 
 def masked_head(head: int, length: int) -> bytes:

@@ -157,7 +157,7 @@ def test_audio_that_nobody_takes_is_announced_by_the_deadline_and_again() -> Non
     assert line.types() == ["session.ready"]
     shell.loop.advance(3.0)
     busy = line.events()[-1]
-    assert (busy["type"], busy["stage"], busy["lag_ms"]) == ("server.busy", "vad", 100.0)
+    assert (busy["type"], busy["stage"], busy["lag_ms"]) == ("server.busy", "vad", 250.0)
     shell.loop.advance(1_010.0)
     assert line.types().count("server.busy") == 2
 

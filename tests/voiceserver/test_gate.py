@@ -27,7 +27,7 @@ def test_nothing_is_said_before_the_deadline_and_it_is_said_at_it() -> None:
     assert gate.deadline_ms([late(10.0), late(5.0)]) == 255.0
     assert gate.evaluate([late(5.0)], 0.0, 254.9) is None
     busy = busy_of(gate.evaluate([late(5.0)], 700.0, 255.0))
-    assert (busy.stage, busy.lag_ms, busy.credit_ms, busy.step) == ("vad", 50.0, 700.0, "slow")
+    assert (busy.stage, busy.lag_ms, busy.credit_ms, busy.step) == ("vad", 250.0, 700.0, "slow")
     assert gate.deadline_ms([]) == 1_255.0
 
 

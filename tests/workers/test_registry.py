@@ -44,7 +44,7 @@ def test_a_typing_error_is_answered_with_the_nearest_name() -> None:
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "whisper", "a:b:c", "no/such:thing", ":", "module:", ":attr"])
+@pytest.mark.parametrize("name", ["", "  ", "wisdom", "a:b:c", "no/such:thing", ":", "module:", ":attr"])
 def test_other_unknown_names_list_what_there_is(name: str) -> None:
     with pytest.raises(EngineNotFound, match=r"Known: .*silero"):
         resolve(name)

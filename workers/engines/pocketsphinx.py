@@ -9,7 +9,7 @@ on a prior while that is short. A fixed prior instead costs twice the word error
 once that much is heard, or the utterance ends.
 
 Audio is decoded in blocks of 100 ms at fixed places, so the result does not depend on how the audio was cut up. One
-step takes 300 ms of a stream's audio at most and asks for ``more``, so that callers take turns.
+step takes 100 ms of a stream's audio at most and asks for ``more``, so that callers take turns.
 
 A pause ends a segment: its words are settled while the server still waits to see whether the caller goes on, so the
 transcript is ready when the turn ends. A segment that follows keeps the channel found in the one before it.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RATE_HZ = 16000
 _SAMPLE_BYTES = 2
 _BLOCK_BYTES = RATE_HZ // 10 * _SAMPLE_BYTES
-_BLOCKS_PER_STEP = 3
+_BLOCKS_PER_STEP = 1
 # A partial is what two hypotheses this far apart agree on.
 _BLOCKS_PER_PARTIAL = 3
 # Frames of the front end: 25.6 ms every 10 ms.

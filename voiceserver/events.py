@@ -298,9 +298,9 @@ class DigitHeard(_Event, frozen=True, tag="input.digit"):
 
 
 class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
-    """The promise. ``lag_ms``: how far behind, by the audio that waits or by its age; ``credit_ms``: audio that may be sent now; ``dropped_ms``:
-    audio shed since the last signal; ``position``: place in the waiting room, 0 if not waiting. ``step``: how far down
-    the ladder this caller is; ``degraded``: no partial transcripts until ``server.ready``."""
+    """The promise. ``lag_ms``: how far behind, by the audio that waits or by its age; ``credit_ms``: audio that may be sent
+    now; ``dropped_ms``: audio shed since the last signal; ``position``: place in the waiting room, 0 if not
+    waiting. ``step``: how far down the ladder: ``degraded`` sends no partial transcripts until ``server.ready``."""
 
     stage: str
     reason: str

@@ -28,7 +28,9 @@ TARGET_FULL: Final = 0.10  # how often a stage's places may all be taken
 INTERVAL_MS: Final = 3_000.0
 SETTLE_MS: Final = 2_000.0  # until the work of a talker who has come begins to show
 MOVE_MS: Final = 1_000.0
-SPEECH_SHARE: Final = 0.55  # of a call, before it was measured: half of it, and what is heard around each turn
+SPEECH_SHARE: Final = (
+    0.55  # of a call, before it was measured: half of it, and what is heard around each turn
+)
 _GROWTH: Final = 0.1  # for one move
 _LEAST_FACTOR: Final = 0.75
 _MEMORY_S: Final = 20.0

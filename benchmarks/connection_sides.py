@@ -21,6 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import uvloop
@@ -78,7 +79,7 @@ class Ours:
         self.ports["ring"] = server.port
         loop = asyncio.get_running_loop()
         for name, kind in self._without_session().items():
-            listener = await loop.create_server(lambda kind=kind: kind(server.hub), HOST, 0, backlog=BACKLOG)
+            listener = await loop.create_server(partial(kind, server.hub), HOST, 0, backlog=BACKLOG)
             self.ports[name] = listener.sockets[0].getsockname()[1]
 
     def _without_session(self) -> dict[str, Callable[..., asyncio.Protocol]]:
@@ -149,20 +150,21 @@ class Picows:
 
         side = self
 
-        class Take(picows.WSListener):  # type: ignore[misc]
+        class Take(picows.WSListener):
             def on_ws_frame(self, transport: Any, frame: Any) -> None:
                 frame.get_payload_as_bytes()
                 side._counted += 1
 
-        class Echo(picows.WSListener):  # type: ignore[misc]
+        class Echo(picows.WSListener):
             def on_ws_frame(self, transport: Any, frame: Any) -> None:
                 side._counted += 1
                 transport.send(frame.msg_type, frame.get_payload_as_bytes())
 
+        def made(kind: type[picows.WSListener], request: object) -> picows.WSListener:
+            return kind()
+
         for name, kind in (("callback", Take), ("echo", Echo)):
-            server = await picows.ws_create_server(
-                lambda request, kind=kind: kind(), HOST, 0, backlog=BACKLOG
-            )
+            server = await picows.ws_create_server(partial(made, kind), HOST, 0, backlog=BACKLOG)
             self.ports[name] = server.sockets[0].getsockname()[1]
 
     def received(self) -> int:

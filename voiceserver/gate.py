@@ -64,6 +64,11 @@ class BusyGate:
         self.dropped_stage = "vad"  # where the last of it was shed
         self.cued_position = -1  # what the caller was told aloud of this time of being busy
 
+    @property
+    def is_at_rest(self) -> bool:
+        """It was busy once, and has nothing more to say."""
+        return not self.is_busy and not self.dropped_ms
+
     def deadline_ms(self, waits: Sequence[Wait]) -> float:
         """When ``evaluate`` must be called next."""
         if self.is_busy:

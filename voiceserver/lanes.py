@@ -76,6 +76,11 @@ class Lanes:
             if not self._lost:
                 self._lost = None
 
+    @property
+    def is_well(self) -> bool:  # hot
+        """No worker was lost, no stream was refused."""
+        return self._lost is None and not self._refused
+
     def reset(self, stage: str) -> None:
         """What the stage is doing for this session is worthless now."""
         if stage in self._opened and stage not in self._reset:

@@ -84,6 +84,13 @@ def next_deadline_ms(session: SessionState) -> float:
     )
 
 
+def heard_due_ms(session: SessionState) -> float:  # hot
+    """``next_deadline_ms`` of a session that ``only_listens``."""
+    ear = session.ear
+    since_ms = ear.outbox.oldest_at_ms if ear is not None and ear.detector is not None else None
+    return math.inf if since_ms is None else since_ms + session.settings.backpressure.busy_after_ms
+
+
 def answer_due_ms(session: SessionState) -> float:
     """When a reply that does not get on is given up."""
     reply = session.reply

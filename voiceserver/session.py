@@ -215,7 +215,7 @@ class Session(SessionState):
             if ear is None:
                 return
             self._receive_vad(ear, record, now_ms)
-            if self.gate is None and not self.outgoing and self.phase is OPEN:
+            if not self.outgoing and self.phase is OPEN and self.is_well:
                 return
         elif stage == self.settings.hears_with:
             if ear is not None:
@@ -393,6 +393,14 @@ class Session(SessionState):
         if self.phase is CLOSED:
             return
         self.deadline_ms = math.inf
+        if self.is_settled and self.only_listens:
+            # Audio comes all the time, so this is what nearly all timers find: it was taken, and newer audio waits.
+            due_ms = pressure.heard_due_ms(self)
+            if self.settings.check_laws and due_ms != pressure.next_deadline_ms(self):
+                raise AssertionError(f"due at {pressure.next_deadline_ms(self)}, and not at {due_ms}")
+            if now_ms < due_ms:
+                self.deadline_ms = due_ms
+                return
         pressure.evaluate(self, now_ms)
         if self.lanes is not None:
             self.lanes.retry_due(now_ms)

@@ -33,7 +33,7 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
-CLOSED = Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
+OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
 
 
 class SessionState:
@@ -217,6 +217,29 @@ class SessionState:
             name: value for name, value in wanted.items() if value and (name != "speed" or value != 1.0)
         }
         return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
+
+    @property
+    def is_well(self) -> bool:  # hot
+        """Nothing is announced as late, lost or refused."""
+        gate, lanes = self.gate, self.lanes
+        return (gate is None or gate.is_at_rest) and (lanes is None or lanes.is_well)
+
+    @property
+    def only_listens(self) -> bool:  # hot
+        """Nobody speaks and nothing is owed: all there can be is audio that vad has not taken."""
+        mouth, detection = self._mouth, self.options.turn_detection
+        return (
+            self.phase is OPEN
+            and not self.transcripts
+            and (mouth is None or mouth.reply is None)
+            and not self.queue
+            and self.place is None
+            and self.guess is None
+            and self.interrupted is None
+            and (detection is None or detection.idle_timeout_ms is None)
+            and self.close_by_ms == math.inf
+            and self.is_well
+        )
 
     def lower_deadline(self, deadline_ms: float) -> None:
         if deadline_ms < self.deadline_ms:

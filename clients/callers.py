@@ -89,21 +89,26 @@ class Schedule:
         self._lateness = lateness
         self._cycles: dict[int, list[list[Stepper]]] = {}
         self._joined: dict[int, int] = {}
+        self._slots: dict[tuple[int, int], list[Stepper]] = {}  # where a member of a period stands
         self._start_ms = 0.0
         self._tick = 0
 
     def join(self, member: Stepper, period_ms: int) -> None:
         """Members of one period get evenly spread phases."""
         slots = max(1, int(period_ms / TICK_MS))
-        cycle = self._cycles.setdefault(slots, [[] for _ in range(slots)])
+        cycle = self._cycles.get(slots)
+        if cycle is None:
+            cycle = self._cycles[slots] = [[] for _ in range(slots)]
         index = self._joined[slots] = self._joined.get(slots, -1) + 1
         # A golden-ratio walk spreads any number of members evenly over the slots.
-        cycle[int(index * 0.618033988749895 % 1.0 * slots)].append(member)
+        slot = cycle[int(index * 0.618033988749895 % 1.0 * slots)]
+        slot.append(member)
+        self._slots[id(member), slots] = slot
 
     def leave(self, member: Stepper, period_ms: int) -> None:
-        for slot in self._cycles.get(max(1, int(period_ms / TICK_MS)), ()):
-            if member in slot:
-                slot.remove(member)
+        slot = self._slots.pop((id(member), max(1, int(period_ms / TICK_MS))), None)
+        if slot is not None:
+            slot.remove(member)
 
     async def run(self) -> None:
         """Until cancelled."""

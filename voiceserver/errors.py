@@ -1,18 +1,11 @@
-"""Every error that can reach a caller: whose fault it is, its code on the wire, and whether to try again.
+"""Every error that can reach a caller: its code on the wire, and whether to try again.
 
-The text of an internal exception never leaves the server; only ``WireError`` texts do.
+The text of an internal exception never leaves the server; only texts written for it do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-
-
-class Fault(Enum):
-    CLIENT = "client"
-    SERVER = "server"
-    LOAD = "load"
 
 
 class VoiceServerError(Exception):

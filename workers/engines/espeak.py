@@ -38,7 +38,8 @@ _FRAMES_PER_STEP = 25
 _WAIT_S = 0.005
 _SWITCH_INTERVAL_S = 0.0005
 DEFAULT_VOICE = "en-us"
-_SETTINGS = ("voice", "language", "rate", "pitch")
+_SETTINGS = ("voice", "language", "rate", "pitch", "speed")
+_RATES_WPM = (80, 450)  # what espeak-ng takes
 _SOME_VOICES = ("en-us", "en-gb", "de", "fr", "es", "it")
 _UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f]+")
 
@@ -245,9 +246,15 @@ def _voice(settings: Mapping[str, object], default: Voice) -> Voice:
     for key in ("language", "voice"):
         if key in settings:
             path = _path(key, settings[key])
+    rate_wpm = _number("rate", settings.get("rate", default.rate_wpm), *_RATES_WPM)
+    if "speed" in settings:  # what a session asks of any voice: a factor
+        factor = settings["speed"]
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.25 <= factor <= 4.0:
+            raise ValueError(f"speed: must be a number from 0.25 to 4, not {factor!r}")
+        rate_wpm = min(max(round(rate_wpm * factor), _RATES_WPM[0]), _RATES_WPM[1])
     return Voice(
         path,
-        _number("rate", settings.get("rate", default.rate_wpm), 80, 450),
+        rate_wpm,
         _number("pitch", settings.get("pitch", default.pitch), 0, 99),
     )
 

@@ -188,3 +188,11 @@ def test_sentences_leave_no_memory_behind(engine: Espeak) -> None:
     for _ in range(400):
         say(engine, 1, "One.")
     assert resident_kib() - before < 400
+
+
+def test_a_session_speaks_faster_or_slower_by_a_factor(engine: Espeak) -> None:
+    engine.open(11, StreamParams(options={"speed": 1.5}))
+    engine.open(12, StreamParams(options={"rate": round(175 * 1.5)}))
+    assert engine._streams[11].voice == engine._streams[12].voice
+    with pytest.raises(EngineError, match=r"speed: must be a number from 0\.25 to 4"):
+        engine.open(13, StreamParams(options={"speed": 9}))

@@ -42,10 +42,6 @@ class AudioFormat(Enum):
     def beta_name(self) -> str:
         return _BETA_NAMES[self]
 
-    @property
-    def bytes_per_sample(self) -> int:
-        return 2 if self is AudioFormat.PCM else 1
-
     def describe(self) -> dict[str, object]:
         """The GA object of this format."""
         if self is AudioFormat.PCM:

@@ -15,7 +15,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -24,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from voiceserver import events as ev
 from voiceserver.pool import PoolStats, WorkerStats
+from voiceserver.vitals import Vitals
 
 if TYPE_CHECKING:
     from voiceserver.backpressure import Admission
@@ -47,7 +47,7 @@ class Metrics(Collector):
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
         registry = self._registry = CollectorRegistry(auto_describe=False)
         self.merge: Callable[[Iterable[Metric]], Iterable[Metric]] | None = None
-        ProcessCollector(registry=registry)
+        registry.register(Vitals())
 
         self.connections = Gauge(
             "voiceserver_connections", "Open connections, of any kind.", registry=registry

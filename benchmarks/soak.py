@@ -59,7 +59,9 @@ class Order:
 class _Line(msgspec.Struct):
     arrived: bool
     open: int
-    tally: msgspec.Raw
+    lost: int
+    ping_p99_ms: float
+    tally: msgspec.Raw = msgspec.Raw()
     held: int | None = None
 
 
@@ -69,6 +71,8 @@ class Callers:
 
     process: asyncio.subprocess.Process
     open_now: int = 0
+    lost_now: int = 0
+    ping_p99_ms: float = 0.0
     has_arrived: bool = False
     held: int | None = None
     tally: Tally = field(default_factory=Tally)
@@ -79,7 +83,9 @@ class Callers:
         async for text in self.process.stdout:
             line = msgspec.json.decode(text, type=_Line)
             self.open_now, self.has_arrived, self.held = line.open, line.arrived, line.held
-            self.tally = tally_from_json(bytes(line.tally).decode())
+            self.lost_now, self.ping_p99_ms = line.lost, line.ping_p99_ms
+            if line.held is not None:
+                self.tally = tally_from_json(bytes(line.tally).decode())
         if self.held is None:
             raise ServerFailed(f"a process of callers ended early, with code {await self.process.wait()}")
 
@@ -140,6 +146,7 @@ class Soak:
         async with asyncio.TaskGroup() as group:
             listening = [group.create_task(callers.listen()) for callers in self._callers]
             await self._watch_arrival(task)
+            idle_bytes = find_processes(self._server.pid).memory_bytes()
             lag_before = await histogram_of(self._server, LOOP_LAG)
             cpu_before = cpu_by_process(self._server.pid)
             for callers in self._callers:
@@ -161,6 +168,7 @@ class Soak:
             held=sum(callers.held or 0 for callers in self._callers),
             tally=tally,
             memory_before_bytes=before_bytes,
+            idle_memory_bytes=idle_bytes,
             memory_bytes=memory_bytes,
             workers_bytes=workers_bytes,
             loop_lag_ms={bound: lag_after[bound] - lag_before.get(bound, 0.0) for bound in lag_after},
@@ -238,11 +246,12 @@ class Soak:
         return total
 
     def _show(self, task: TaskID, what: str) -> None:
-        tally, is_open = self._tally(), sum(callers.open_now for callers in self._callers)
-        ping = tally.latencies["ping"]
-        seen = f"{is_open:,} of {self.order.connections:,} in, {tally.counts['lost']:.0f} lost"
-        if ping.count:
-            seen += f", ping p99 {ping.percentile(99):.1f} ms"
+        is_open = sum(callers.open_now for callers in self._callers)
+        lost = sum(callers.lost_now for callers in self._callers)
+        seen = f"{is_open:,} of {self.order.connections:,} in, {lost} lost"
+        worst_ms = max((callers.ping_p99_ms for callers in self._callers), default=0.0)
+        if worst_ms:
+            seen += f", ping p99 {worst_ms:.1f} ms"
         self._progress.update(task, description=what, completed=is_open, seen=seen)
 
 

@@ -1,13 +1,15 @@
 """One process of the soak's callers: ``clients.load``, watched from outside and gone when its parent is.
 
-Prints one JSON line every second (``arrived``, ``open``, ``tally``) and a last one with ``held``: how many connections answered a
-roll call at the very end. It leaves ``seconds`` after everybody arrived, or at once when its standard input ends. With
-``{"seconds": ...}`` on standard input the clock starts: everybody is in, also in the other processes.
+Prints one short JSON line every second (``arrived``, ``open``, ``lost``, ``ping_p99_ms``) and a last one with ``held``, how many
+connections answered a roll call at the very end, and the ``tally``. With ``{"seconds": ...}`` on standard input (everybody is in,
+also in the other processes) talkers begin to talk and the clock starts; at its end everybody leaves. So they do, at once, when
+standard input ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -18,11 +20,14 @@ import typer
 import uvloop
 
 from benchmarks.speech import speech
+from clients.callers import Caller, Talker
+from clients.histogram import Histogram
 from clients.load import RATE_HZ, Load, Plan, tally_to_json
 
 REPORT_S = 1.0
 ROLL_CALL_S = 20.0
-ROLL_PER_TICK = 500
+ROLL_PER_TICK = 30  # of 10 ms
+CHUNK_MS = 100  # of a talker's audio, as most clients send it
 
 
 class SoakLoad(Load):
@@ -31,6 +36,7 @@ class SoakLoad(Load):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self.held = 0
+        self._silent: list[Caller] = []
         self.go: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     @property
@@ -38,14 +44,29 @@ class SoakLoad(Load):
         counts = self.tally.counts
         return int(counts["connected"] - counts["lost"] - counts["closed"])
 
+    def _begin(self, caller: Caller) -> None:
+        if isinstance(caller, Talker) and not self.go.done():
+            self._silent.append(caller)
+        else:
+            super()._begin(caller)
+
     async def _stay(self) -> None:
+        # Whoever is here is here to stay: a full collection over all of them would hold up every pong for long.
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+        seconds = await self.go
+        for caller in self._silent:
+            super()._begin(caller)
         for histogram in self.tally.latencies.values():
             histogram.clear()
-        await asyncio.sleep(await self.go)
+        await asyncio.sleep(seconds)
 
     async def _leave(self) -> None:
+        pings, self.tally.latencies["ping"] = self.tally.latencies["ping"], Histogram()
         self.held = await self._call_roll()
         await super()._leave()
+        self.tally.latencies["ping"] = pings  # what was measured while everybody stayed
 
     async def _call_roll(self) -> int:
         """How many of those who think that they are connected have an answer from the server."""
@@ -61,6 +82,7 @@ class SoakLoad(Load):
 
 
 async def run(plan: Plan) -> None:
+    gc.disable()  # until everybody is in
     load = SoakLoad(plan)
     loop = asyncio.get_running_loop()
     running = asyncio.ensure_future(load.run())
@@ -83,13 +105,15 @@ async def run(plan: Plan) -> None:
 
 
 def _report(load: SoakLoad, *, is_last: bool) -> None:
-    line = {
+    pings = load.tally.latencies["ping"]
+    line: dict[str, object] = {
         "arrived": load.arrived.is_set(),
         "open": load.open_now,
-        "tally": json.loads(tally_to_json(load.tally)),
+        "lost": load.tally.counts["lost"],
+        "ping_p99_ms": pings.percentile(99) if pings.count else 0.0,
     }
     if is_last:
-        line["held"] = load.held
+        line |= {"held": load.held, "tally": json.loads(tally_to_json(load.tally))}
     print(json.dumps(line), flush=True)
 
 
@@ -108,7 +132,18 @@ def main(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     recordings = speech(RATE_HZ) if talkers else ()
     plan = Plan(
-        url, talkers, 0, connections, 0.0, ramp, int(ping_s * 1000), sources, first_source, seed, recordings
+        url,
+        talkers,
+        0,
+        connections,
+        0.0,
+        ramp,
+        int(ping_s * 1000),
+        sources,
+        first_source,
+        seed,
+        recordings,
+        CHUNK_MS,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(plan))

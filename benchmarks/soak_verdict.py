@@ -15,8 +15,8 @@ BYTES_PER_CONNECTION = 2_500
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """memory: PSS of the servers before anybody came and half-way; workers_bytes: of their workers. cpu_s: of all of them while
-    everybody was there. loop_lag_ms: bucket bound -> samples at or below it."""
+    """memory: PSS of the servers before anybody came, when all were in and nobody talked yet (idle), and half-way; workers_bytes:
+    of their workers. cpu_s: of all of them while everybody was there. loop_lag_ms: bucket bound -> samples at or below it."""
 
     connections: int
     talkers: int
@@ -24,6 +24,7 @@ class Evidence:
     held: int
     tally: Tally
     memory_before_bytes: int
+    idle_memory_bytes: int
     memory_bytes: int
     workers_bytes: int
     loop_lag_ms: dict[float, float]
@@ -45,7 +46,8 @@ class Evidence:
 
     @property
     def bytes_per_connection(self) -> float:
-        return (self.memory_bytes - self.memory_before_bytes) / self.connections
+        """Of an idle one."""
+        return (self.idle_memory_bytes - self.memory_before_bytes) / self.connections
 
     def ping_ms(self, rank: float) -> float:
         pings = self.tally.latencies["ping"]
@@ -68,6 +70,7 @@ class Evidence:
             "turns": self.tally.counts["turns"],
             "replies": self.tally.counts["replies"] + self.tally.counts["interrupted"],
             "bytes_per_connection": round(self.bytes_per_connection),
+            "server_memory_idle_bytes": self.idle_memory_bytes,
             "server_memory_bytes": self.memory_bytes,
             "server_memory_before_bytes": self.memory_before_bytes,
             "workers_memory_bytes": self.workers_bytes,
@@ -75,6 +78,11 @@ class Evidence:
             "cpu_cores": round(self.cpu_s / self.seconds, 3),
             "silence_s": round(self.tally.counts["silence_ms"] / 1000, 3),
             "unaccounted_ms": self.unaccounted_ms,
+            "generator_lateness_ms": {
+                f"p{rank:g}": round(self.tally.latencies["lateness"].percentile(rank), 3)
+                for rank in (50, 99, 99.9)
+                if self.tally.latencies["lateness"].count
+            },
             "worker_lost_told": self.tally.counts["worker_lost"],
             "busy_signals": self.tally.counts["busy"],
             "checks": {check.name: {"value": check.value, "is_good": check.is_good} for check in checks},
@@ -113,7 +121,7 @@ def judge(evidence: Evidence) -> list[Check]:
             is_promise=False,
         ),
         Check(
-            "memory per connection",
+            "memory per idle connection",
             f"{e.bytes_per_connection:,.0f} bytes",
             f"at most {BYTES_PER_CONNECTION:,}",
             e.bytes_per_connection <= BYTES_PER_CONNECTION,
@@ -164,7 +172,11 @@ def show(evidence: Evidence, checks: list[Check]) -> None:
     if answers.count:
         value = f"{answers.percentile(50):.1f} / {answers.percentile(99):.1f} ms"
         rows.append(("end of turn to reply audio, p50 / p99", value, "", ""))
-    rows.append(("processors in use", f"{e.cpu_s / e.seconds:.2f} cores", "", ""))
+    late = e.tally.latencies["lateness"]
+    if late.count:
+        value = f"{late.percentile(50):.2f} / {late.percentile(99):.2f} / {late.percentile(99.9):.2f} ms"
+        rows.append(("the callers' own lateness, in it", value, "", ""))
+    rows.append(("processors in use, callers apart", f"{e.cpu_s / e.seconds:.2f} cores", "", ""))
     rows.append(("memory of the workers", f"{e.workers_bytes / 2**20:,.0f} MiB", "", ""))
     title = (
         f"{e.connections:,} connections, {e.talkers:,} of them talking, for {e.seconds:.0f} s"

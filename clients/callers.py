@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -130,6 +131,7 @@ class Schedule:
                     member.step(due_ms)
 
 
+_MASK: Final = os.urandom(4)  # one for all pings of this process: nobody is to be protected from them
 _PRESENT: Final = b"present"
 _ROLL_CALL: Final = build_frame(PING, _PRESENT)
 
@@ -164,7 +166,7 @@ class Caller(RawConnection):
         """A WebSocket ping that carries the time at which it was due."""
         if self.is_open:
             self._tally.counts["pings"] += 1
-            self.send(build_frame(PING, repr(due_ms).encode()))
+            self.send(build_frame(PING, repr(due_ms).encode(), _MASK))
 
     def call_roll(self) -> None:
         """Ask for one sign of life, to be counted as ``present``; how long it takes is not counted."""

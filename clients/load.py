@@ -8,8 +8,10 @@ them when one process cannot carry them (the open-file limit, or a core).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -43,6 +45,7 @@ RATE_HZ = 16_000
 CONNECTING_AT_ONCE = 256
 PORTS_PER_SOURCE = 20_000  # below the usual ephemeral range of one address
 GOODBYE_S = 15.0
+_IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>; the socket module has no name for it before Python 3.12
 TITLES = {
     "handshake": "handshake",
     "ping": "ping to pong",
@@ -69,6 +72,7 @@ class Plan:
     first_source: int = 1
     seed: int = 1
     recordings: tuple[Recording, ...] = ()
+    talker_chunk_ms: int = TALKER_CHUNK_MS
 
     @property
     def callers(self) -> int:
@@ -92,7 +96,7 @@ class Load:
         self._target = f"{parts.path or '/v1/stream'}?{query}rate={RATE_HZ}"
         self._schedule = Schedule(self._now_ms, self.tally.latencies["lateness"])
         self._scripts = (
-            {ms: Script.build(plan.recordings, ms) for ms in (TALKER_CHUNK_MS, LISTENER_CHUNK_MS)}
+            {ms: Script.build(plan.recordings, ms) for ms in (plan.talker_chunk_ms, LISTENER_CHUNK_MS)}
             if plan.talkers or plan.listeners
             else {}
         )
@@ -136,7 +140,7 @@ class Load:
                 task.add_done_callback(lambda _: gate.release())
 
     def _talker(self, index: int, due_ms: float) -> Caller:
-        script = self._scripts[TALKER_CHUNK_MS]
+        script = self._scripts[self.plan.talker_chunk_ms]
         return Talker(*self._basics(), due_ms, script, self._first_frame(index, script))
 
     def _listener(self, index: int, due_ms: float) -> Caller:
@@ -156,28 +160,54 @@ class Load:
     async def _connect(self, index: int, caller: Caller) -> None:
         sources = self.plan.sources or -(-self.plan.callers // PORTS_PER_SOURCE)
         first = self.plan.first_source
-        source = (f"127.0.0.{first + index % sources}", 0) if sources > 1 or first > 1 else None
+        source = f"127.0.0.{first + index % sources}" if sources > 1 or first > 1 else ""
         try:
-            await self._loop.create_connection(lambda: caller, self._host, self._port, local_addr=source)
+            if source:
+                sock = await self._dial_from(source)
+                await self._loop.create_connection(lambda: caller, sock=sock)
+            else:
+                await self._loop.create_connection(lambda: caller, self._host, self._port)
         except OSError:
             self.tally.count("failed")
             return
         self.callers.append(caller)
+        self._begin(caller)
+
+    def _begin(self, caller: Caller) -> None:
         self._schedule.join(caller, self._period_ms(caller))
+
+    async def _dial_from(self, source: str) -> socket.socket:
+        """Raises OSError. The port is chosen when it is known where to: a bind alone would take it from all destinations, and
+        look for a free one for long when most are taken."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):  # only Linux has it
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((source, 0))
+            await self._loop.sock_connect(sock, (self._host, self._port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _period_ms(self, caller: Caller) -> int:
         match caller:
             case Talker():
-                return TALKER_CHUNK_MS
+                return self.plan.talker_chunk_ms
             case Listener():
                 return LISTENER_CHUNK_MS
             case _:
                 return self.plan.ping_ms
 
     async def _leave(self) -> None:
-        """Everybody says goodbye; those whom the server still answers are waited for."""
+        """Everybody says goodbye, as many per second as came; those whom the server still answers are waited for."""
         waiting = [caller for caller in self.callers if caller.is_open]
-        for caller in waiting:
+        start_ms = self._now_ms()
+        for index, caller in enumerate(waiting):
+            due_ms = start_ms + index * 1000 / self.plan.ramp_per_s
+            if due_ms > self._now_ms():
+                await asyncio.sleep((due_ms - self._now_ms()) / 1000)
             caller.leave()
         deadline_s = self._loop.time() + GOODBYE_S
         while any(caller.is_open for caller in waiting) and self._loop.time() < deadline_s:

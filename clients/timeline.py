@@ -19,6 +19,7 @@ from voiceserver.events import (
     PlaybackStop,
     ReplyAudio,
     ReplyDone,
+    ReplyFiller,
     ReplyStarted,
     ReplyText,
     ReplyToolCall,
@@ -66,6 +67,8 @@ def describe(event: ServerEvent) -> Row | None:
             return Row("error", f"{event.code}: {event.message}")
         case ReplyText(text=text):
             return Row("voice", f"“{text.strip()}”")
+        case ReplyFiller(text=text):
+            return Row("voice", f"“{text}” while the answer is late" if text else "(a tone: wait)", True)
         case ReplyToolCall(is_done=True):
             return Row("voice", f"calls {event.name}({event.arguments})")
         case ReplyDone():

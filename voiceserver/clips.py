@@ -14,11 +14,13 @@ from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 if TYPE_CHECKING:
     from voiceserver.pool import LossReason, Pool, Stream
 
+MAX_TRIES = 5
+
 
 class Clips:
     """``made``: clips by name, as ``encode`` makes them of PCM16 at ``rate_hz``. A ``StreamOwner``."""
 
-    __slots__ = ("_encode", "_lines", "_pcm", "_pool", "_rate_hz", "_stream", "_unsent", "made")
+    __slots__ = ("_encode", "_lines", "_pcm", "_rate_hz", "_stream", "_tries", "_unsent", "made")
 
     def __init__(self, lines: Mapping[str, str], rate_hz: int, encode: Callable[[bytes], bytes]) -> None:
         self._lines = list(lines.items())
@@ -26,17 +28,20 @@ class Clips:
         self._encode = encode
         self._pcm: dict[int, bytearray] = {}
         self._unsent = list(range(len(self._lines)))
-        self._pool: Pool | None = None
+        self._tries = 0
         self._stream: Stream | None = None
         self.made: dict[str, bytes] = {}
 
     def make(self, pool: Pool | None) -> None:
-        """Begin, unless it was begun. What a pool refused or lost is begun again by the next call."""
+        """Begin, unless it was begun. What a pool refused is begun again by the next call; what failed, a few times."""
         if self._stream is not None or pool is None or len(self.made) == len(self._lines):
+            return
+        if self._tries >= MAX_TRIES:
             return
         got = pool.try_open(self, StreamParams(rate_hz=self._rate_hz), key="clips")
         if isinstance(got, Refusal):
             return
+        self._tries += 1
         self._stream = got
         self._pcm = {}
         self._unsent = [at for at, (name, _) in enumerate(self._lines) if name not in self.made]

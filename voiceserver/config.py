@@ -67,6 +67,8 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     false_interruption_ms: int = 2_000  # an interrupted reply goes on when no words came by then; 0: never
     backchannels: str = ""  # "mm-hm, uh huh": speech of these words only does not end a reply either
     preemptive: bool = False  # ask for the reply at a pause, before the turn is sure to be over
+    filler: str = ""  # said while a reply is late: texts with | between, or "tone"; empty: nothing
+    filler_after_ms: int = 1_000  # of silence since the end of the turn, and between fillers
 
 
 class BackpressureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -326,6 +328,7 @@ _RULES: Final[Mapping[str, Callable[[Any], str]]] = {
     "server.log_format": _one_of("auto", "console", "json"),
     "session.output_rate_hz": _between(8_000, 48_000),
     "session.threshold": _between(0, 1),
+    "session.filler_after_ms": _at_least(1),
     "auth.token_ttl_ms": _between(1, 7_200_000),
     "backpressure.busy_repeat_ms": _at_least(1),
     "backpressure.max_backlog_ms": _at_least(1),

@@ -238,6 +238,15 @@ class ReplyText(_Event, frozen=True, tag="reply.text"):
     text: str
 
 
+class ReplyFiller(_Event, frozen=True, tag="reply.filler"):
+    """The reply is late, so the audio that follows says ``text`` ("": it is a tone) in its place. It counts as the reply's first
+    audio in ``played_ms``, and nowhere else: not in its text, its history, or its timings."""
+
+    turn: int
+    text: str
+    audio_ms: float
+
+
 class ReplyToolCall(_Event, frozen=True, tag="reply.tool_call"):
     """A piece of a tool call; ``is_done`` closes call ``index`` with its whole ``arguments``."""
 
@@ -374,6 +383,7 @@ ServerEvent = (
     | TranscriptFailed
     | ReplyStarted
     | ReplyText
+    | ReplyFiller
     | ReplyToolCall
     | ReplyAudio
     | ReplyDone

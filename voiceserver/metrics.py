@@ -75,6 +75,9 @@ class Metrics(Collector):
         self._replies = Counter(
             "voiceserver_replies", "Replies, by how they ended.", ["reason"], registry=registry
         )
+        self._fillers = Counter(
+            "voiceserver_fillers", "Fillers said because a reply was late.", registry=registry
+        )
         self._audio = Counter(
             "voiceserver_audio_seconds",
             "Audio of closed sessions: received = consumed + dropped + discarded.",
@@ -139,6 +142,8 @@ class Metrics(Collector):
                 took_ms = getattr(event.timings, f"{part}_ms")
                 if took_ms is not None:
                     histogram.observe(took_ms / 1000.0)
+        elif type(event) is ev.ReplyFiller:
+            self._fillers.inc()
 
     def _inc(self, counter: Counter, *labels: str) -> None:
         key = (counter._name, *labels)

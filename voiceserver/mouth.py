@@ -19,6 +19,7 @@ from voiceserver.events import (
     ReplyAudio,
     ReplyCreate,
     ReplyDone,
+    ReplyFiller,
     ReplyStarted,
     ReplyText,
     ReplyToolCall,
@@ -64,6 +65,7 @@ class Mouth:
         "_events",
         "_played_ms",
         "_playing",
+        "fillers",
         "history",
         "interruptions",
         "output_rate_hz",
@@ -86,7 +88,8 @@ class Mouth:
         self.replies = 0
         self.replies_ahead = 0  # of them those that were begun at a pause, before the turn was over
         self.interruptions = 0
-        self.samples_sent = 0
+        self.fillers = 0
+        self.samples_sent = 0  # of replies; fillers are none
 
     def start(self, turn: int, create: ReplyCreate, speaks: bool, request: bytes, now_ms: float) -> Reply:
         reply = self._begin(turn, create, speaks, now_ms)
@@ -170,10 +173,21 @@ class Mouth:
         pcm = reply.receive_audio(sentence, pcm, now_ms)
         if pcm:
             self.samples_sent += len(pcm) >> 1
-            if self._playing is not reply:
-                self._playing = reply
-                self._played_ms = None
-            self._events.append(ReplyAudio(turn=reply.turn, pcm=pcm))
+            self._send(reply, pcm)
+
+    def fill(self, reply: Reply, text: str, pcm: bytes, now_ms: float) -> None:
+        """Something to hear while the reply is late."""
+        self.fillers += 1
+        reply.receive_filler(len(pcm) >> 1, now_ms)
+        audio_ms = round(len(pcm) * 500.0 / reply.output_rate_hz, 1)
+        self._events.append(ReplyFiller(turn=reply.turn, text=text, audio_ms=audio_ms))
+        self._send(reply, pcm)
+
+    def _send(self, reply: Reply, pcm: bytes) -> None:  # hot
+        if self._playing is not reply:
+            self._playing = reply
+            self._played_ms = None
+        self._events.append(ReplyAudio(turn=reply.turn, pcm=pcm))
 
     def _tool(self, reply: Reply, payload: bytes) -> None:
         delta = _decode_tool(payload)
@@ -274,16 +288,24 @@ class Mouth:
     def playing_until_ms(self) -> float:
         """When a client that plays without a pause has played everything that was sent."""
         playing = self._playing
-        if playing is None or playing.first_audio_at_ms is None:
+        if playing is None or not playing.samples_sent:
             return -math.inf
         if self._played_ms is not None and self._played_ms >= playing.audio_ms:
             return -math.inf
-        return playing.plays_from_ms + playing.audio_ms
+        return playing.plays_until_ms
+
+    @property
+    def answers_until_ms(self) -> float:
+        """The same, but a filler is no answer."""
+        playing = self._playing
+        if playing is not None and playing is self.reply and not playing.has_spoken:
+            return -math.inf
+        return self.playing_until_ms
 
     def played_ms(self, now_ms: float) -> float:
         """How much of the last reply was heard: what the client told, else an estimate by time."""
         playing = self._playing
-        if playing is None or playing.first_audio_at_ms is None:
+        if playing is None or not playing.samples_sent:
             return 0.0
         if self._played_ms is not None:
             return min(self._played_ms, playing.audio_ms)

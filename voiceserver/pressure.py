@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from voiceserver import events as ev
+from voiceserver import filler
 from voiceserver.conversation import abandon, false_interruption_due_ms
 from voiceserver.gate import Wait
 from voiceserver.lanes import Loss
@@ -64,7 +65,7 @@ def _silent_since_ms(session: SessionState, stage: str) -> float | None:
         return transcripts.pending_since_ms if transcripts is not None else None
     if reply is None or stage == "vad" or (stage == "tts" and reply.say.is_empty):
         return None
-    return max(reply.progress_ms, session.mouth.playing_until_ms)
+    return max(reply.progress_ms, session.mouth.answers_until_ms)
 
 
 # ------------------------------------------------------------------------------------------------------- deadlines
@@ -81,6 +82,7 @@ def next_deadline_ms(session: SessionState) -> float:
         answer_due_ms(session),
         idle_due_ms(session),
         false_interruption_due_ms(session),
+        filler.due_ms(session),
     )
 
 
@@ -96,7 +98,7 @@ def answer_due_ms(session: SessionState) -> float:
     reply = session.reply
     if reply is None or session.place is not None or session.is_output_held:
         return math.inf
-    return max(reply.progress_ms, session.mouth.playing_until_ms) + session.settings.reply_timeout_ms
+    return max(reply.progress_ms, session.mouth.answers_until_ms) + session.settings.reply_timeout_ms
 
 
 def idle_due_ms(session: SessionState) -> float:

@@ -48,6 +48,8 @@ class Reply:
         "decided_ms",
         "end_of_speech_ms",
         "endpointing_ms",
+        "filler_samples",
+        "fillers",
         "finish_reason",
         "first_audio_at_ms",
         "first_text_at_ms",
@@ -76,7 +78,8 @@ class Reply:
         self.output_rate_hz = output_rate_hz
         self.asked_ms = now_ms
         self.progress_ms = now_ms  # when a stage last answered
-        self.plays_from_ms = -math.inf  # when a client that plays without a pause comes to this reply
+        # When a client that plays without a pause comes to the beginning of this reply. A pause moves it.
+        self.plays_from_ms = -math.inf
         self.decided_ms = now_ms
         self.end_of_speech_ms: float | None = None
         self.endpointing_ms: float | None = None
@@ -88,6 +91,8 @@ class Reply:
         self.is_finished_asking = False
         self.finish_reason: Reason = "completed"
         self.samples_sent = 0
+        self.fillers = 0  # that were heard while it was late,
+        self.filler_samples = 0  # and are the beginning of its audio
         self.input_tokens = 0
         self.output_tokens = 0
         self.tool_calls: dict[int, ToolCall] = {}
@@ -103,11 +108,21 @@ class Reply:
 
     @property
     def has_begun(self) -> bool:
-        return self.first_text_at_ms is not None or bool(self.tool_calls) or self.samples_sent > 0
+        return self.first_text_at_ms is not None or bool(self.tool_calls) or self.has_spoken
+
+    @property
+    def has_spoken(self) -> bool:
+        """There was audio that is more than a filler."""
+        return self.samples_sent > self.filler_samples
 
     @property
     def audio_ms(self) -> float:
+        """What was sent, fillers included: what a client counts."""
         return self.samples_sent * 1000.0 / self.output_rate_hz
+
+    @property
+    def plays_until_ms(self) -> float:
+        return self.plays_from_ms + self.audio_ms
 
     def receive_text(self, text: str, now_ms: float) -> bool:
         """False: this sentence was received before the replay."""
@@ -131,12 +146,24 @@ class Reply:
             passed = min(self._replayed_samples, len(pcm) >> 1)
             self._replayed_samples -= passed
             pcm = pcm[passed * 2 :]
-        if pcm and self.first_audio_at_ms is None:
-            self.first_audio_at_ms = now_ms
-            self.plays_from_ms = max(self.plays_from_ms, now_ms)
-        self.samples_sent += len(pcm) >> 1
+        if pcm:
+            if self.first_audio_at_ms is None:
+                self.first_audio_at_ms = now_ms
+            self._send(len(pcm) >> 1, now_ms)
         self.say.consume(sentence)
         return pcm
+
+    def receive_filler(self, samples: int, now_ms: float) -> None:
+        self.fillers += 1
+        self.filler_samples += samples
+        self._send(samples, now_ms)
+
+    def _send(self, samples: int, now_ms: float) -> None:  # hot
+        # Where the client has played everything before, it goes on from now.
+        plays_from_ms = now_ms - self.audio_ms
+        if plays_from_ms > self.plays_from_ms:
+            self.plays_from_ms = plays_from_ms
+        self.samples_sent += samples
 
     def finish_sentence(self, sentence: int) -> None:
         self.say.consume(sentence)
@@ -155,7 +182,8 @@ class Reply:
     def replay_say(self) -> None:
         """The tts stage died: the sentence in progress is made again from its beginning."""
         self.say.rewind()
-        self._replayed_samples = self.samples_sent - (self._audio_ends[-1] if self._audio_ends else 0)
+        begin = self._audio_ends[-1] if self._audio_ends else self.filler_samples
+        self._replayed_samples = self.samples_sent - begin
 
     @property
     def is_complete(self) -> bool:
@@ -173,7 +201,7 @@ class Reply:
         played = int(played_ms * self.output_rate_hz / 1000.0)
         heard: list[str] = []
         unheard: list[str] = []
-        begin = 0
+        begin = self.filler_samples
         sentences = self._sentences if self.needs_tts else [self.text]
         for index, sentence in enumerate(sentences):
             is_whole = index < len(self._audio_ends)
@@ -200,7 +228,7 @@ class Reply:
             reply_ms=since(self.first_text_at_ms, self.asked_ms),
             tts_ms=since(self.first_audio_at_ms, self.first_text_at_ms),
             first_audio_ms=since(self.first_audio_at_ms, self.decided_ms),
-            audio_ms=round(self.audio_ms, 1),
+            audio_ms=round((self.samples_sent - self.filler_samples) * 1000.0 / self.output_rate_hz, 1),
         )
 
     def history_items(self) -> list[HistoryItem]:

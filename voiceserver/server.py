@@ -255,6 +255,8 @@ class Server:
             self.router.prepare()
         elif self.config.backpressure.max_talkers == 0:
             self._calibrate()
+        if self._has_lines and hub.settings.fillers is not None:
+            hub.settings.fillers.make(self._pools.get("tts"))
         self._learner.look(self._loop_lag_ms, hub.clock())
         hub.place_freed()
         self._timers["learn"] = self._loop.call_later(LOOK_MS / 1000.0, self._learn)

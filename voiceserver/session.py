@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from voiceserver import ahead, commands, conversation, pressure
+from voiceserver import ahead, commands, conversation, filler, pressure
 from voiceserver import events as ev
 from voiceserver.ear import Ear
 from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
@@ -406,6 +406,8 @@ class Session(SessionState):
             self.lanes.retry_due(now_ms)
         if now_ms >= pressure.answer_due_ms(self):
             pressure.give_up_reply(self, now_ms)
+        if now_ms >= filler.due_ms(self):
+            filler.say(self, now_ms)
         if now_ms >= conversation.false_interruption_due_ms(self):
             conversation.settle_interruption(self, now_ms)
         if now_ms >= pressure.idle_due_ms(self):

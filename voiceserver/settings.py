@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from voiceserver.config import BackpressureConfig, Config
+from voiceserver.config import BackpressureConfig, Config, SessionConfig
 from voiceserver.events import Tool, TurnDetection
+from voiceserver.filler import Fillers
+
+FILLER_RATES_HZ = (24_000, 8_000)  # of the Realtime wire, and of telephones
 
 
 def words_of(text: str) -> str:
@@ -56,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True):
     false_interruption_ms: float = 0
     backchannels: frozenset[str] = frozenset()
     preemptive: bool = False
+    fillers: Fillers | None = None
     check_laws: bool = False
 
     @property
@@ -100,5 +104,14 @@ class Settings(msgspec.Struct, frozen=True):
             false_interruption_ms=session.false_interruption_ms,
             backchannels=frozenset(filter(None, map(words_of, session.backchannels.split(",")))),
             preemptive=session.preemptive,
+            fillers=_fillers(session),
             check_laws=config.server.check_laws,
         )
+
+
+def _fillers(session: SessionConfig) -> Fillers | None:
+    texts = [text.strip() for text in session.filler.split("|") if text.strip()]
+    if not texts:
+        return None
+    rates_hz = dict.fromkeys((session.output_rate_hz, *FILLER_RATES_HZ))
+    return Fillers(texts, session.filler_after_ms, rates_hz, session.language)

@@ -272,6 +272,7 @@ class SessionState:
             "replies": mouth.replies if mouth is not None else 0,
             "replies_ahead": mouth.replies_ahead if mouth is not None else 0,
             "interruptions": mouth.interruptions if mouth is not None else 0,
+            "fillers": mouth.fillers if mouth is not None else 0,
             "reply_audio_ms": round(spoken * 1000.0 / self.output_rate_hz, 1),
             "busy_signals": self.gate.signals if self.gate is not None else 0,
             "received_ms": books.received_ms,

@@ -289,6 +289,7 @@ def server_events() -> st.SearchStrategy[list[ev.ServerEvent]]:
         st.builds(ev.TranscriptFailed, turn=turn, code=st.just("engine_failed"), message=text),
         st.builds(ev.ReplyStarted, turn=turn, speaks=st.booleans(), is_out_of_band=st.booleans()),
         st.builds(ev.ReplyText, turn=turn, text=text),
+        st.builds(ev.ReplyFiller, turn=turn, text=text, audio_ms=ms),
         st.builds(
             ev.ReplyToolCall,
             turn=turn,

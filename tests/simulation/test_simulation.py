@@ -78,6 +78,13 @@ def test_replies_are_begun_at_pauses_and_some_for_nothing() -> None:
     assert ahead < sum(count["replies"] for count in counts)
 
 
+def test_late_replies_are_filled_and_some_of_them_are_interrupted() -> None:
+    audits = [caller.audit for seed in range(1, 160, 4) for caller in play(seed).callers]
+    filled = [audit.done.get(turn) for audit in audits for turn in audit.fillers]
+    assert filled.count("completed") > 5
+    assert any(len(said) > 1 for audit in audits for said in audit.fillers.values())
+
+
 def test_poison_costs_its_caller_the_call_and_nobody_else() -> None:
     poisoned = 0
     for seed in range(200):

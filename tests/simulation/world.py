@@ -19,6 +19,7 @@ import numpy as np
 from tests.simulation.caller import END_MS, HEALED_MS, TICK_MS, Caller
 from tests.simulation.engines import (
     POISON,
+    SimFillers,
     SimReply,
     SimStt,
     SimTts,
@@ -129,6 +130,7 @@ class World:
             reply_timeout_ms=20_000.0,
             false_interruption_ms=rng.choice([0.0, 600.0]),
             preemptive=seed % 3 == 0,
+            fillers=SimFillers(("One moment.", "Nearly there."), 120.0, ()) if seed % 4 == 1 else None,
         )
         # A pause comes before the end of a turn only where that takes longer.
         silence_ms = 320 if self.settings.preemptive else 200

@@ -14,6 +14,7 @@ class Audit:
         self._audio_of = audio_of
         self.open_replies: dict[int, bytes] = {}
         self.texts: dict[int, list[str]] = {}
+        self.fillers: dict[int, list[str]] = {}  # the first so many pieces of a reply's audio
         self.done: dict[int, str] = {}
         self.partials: dict[int, str] = {}
         self.finals: dict[int, str] = {}
@@ -34,6 +35,12 @@ class Audit:
         elif isinstance(event, ev.ReplyText):
             assert event.turn in self.open_replies
             self.texts[event.turn].append(event.text)
+        elif isinstance(event, ev.ReplyFiller):
+            said = self.fillers.setdefault(event.turn, [])
+            assert event.text not in said, "a filler twice"
+            assert self.open_replies[event.turn] == self._pcm(said), "a filler into the answer"
+            said.append(event.text)
+            assert event.audio_ms > 0
         elif isinstance(event, ev.ReplyAudio):
             self.open_replies[event.turn] += event.pcm
         elif isinstance(event, ev.ReplyDone):
@@ -70,7 +77,12 @@ class Audit:
         sentences = [text.strip() for text in self.texts[event.turn]]
         assert event.text == "".join(self.texts[event.turn]).strip()
         assert len(set(sentences)) == len(sentences), "a sentence twice"
-        expected = b"".join(self._audio_of(sentence) for sentence in sentences)
+        fillers = self.fillers.get(event.turn, [])
+        expected = self._pcm(fillers + sentences)
+        assert len(pcm) >= len(self._pcm(fillers)), "a filler that was told and not heard"
         assert expected.startswith(pcm), "said twice, or out of order"
-        if event.reason == "completed" and pcm:
+        if event.reason == "completed" and len(pcm) > len(self._pcm(fillers)):
             assert pcm == expected, "a reply that is called complete and is not"
+
+    def _pcm(self, texts: list[str]) -> bytes:
+        return b"".join(self._audio_of(text) for text in texts)

@@ -110,6 +110,9 @@ const HANDLERS = {
     turn.reply.textContent += event.text;
     announce(event.text);
   },
+  "reply.filler": (turn, event) => {
+    if (event.text) note(turn, `“${event.text}”, while the answer is late.`);
+  },
   "reply.done": (turn, event) => {
     turn.reply.dataset.state = event.reason;
     turn.reply.hidden = !turn.reply.textContent;

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import HistoryItem
+from voiceserver.phrases import split
 from voiceserver.wire.openai.dialect import GA_PARTS, Writer
 from voiceserver.wire.openai.schema import ItemBody, PartBody
 
@@ -123,8 +124,7 @@ class Item:
         """Keep of the transcript what fits, by words, into the part of the audio that was heard."""
         share = min(audio_end_ms / self.audio_ms, 1.0) if self.audio_ms > 0 else 0.0
         for part in self.parts:
-            words = (part.text or "").split()
-            part.text = " ".join(words[: int(len(words) * share)])
+            part.text = split(part.text or "", share)[0]
         self.audio_ms = min(self.audio_ms, audio_end_ms)
 
 

@@ -308,6 +308,10 @@ class Outbound:
         response = self.responses.get(event.turn)
         return response.text(event.text) if response is not None and event.text else []
 
+    def _filler(self, event: ev.ReplyFiller) -> list[Frame]:
+        response = self.responses.get(event.turn)
+        return response.filler(event.text) if response is not None else []
+
     def _reply_audio(self, event: ev.ReplyAudio) -> list[Frame]:  # hot
         response = self.responses.get(event.turn)
         if response is None or not response.speaks:
@@ -381,6 +385,7 @@ _ENCODERS: Final[dict[type, Callable[[Outbound, Any], list[Frame]]]] = {
     ev.TranscriptFailed: Outbound._failed,
     ev.ReplyStarted: Outbound._reply_started,
     ev.ReplyText: Outbound._reply_text,
+    ev.ReplyFiller: Outbound._filler,
     ev.ReplyToolCall: Outbound._tool_call,
     ev.ReplyDone: Outbound._reply_done,
     ev.PlaybackStop: Outbound._playback_stop,

@@ -16,6 +16,7 @@ from typing import Final
 import pybase64
 
 from voiceserver.events import ReplyDone, ReplyToolCall
+from voiceserver.phrases import gap
 from voiceserver.wire import Frame
 from voiceserver.wire.openai.audio import INPUT_TOKEN_MS, OUTPUT_TOKEN_MS
 from voiceserver.wire.openai.dialect import Writer
@@ -55,6 +56,7 @@ class Response:
         "_closed",
         "_conversation",
         "_conversation_id",
+        "_follows_filler",
         "_message",
         "_options",
         "_where",
@@ -87,6 +89,7 @@ class Response:
         self._closed: set[str] = set()
         self._where: dict[str, object] = {}  # ids of the message's part, as every delta carries them
         self._audio_prefix = ""
+        self._follows_filler = False
 
     @property
     def is_out_of_band(self) -> bool:
@@ -101,10 +104,17 @@ class Response:
 
     # ------------------------------------------------------------------------------------------------- message
 
+    def filler(self, text: str) -> list[Frame]:
+        """Said before there is an answer: part of what is heard, so it is part of the transcript too."""
+        self._follows_filler = True
+        return self.text(text) if text else []
+
     def text(self, text: str) -> list[Frame]:
         frames = [] if self._message is not None else self._open_message()
         assert self._message is not None
         part = self._message.parts[0]
+        if self._follows_filler:
+            text = gap(part.text or "", text) + text
         part.text = (part.text or "") + text
         name = "response.output_audio_transcript.delta" if self.speaks else "response.output_text.delta"
         frames.append(self._writer.frame(name, {**self._where, "delta": text}))

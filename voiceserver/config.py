@@ -139,7 +139,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 ENV_PREFIX: Final = "VOICESERVER_"
 ENV_FILE: Final = "VOICESERVER_CONFIG"  # names the file, as --config does
 DEFAULT_FILE: Final = "voiceserver.toml"
-_SECRET: Final = re.compile(r"(^|[._])(key|api_key|token|secret|password)$|^auth[.]token_secret$|_token$")
+# Settings that are never shown. Engines bring parameters of their own, so this goes by how such things are called.
+_SECRET: Final = re.compile(
+    r"(^|[._-])(key|apikey|token|secret|password|passphrase|credentials?|authorization)$|[.]params[.]headers?[.]",
+    re.I,
+)
+_USER_OF_URL: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_HIDDEN: Final = "********"
 
 
 class _Setting(NamedTuple):
@@ -165,13 +171,19 @@ class Loaded:
         tables: dict[str, list[str]] = {}
         for key, value in _leaves(msgspec.to_builtins(self.config)):
             table, _, name = key.rpartition(".")
-            shown = "********" if value and _SECRET.search(key) and name != "tls_key" else value
             # A JSON scalar is a TOML scalar too.
-            line = f"{name} = {json.dumps(shown)}"
+            line = f"{name} = {json.dumps(_shown(key, value))}"
             tables.setdefault(table, []).append(f"{line:<44} # {self.source_of(key)}")
         for table, settings in tables.items():
             lines += [f"[{table}]", *settings, ""]
         return "\n".join(lines)
+
+
+def _shown(key: str, value: object) -> object:
+    """``value`` as it may be printed."""
+    if value and _SECRET.search(key) and key != "server.tls_key":  # that is the path of one
+        return _HIDDEN
+    return _USER_OF_URL.sub(_HIDDEN, value) if isinstance(value, str) else value
 
 
 def load(path: Path | None, environ: Mapping[str, str], flags: Sequence[tuple[str, str, str]] = ()) -> Loaded:
@@ -277,7 +289,8 @@ def _convert(setting: _Setting, kind: Any) -> Value:
         return cast("Value", msgspec.convert(value, kind, strict=not setting.is_text))
     except msgspec.ValidationError:
         name = "a string, number or boolean" if kind == Value else _NAMES[kind]
-        raise ConfigError(setting.key, f"must be {name}, not {setting.value!r}", setting.source) from None
+        shown = _shown(setting.key, setting.value)
+        raise ConfigError(setting.key, f"must be {name}, not {shown!r}", setting.source) from None
 
 
 _NAMES: Final[Mapping[type, str]] = {

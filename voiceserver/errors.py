@@ -5,7 +5,11 @@ The text of an internal exception never leaves the server; only texts written fo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
+
+_PARAMETER: Final = re.compile(r"[a-z][\w.-]*")
 
 
 class VoiceServerError(Exception):
@@ -21,6 +25,16 @@ class ConfigError(VoiceServerError):
         self.key = key
         self.message = message
         self.source = source
+
+
+def engine_error(stage: str, message: str, otherwise: str = "params") -> ConfigError:
+    """What an engine of ``stage`` said when it was made. Engines begin with the name of the parameter that is wrong; where one
+    did not, ``otherwise`` is the setting of the stage that is to blame.
+    """
+    name, colon, problem = message.partition(": ")
+    if colon and _PARAMETER.fullmatch(name):
+        return ConfigError(f"stages.{stage}.params.{name}", problem)
+    return ConfigError(f"stages.{stage}.{otherwise}", message)
 
 
 class StartError(VoiceServerError):

@@ -16,6 +16,7 @@ import uvloop
 
 from voiceserver.config import Config, Loaded
 from voiceserver.doctor import machine
+from voiceserver.errors import ConfigError
 from voiceserver.logs import configure, get_logger
 from voiceserver.processes.words import DRAIN
 from voiceserver.server import Server, check_engines
@@ -84,4 +85,9 @@ def serve(loaded: Loaded) -> int:
         from voiceserver.processes.supervisor import supervise
 
         return supervise(config)
-    return uvloop.run(_serve(config))
+    try:
+        return uvloop.run(_serve(config))
+    except ConfigError as error:  # of an engine, which does not know where its parameters came from
+        raise ConfigError(
+            error.key, error.message, error.source or loaded.sources.get(error.key, "")
+        ) from None

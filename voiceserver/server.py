@@ -34,7 +34,7 @@ from voiceserver.http import Caller, Response
 from voiceserver.hub import Hub
 from voiceserver.learner import Learner
 from voiceserver.limit import LOOK_MS, calibrate
-from voiceserver.logs import get_logger
+from voiceserver.logs import get_logger, level_of
 from voiceserver.metrics import Metrics
 from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
@@ -335,7 +335,7 @@ class Server:
         self._frozen = len(self.hub.connections)
 
     def _on_pool_event(self, name: str, fields: Mapping[str, object]) -> None:
-        self.log.info(name, **fields)
+        self.log.log(level_of(name), name, **fields)
 
     def _server_log(self, event: str, **fields: object) -> None:
         self.log.info(event, **fields)

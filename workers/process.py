@@ -153,7 +153,9 @@ def _make_engine(spec: WorkerSpec) -> Engine:
     except MemoryError:
         raise
     except Exception as error:
-        log.exception("engine %s cannot be made", spec.engine)
+        # The message of a ValueError is for whoever configured it, and the server tells it; others are for the engine's author.
+        if not isinstance(error, ValueError):
+            log.exception("engine %s cannot be made", spec.engine)
         raise _BadEngine(describe_error(error)) from error
     limit_torch_threads()
     gc.collect()

@@ -22,7 +22,7 @@ class Obedient:
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         if params.get("load") == "bad params":
-            raise ValueError("params.load: 'bad params' is none of the values it can have")
+            raise ValueError("load: 'bad params' is none of the values it can have")
         if params.get("load") == "exit":
             os._exit(3)
         self.info = EngineInfo("obedient", "reply", max_streams=int(params.get("max_streams", 0)))
@@ -31,7 +31,7 @@ class Obedient:
     @staticmethod
     def preload(params: Mapping[str, Any]) -> None:
         if params.get("load") == "bad preload":
-            raise ValueError("params.load: the weights are not there")
+            raise ValueError("load: the weights are not there")
 
     def open(self, stream: int, params: StreamParams) -> None:
         if params.options.get("voice") == "nobody":

@@ -162,8 +162,8 @@ async def test_nothing_stays_open_after_many_deaths() -> None:
     [
         ("no_such_engine", {}, "stages.reply.engine", "no engine is called 'no_such_engine'"),
         ("tests.faults.broken_engines:Nobody", {}, "stages.reply.engine", "has no 'Nobody'"),
-        (ENGINE, {"load": "bad preload"}, "stages.reply.engine", "the weights are not there"),
-        (ENGINE, {"load": "bad params"}, "stages.reply.params", "params.load: 'bad params'"),
+        (ENGINE, {"load": "bad preload"}, "stages.reply.params.load", "the weights are not there"),
+        (ENGINE, {"load": "bad params"}, "stages.reply.params.load", "params.load: 'bad params'"),
     ],
 )
 async def test_an_engine_that_cannot_be_had_is_a_config_error(

@@ -100,6 +100,42 @@ def test_an_assignment_needs_a_key_and_an_equals_sign() -> None:
             parse_assignment(text)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "auth.token_secret",
+        "twilio.auth_token",
+        "stages.reply.params.api_key",
+        "stages.reply.params.header.Authorization",
+        "stages.reply.params.header.X-Team",
+        "stages.stt.params.access_token",
+        "stages.stt.params.x-api-key",
+        "stages.tts.params.password",
+    ],
+)
+def test_a_secret_is_never_shown(key: str) -> None:
+    text = load(None, {}, [parse_assignment(f"{key}=hush-hush")]).to_toml()
+    assert "hush-hush" not in text
+    assert "********" in text
+    if "params" not in key:
+        with pytest.raises(ConfigError) as caught:
+            load(None, {}, [(f"{key}.more", "hush-hush", "--set")])
+        assert "hush-hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("server.tls_key", "key.pem", "key.pem"),
+        ("auth.keys_file", "keys.toml", "keys.toml"),
+        ("stages.reply.params.api_key_env", "OPENAI_API_KEY", "OPENAI_API_KEY"),
+        ("stages.reply.params.base_url", "http://me:pw@llm/v1", "http://********@llm/v1"),
+    ],
+)
+def test_what_is_no_secret_is_shown(key: str, value: str, shown: str) -> None:
+    assert f'= "{shown}"' in load(None, {}, [parse_assignment(f"{key}={value}")]).to_toml()
+
+
 def test_what_is_printed_loads_again_and_hides_secrets(file: Path) -> None:
     loaded = load(file, {}, [parse_assignment("stages.reply.params.api_key=sk-secret")])
     text = loaded.to_toml()

@@ -251,7 +251,7 @@ class ChannelPool(ABC):
     def on_ready(self, lane: Lane) -> None:
         """A worker said hello."""
         took_ms = self._now_ms() - lane.started_ms
-        self._on_event("worker_ready", self._fields(lane, took_ms=took_ms))
+        self._on_event("worker_ready", self._fields(lane, took_ms=round(took_ms, 1)))
 
     def on_bad_engine(self, lane: Lane, message: str) -> None:
         """A worker could not make its engine."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from voiceserver.errors import ConfigError
+from voiceserver.errors import engine_error
 from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.lane import Lane, LaneState
 from voiceserver.pool.quarantine import Quarantine
@@ -184,7 +184,7 @@ class InlinePool(ChannelPool):
         except ValueError as error:
             if lane.state is not LaneState.STARTING:
                 raise
-            raise ConfigError(f"stages.{self.stage}.params", str(error)) from error
+            raise engine_error(self.stage, str(error)) from error
         except SimulatedDeath:
             self._on_event("worker_exited", self._fields(lane, status=-9))
         except MemoryError:

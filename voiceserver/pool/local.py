@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from voiceserver.errors import ConfigError
+from voiceserver.errors import ConfigError, engine_error
 from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.lane import Lane, LaneState
 from voiceserver.pool.pulse import Pulse
@@ -31,9 +31,8 @@ from workers.ipc.messages import CONTROL_STREAM, RequestKind
 from workers.ipc.platform import PORTABLE, Platform, choose_platform
 
 SWEEP_MS = 50.0
-FIRST_ANSWER_MS = (
-    10_000.0  # how long start() waits to hear that an engine is no good; loading may go on longer
-)
+# How long start() waits to hear that an engine is no good; loading may go on longer. A busy machine needs 15 s to import torch.
+FIRST_ANSWER_MS = 60_000.0
 LOAD_TIMEOUT_MS = 300_000.0
 STOP_GRACE_MS = 1_000.0
 MIN_STEP_TIMEOUT_MS = 300.0  # idle workers beat every 100 ms
@@ -112,7 +111,7 @@ class LocalPool(ChannelPool):
     # Pool
 
     async def start(self) -> None:
-        """Returns when the first worker is ready, or after 10 s of loading. Raises ConfigError."""
+        """Returns when the first worker is ready, or after 60 s of loading. Raises ConfigError."""
         try:
             registry.check(self.engine)
         except registry.EngineLookupError as error:
@@ -231,7 +230,7 @@ class LocalPool(ChannelPool):
 
     def on_bad_engine(self, lane: Lane, message: str) -> None:
         super().on_bad_engine(lane, message)
-        self._fail_start(f"stages.{self.stage}.params", message)
+        self._fail_start(engine_error(self.stage, message))
 
     def sweep(self) -> None:
         now_ms = self._now_ms()
@@ -256,7 +255,7 @@ class LocalPool(ChannelPool):
 
     def on_preload_failed(self, message: str) -> None:
         self._on_event("bad_engine", {"stage": self.stage, "message": message})
-        self._fail_start(f"stages.{self.stage}.engine", message)
+        self._fail_start(engine_error(self.stage, message, "engine"))
         if self._forkserver is not None:
             self._forkserver.close()
             self.on_forkserver_lost()
@@ -316,9 +315,9 @@ class LocalPool(ChannelPool):
         except OSError as error:
             self._on_event("forkserver_lost", {"stage": self.stage, "error": str(error)})
 
-    def _fail_start(self, key: str, message: str) -> None:
+    def _fail_start(self, error: ConfigError) -> None:
         if self._first_answer is not None and not self._first_answer.done():
-            self._first_answer.set_exception(ConfigError(key, message))
+            self._first_answer.set_exception(error)
 
     def _sweep_again(self) -> None:
         if not self._is_stopping:

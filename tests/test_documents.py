@@ -36,6 +36,7 @@ STAGE_KEYS = (
     "max_wait_ms",
     "max_batch_size",
 )
+LIGHTER_KEYS = ("engine", "workers", "max_batch_size", "streams_per_worker")
 
 
 def rows_after(heading: str) -> Iterator[list[str]]:
@@ -98,6 +99,9 @@ def test_example_configuration_holds_every_setting_at_its_default() -> None:
     given = set(leaves(tomllib.loads(EXAMPLE.read_text())))
     known = set(leaves(msgspec.to_builtins(Config())))
     other_stages = {f"stages.{stage}.{key}" for stage in ("stt", "reply", "tts") for key in STAGE_KEYS}
+    other_stages |= {
+        f"stages.{stage}.lighter.{key}" for stage in ("vad", "reply", "tts") for key in LIGHTER_KEYS
+    }
     assert known - given <= other_stages
 
 

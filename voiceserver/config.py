@@ -103,6 +103,16 @@ class TwilioConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_url: str = ""
 
 
+class LighterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A second, lighter engine of a stage, for the turns of a server that has retreated so far. "none": there is none."""
+
+    engine: str = "none"
+    workers: int = 1
+    max_batch_size: int = 64
+    streams_per_worker: int = 0  # 0: what the engine says
+    params: dict[str, Value] = {}
+
+
 class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``engine`` "none" switches the stage off. ``workers`` 0: one per core up to the engine's advice."""
 
@@ -116,6 +126,23 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     result_slots: int = 2048
     slot_bytes: int = 4096
     params: dict[str, Value] = {}
+    lighter: LighterConfig = LighterConfig()
+
+    @property
+    def lighter_stage(self) -> StageConfig | None:
+        """The configuration of the lighter engine's pool, None without one."""
+        lighter = self.lighter
+        if lighter.engine in ("", "none") or self.engine in ("", "none"):
+            return None
+        return msgspec.structs.replace(
+            self,
+            engine=lighter.engine,
+            workers=lighter.workers,
+            max_batch_size=lighter.max_batch_size,
+            streams_per_worker=lighter.streams_per_worker,
+            params=lighter.params,
+            lighter=LighterConfig(),
+        )
 
 
 class StagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -298,7 +298,8 @@ def settle_interruption(session: SessionState, now_ms: float) -> None:
         return
     cut.due_ms = math.inf
     utterance = session.transcripts.find(cut.by_turn)
-    if utterance is not None and not utterance.partial:
+    # Without partials silence proves nothing; the final transcript will tell.
+    if utterance is not None and not utterance.partial and not session.transcripts.skips_partials:
         go_on(session, cut, now_ms)
 
 

@@ -117,6 +117,11 @@ class Ear:
         self.capture.append(RequestKind.PAUSE, self._turn, self._captured_seq, b"", 0, now_ms)
         self.is_paused = True
 
+    def skip_partials(self, now_ms: float) -> None:
+        """Nobody reads the partial transcripts of the turn being captured any more."""
+        if self._turn:
+            self.capture.append(RequestKind.FINAL_ONLY, self._turn, self._captured_seq, b"", 0, now_ms)
+
     def answers_pause(self, turn: int, seq: int) -> bool:
         """Whether a result at ``seq`` is of all that was said up to a pause that still lasts."""
         return self.is_paused and turn == self._turn and seq >= self._captured_seq

@@ -8,7 +8,7 @@ and what was answered; it only grows. ``item_id`` names are the codec's affair: 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -306,10 +306,15 @@ class DigitHeard(_Event, frozen=True, tag="input.digit"):
     digit: str
 
 
+DEGRADED_REASONS: Final = ("no_partials", "lighter_engine")
+
+
 class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
     """The promise. ``lag_ms``: how far behind, by the audio that waits or by its age; ``credit_ms``: audio that may be sent
     now; ``dropped_ms``: audio shed since the last signal; ``position``: place in the waiting room, 0 if not
-    waiting. ``step``: how far down the ladder: ``degraded`` sends no partial transcripts until ``server.ready``."""
+    waiting. ``step``: how far down the ladder. ``degraded``: what this caller goes without until ``server.ready``: ``partials``
+    (transcripts come when they are final) and ``STAGE engine`` (a lighter engine does the stage's work for this turn).
+    A caller who is not late but degraded with the whole server hears so by the reason ``no_partials`` or ``lighter_engine``."""
 
     stage: str
     reason: str
@@ -320,6 +325,12 @@ class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
     position: int = 0
     turn: int = 0
     step: Literal["slow", "lost", "degraded", "shed", "waiting"] = "slow"
+    degraded: tuple[str, ...] = ()
+
+    @property
+    def is_late(self) -> bool:
+        """This caller waits for something, and is not only served with less."""
+        return self.reason not in DEGRADED_REASONS
 
 
 class BusyCue(_Event, frozen=True, tag="server.cue"):

@@ -33,7 +33,7 @@ class Wait(NamedTuple):
     retry_after_ms: float = 0.0
     turn: int = 0
     position: int = 0
-    step: Literal["slow", "lost", "waiting"] = "slow"
+    step: Literal["slow", "lost", "waiting", "degraded"] = "slow"
 
     @property
     def due_ms(self) -> float:
@@ -103,7 +103,8 @@ class BusyGate:
 
     def _signal(self, waits: Sequence[Wait], credit_ms: float, now_ms: float) -> ServerBusy:
         shed = Wait(self.dropped_stage, "shed", now_ms, 0.0, 0.0)
-        worst = max(waits, key=lambda wait: now_ms - wait.due_ms, default=shed)
+        late = [wait for wait in waits if wait.step != "degraded"]
+        worst = max(late or waits, key=lambda wait: now_ms - wait.due_ms, default=shed)
         self.is_busy = True
         self.signalled_ms = now_ms
         self.signals += 1
@@ -113,7 +114,7 @@ class BusyGate:
         lag_ms = (
             worst.lag_ms if worst.lag_ms is not None and worst.step == "waiting" else now_ms - worst.since_ms
         )
-        lag_ms = max(lag_ms, worst.lag_ms or 0.0, 0.0)
+        lag_ms = max(lag_ms, worst.lag_ms or 0.0, 0.0) if worst.step != "degraded" else 0.0
         step: Literal["slow", "lost", "degraded", "shed", "waiting"] = worst.step
         if dropped_ms:
             step = "shed"

@@ -7,13 +7,16 @@ afresh: that is how work in progress is cancelled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from voiceserver.errors import Refusal
 from voiceserver.outbox import Outbox
 
 RETRY_OPEN_MS = 100.0  # a refused stream is asked for again after this, or when the pool says there is room
+
+_NOTHING: Final[Mapping[str, Less]] = MappingProxyType({})
 
 
 class Loss(NamedTuple):
@@ -24,8 +27,16 @@ class Loss(NamedTuple):
     until_seq: int
 
 
+class Less(NamedTuple):
+    """A stage serves this session with less since ``since_ms``: without partial transcripts, or by its lighter engine."""
+
+    since_ms: float
+    has_partials: bool
+    is_lighter: bool
+
+
 class Lanes:
-    __slots__ = ("_lost", "_opened", "_refused", "_reset", "_stages")
+    __slots__ = ("_less", "_lost", "_opened", "_refused", "_reset", "_stages")
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         self._stages = stages
@@ -33,6 +44,7 @@ class Lanes:
         self._refused: dict[str, tuple[Refusal, float]] = {}
         self._reset: tuple[str, ...] = ()
         self._lost: dict[str, Loss] | None = None
+        self._less: dict[str, Less] | None = None
 
     def wanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
         opened, refused = self._opened, self._refused
@@ -56,9 +68,30 @@ class Lanes:
         self._opened = (*self._opened, stage)
         self._refused.pop(stage, None)
 
-    def closed(self, stage: str) -> None:
+    def is_opened(self, stage: str) -> bool:
+        return stage in self._opened
+
+    def serve_less(self, stage: str, less: Less) -> None:
+        """The open stream of ``stage`` does less than it could, until it is closed."""
+        if self._less is None:
+            self._less = {}
+        first = self._less.get(stage, less)
+        self._less[stage] = less._replace(
+            since_ms=first.since_ms, is_lighter=less.is_lighter or first.is_lighter
+        )
+
+    @property
+    def less(self) -> Mapping[str, Less]:
+        return self._less or _NOTHING
+
+    def closed(self, stage: str) -> bool:
+        """True if the stream did less than it could."""
+        did_less = self._less is not None and self._less.pop(stage, None) is not None
+        if not self._less:
+            self._less = None
         self._opened = tuple(one for one in self._opened if one != stage)
         self._reset = tuple(one for one in self._reset if one != stage)
+        return did_less
 
     def lose(self, stage: str, loss: Loss) -> None:
         if self._lost is None:
@@ -78,8 +111,8 @@ class Lanes:
 
     @property
     def is_well(self) -> bool:  # hot
-        """No worker was lost, no stream was refused."""
-        return self._lost is None and not self._refused
+        """No worker was lost, no stream was refused, none does less than it could."""
+        return self._lost is None and not self._refused and self._less is None
 
     def reset(self, stage: str) -> None:
         """What the stage is doing for this session is worthless now."""

@@ -50,7 +50,9 @@ class Learner:
         self._is_learned = is_learned
         self._windows_ms = windows_ms
         self._on_change = on_change
-        self._ladder = Ladder(now_ms, top=2)
+        # The step of the lighter engines is there only where there is one.
+        has_lighter = any(hasattr(pool, "set_lighter") for pool in pools.values())
+        self._ladder = Ladder(now_ms, top=3 if has_lighter else 2)
         self._limit = TalkerLimit(0, now_ms)
         self._has_start = False
         self._late: dict[int, tuple[float, float]] = {}  # caller -> lag_ms, when
@@ -73,7 +75,12 @@ class Learner:
 
     def note_busy(self, caller: int, event: ServerBusy, now_ms: float) -> None:
         """A caller was told that its audio waits: the queue age as callers see it."""
-        if event.step in _OF_LOAD and event.stage in self._pools and self._computes(event.stage):
+        if (
+            event.is_late
+            and event.step in _OF_LOAD
+            and event.stage in self._pools
+            and self._computes(event.stage)
+        ):
             self._late[caller] = (event.lag_ms, now_ms)
 
     def start_with(self, limit: int, now_ms: float, costs: Mapping[str, Cost] | None = None) -> None:
@@ -133,6 +140,9 @@ class Learner:
             if widen is not None and self._computes(stage):
                 window_ms = self._windows_ms.get(stage, 0.0)
                 widen(max(window_ms, WIDE_WINDOW_MS) if level >= 2 else window_ms)
+            set_lighter = getattr(pool, "set_lighter", None)
+            if set_lighter is not None:
+                set_lighter(level >= 3)
 
     def _computes(self, stage: str) -> bool:
         return bool(self._pools[stage].stats().workers)

@@ -211,7 +211,10 @@ class TalkerLimit:
 
 class Ladder:
     """How far the server has retreated: 0 not at all, then a step for each ``STEP_MS`` in which work never stopped waiting, and
-    back a step for each ``CALM_MS`` without that. What a step does is its caller's affair; ``STEPS`` are its names."""
+    back a step for each ``CALM_MS`` without that. What a step does is its caller's affair; ``STEPS`` are its names.
+
+    The last step relieves so much that calm proves little: it is left after ``LAST_CALM_MS``, and after twice as long each time
+    that it is needed again within as long (at most ``MOST_CALM_MS``), so that callers do not swing between two engines."""
 
     STEPS: Final = ("full", "fewer_partials", "wider_batches", "lighter_engines")
     DELAY_MS: Final = 2 * TARGET_DELAY_MS
@@ -228,7 +231,9 @@ class Ladder:
         """``delay_ms``: now. True when the level changed."""
         if delay_ms <= self.DELAY_MS:
             self._late_from_ms = math.inf
-            if self.level and now_ms - self._calm_from_ms >= self.CALM_MS:
+            if self.level and now_ms - self._calm_from_ms >= self._calm_ms:
+                if self.level == len(self.STEPS) - 1:
+                    self._left_last_ms = now_ms
                 self.level -= 1
                 self._calm_from_ms = now_ms
                 return True
@@ -241,3 +246,15 @@ class Ladder:
             self._late_from_ms = now_ms
             return True
         return False
+    LAST_CALM_MS: Final = 10_000.0
+    MOST_CALM_MS: Final = 80_000.0
+        self._last_calm_ms = self.LAST_CALM_MS
+        self._left_last_ms = -math.inf
+
+    @property
+    def _calm_ms(self) -> float:
+        return self._last_calm_ms if self.level == len(self.STEPS) - 1 else self.CALM_MS
+            if self.level == len(self.STEPS) - 1:
+                is_again = now_ms - self._left_last_ms < self._last_calm_ms
+                longer_ms = min(self._last_calm_ms * 2, self.MOST_CALM_MS)
+                self._last_calm_ms = longer_ms if is_again else self.LAST_CALM_MS

@@ -232,6 +232,12 @@ class _PoolCollector(Collector):
         yield _by_stage(
             "voiceserver_stage_mean_batch", "Items per engine step.", pools, lambda pool: pool.mean_batch
         )
+        yield _by_stage(
+            "voiceserver_stage_lighter_streams",
+            "Open streams on the stage's lighter engine.",
+            pools,
+            lambda pool: pool.lighter_streams,
+        )
         yield _workers(pools)
         yield _restarts(pools)
         yield from _each_worker(pools)

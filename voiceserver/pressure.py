@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from voiceserver import events as ev
 from voiceserver import filler
 from voiceserver.conversation import abandon, false_interruption_due_ms
 from voiceserver.gate import Wait
-from voiceserver.lanes import Loss
+from voiceserver.lanes import Less, Loss
 
 if TYPE_CHECKING:
     from voiceserver.ear import Ear
@@ -31,7 +33,15 @@ def waits(session: SessionState) -> list[Wait]:
             wait = _wait(session, stage)
             if wait is not None:
                 found.append(wait)
+    if session.lanes is not None:
+        found += [_less(session, stage, less) for stage, less in session.lanes.less.items()]
     return found
+
+
+def _less(session: SessionState, stage: str, less: Less) -> Wait:
+    """No wait, but something to hear of all the same: at once, and as long as it lasts."""
+    reason = "lighter_engine" if less.is_lighter else "no_partials"
+    return Wait(stage, reason, less.since_ms, 0.0, None, turn=session.turn, step="degraded")
 
 
 def _wait(session: SessionState, stage: str) -> Wait | None:
@@ -125,7 +135,11 @@ def evaluate(session: SessionState, now_ms: float) -> None:
     if session.gate is None and all(now_ms < wait.due_ms for wait in waiting):
         return
     is_retreating = session.facts.degrade_level > 0
-    said = session.the_gate.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
+    gate = session.the_gate
+    was_degraded = gate.is_degraded
+    said = gate.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
+    if gate.is_degraded and not was_degraded:
+        _stop_partials(session, now_ms)
     if said is not None:
         _tell(session, said)
 
@@ -134,12 +148,39 @@ def announce(session: SessionState, wait: Wait, now_ms: float) -> None:
     _tell(session, session.the_gate.announce(wait, session.credit_ms, now_ms))
 
 
+def serve_less(session: SessionState, stage: str, less: Less) -> None:
+    """The stage's new stream does less than it could: the caller hears so at the next timer."""
+    session.the_lanes.serve_less(stage, less)
+    session.lower_deadline(less.since_ms)
+
+
+def _stop_partials(session: SessionState, now_ms: float) -> None:
+    """This caller is degraded in the middle of a turn: tell stt too, so that it does not do what nobody reads."""
+    ear, lanes = session.ear, session.lanes
+    if ear is None or lanes is None or session.settings.hears_with != "stt" or not lanes.is_opened("stt"):
+        return
+    if "stt" not in lanes.less:
+        ear.skip_partials(now_ms)
+
+
+def degraded(session: SessionState) -> tuple[str, ...]:
+    """What this caller goes without now; see ``ServerBusy``."""
+    less = session.lanes.less if session.lanes is not None else {}
+    is_without = session.gate is not None and session.gate.is_degraded
+    is_without = is_without or any(not one.has_partials for one in less.values())
+    lighter = (f"{stage} engine" for stage, one in less.items() if one.is_lighter)
+    return (*(("partials",) if is_without else ()), *lighter)
+
+
 def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
-    session.emit(said)
     gate = session.the_gate
+    if isinstance(said, ev.ServerBusy):
+        less = degraded(session)
+        said = msgspec.structs.replace(said, degraded=less) if less else said
+    session.emit(said)
     if session.transcripts is not None:
-        session.transcripts.skips_partials = gate.is_degraded
-    if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy:
+        session.transcripts.skips_partials = "partials" in degraded(session)
+    if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy or not said.is_late:
         return
     reply = session.reply
     if gate.cued_position != said.position and (reply is None or not reply.samples_sent):

@@ -295,7 +295,7 @@ class Pump(Framing):
         if self._streams is None:
             self._streams = {}
         self._streams[stage] = got
-        session.stream_opened(stage, now_ms)
+        session.stream_opened(stage, now_ms, is_lighter=got.is_lighter)
 
     def _close_stream(self, session: Session, stage: str) -> None:
         streams = self._streams

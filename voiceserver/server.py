@@ -36,6 +36,7 @@ from voiceserver.learner import Learner
 from voiceserver.limit import LOOK_MS, calibrate
 from voiceserver.logs import get_logger, level_of
 from voiceserver.metrics import Metrics
+from voiceserver.pool.tiered import TieredPool
 from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
 from voiceserver.wire import twilio
@@ -67,11 +68,28 @@ def check_engines(loaded: Loaded) -> None:
         stage: StageConfig = getattr(loaded.config.stages, name)
         if stage.engine in ("", "none"):
             continue
-        try:
-            registry.check(stage.engine, name)
-        except registry.EngineLookupError as error:
-            key = f"stages.{name}.engine"
-            raise ConfigError(key, str(error), loaded.source_of(key)) from None
+        lighter = stage.lighter_stage
+        engines = {f"stages.{name}.engine": stage.engine}
+        if lighter is not None:
+            engines[f"stages.{name}.lighter.engine"] = lighter.engine
+        for key, engine in engines.items():
+            try:
+                registry.check(engine, name)
+            except registry.EngineLookupError as error:
+                raise ConfigError(key, str(error), loaded.source_of(key)) from None
+        if lighter is not None:
+            _check_lighter(name, stage.engine, lighter.engine, loaded)
+
+
+def _check_lighter(name: str, engine: str, lighter: str, loaded: Loaded) -> None:
+    key = f"stages.{name}.lighter.engine"
+    problem = ""
+    if name == "vad":
+        problem = "vad hears the whole call with one engine, so there cannot be a lighter one for some turns"
+    elif registry.takes_audio(engine) != registry.takes_audio(lighter):
+        problem = f"{engine} and {lighter} do not take the same input: one hears audio, the other reads text"
+    if problem:
+        raise ConfigError(key, problem, loaded.source_of(key))
 
 
 def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
@@ -147,7 +165,7 @@ class Server:
         for name in STAGES:
             stage: StageConfig = getattr(config.stages, name)
             if stage.engine not in ("", "none"):
-                self._pools[name] = self._make_pool(name, stage, self._on_pool_event)
+                self._pools[name] = self._make_tiers(name, stage)
         limits = config.backpressure
         most = limits.max_connections or connections_that_fit()
         admission = Admission(
@@ -210,6 +228,13 @@ class Server:
         self._server_log("started", is_ready=self.is_ready)
         if self._share is not None:
             self._share.say(READY)
+
+    def _make_tiers(self, name: str, stage: StageConfig) -> Pool:
+        pool = self._make_pool(name, stage, self._on_pool_event)
+        lighter = stage.lighter_stage
+        if lighter is None:
+            return pool
+        return TieredPool(pool, self._make_pool(name, lighter, self._on_lighter_event))
 
     async def _listen(self) -> None:
         server = self.config.server
@@ -336,6 +361,9 @@ class Server:
 
     def _on_pool_event(self, name: str, fields: Mapping[str, object]) -> None:
         self.log.log(level_of(name), name, **fields)
+
+    def _on_lighter_event(self, name: str, fields: Mapping[str, object]) -> None:
+        self.log.log(level_of(name), name, **fields, is_lighter=True)
 
     def _server_log(self, event: str, **fields: object) -> None:
         self.log.info(event, **fields)

@@ -23,6 +23,7 @@ from voiceserver import events as ev
 from voiceserver.ear import Ear
 from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.gate import Wait
+from voiceserver.lanes import Less
 from voiceserver.mouth import failure_of
 from voiceserver.state import Phase, SessionState
 from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, unpack_speech, unpack_turn
@@ -318,20 +319,28 @@ class Session(SessionState):
                 start_seq=outbox.first_seq if outbox is not None else 0,
                 options={"language": options.language} if stage == "stt" and options.language else {},
                 output_rate_hz=self.output_rate_hz if stage == "reply" else 0,
+                is_final_only=stage == "stt" and self.goes_without_partials,
             )
         return self.voice_params() if stage == "tts" else StreamParams(rate_hz=self.output_rate_hz)
 
-    def stream_opened(self, stage: str, now_ms: float) -> None:
+    def stream_opened(self, stage: str, now_ms: float, *, is_lighter: bool = False) -> None:
+        """``is_lighter``: on the stage's lighter engine."""
         self.is_settled = False
         lanes = self.the_lanes
         lanes.opened(stage)
+        is_final_only = stage == "stt" and self.goes_without_partials
+        if stage == "stt" and self.transcripts is not None:
+            self.transcripts.skips_partials = is_final_only
+        if is_lighter or is_final_only:
+            pressure.serve_less(self, stage, Less(now_ms, not is_final_only, is_lighter))
         outbox = self.outbox_of(stage)
         if outbox is not None and lanes.loss(stage) is not None and not outbox.has_unsent():
             lanes.found(stage, outbox.consumed_seq)
             self._after(now_ms)
 
     def stream_closed(self, stage: str) -> None:
-        self.the_lanes.closed(stage)
+        if self.the_lanes.closed(stage):
+            self.lower_deadline(0.0)  # served in full again: say so at the next timer
         outbox = self.outbox_of(stage)
         if outbox is not None:
             outbox.rewind()

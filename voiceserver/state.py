@@ -252,6 +252,11 @@ class SessionState:
         return self.gate
 
     @property
+    def goes_without_partials(self) -> bool:
+        """Partial transcripts are the first thing that a server under pressure leaves undone."""
+        return self.facts.degrade_level > 0 or (self.gate is not None and self.gate.is_degraded)
+
+    @property
     def credit_ms(self) -> float:
         """How much audio the client may send before the oldest would be shed."""
         lag_ms = self.ear.lag_ms if self.ear is not None else 0.0

@@ -45,6 +45,7 @@ class Item(NamedTuple):
     is_flush: the utterance of ``turn`` ends after this item.
     is_continued: no new input; the engine said ``more`` at its last step and goes on.
     is_pause: the caller paused here, and the flush may follow without more audio (only for ``EngineInfo.works_ahead``).
+    is_final_only: nobody reads partial transcripts of this stream now: do not compute any (stt, a server under pressure).
     """
 
     stream: int
@@ -55,6 +56,7 @@ class Item(NamedTuple):
     is_flush: bool = False
     is_continued: bool = False
     is_pause: bool = False
+    is_final_only: bool = False
 
 
 class Piece(NamedTuple):

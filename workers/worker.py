@@ -36,17 +36,7 @@ MERGE_BYTES = 32_000
 ENGINE_FAILED = EngineError("engine_failed", "The engine failed on this input.")
 
 # As plain ints: looking a member up costs more than comparing it.
-_OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE, _PAUSE = (
-    int(kind)
-    for kind in (
-        RequestKind.OPEN,
-        RequestKind.DATA,
-        RequestKind.FLUSH,
-        RequestKind.CANCEL,
-        RequestKind.CLOSE,
-        RequestKind.PAUSE,
-    )
-)
+_OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE, _PAUSE, _FINAL_ONLY = map(int, RequestKind)
 _NO_AUDIO: Audio = np.zeros(0, np.float32)
 _new_work = _new_item = tuple.__new__  # half the time of the constructor that NamedTuple makes
 _PCM16_FRAME_BYTES = 3840  # 20 ms at 96 kHz, 80 ms at 24 kHz; below a slot of any sensible size
@@ -75,13 +65,15 @@ class _Result(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    """``inward``: ring to engine rate; ``outward``: engine to ring rate; ``None``: the rates agree. ``error``: open failed."""
+    """``inward``: ring to engine rate; ``outward``: engine to ring rate; ``None``: the rates agree. ``error``: open failed.
+    ``is_final_only``: see ``Item``."""
 
     params: StreamParams
     inward: Resampler | None = None
     outward: Resampler | None = None
     error: EngineError | None = None
     cancelled_turn: int = -1
+    is_final_only: bool = False
 
 
 class Worker:
@@ -161,6 +153,10 @@ class Worker:
             self._open(record, now_ms)
         elif kind == _CLOSE:
             self._close(stream)
+        elif kind == _FINAL_ONLY:
+            # At once, and not behind the audio that waits: this is about the work still to do.
+            if stream in self._streams:
+                self._streams[stream].is_final_only = True
         else:
             log.error("unknown request kind %d on stream %d", kind, stream)
 
@@ -194,6 +190,7 @@ class Worker:
         self._channel.record_step((stream,), self._deadline_ns(now_ms))
         try:
             state.params = StreamParams.from_bytes(record.payload)
+            state.is_final_only = state.params.is_final_only
             self._engine.open(stream, state.params)
             state.inward, state.outward = _make_resamplers(info, state.params)
         except MemoryError:
@@ -293,7 +290,17 @@ class Worker:
         end_ms = work.seq * 1000.0 / state.params.rate_hz
         return _new_item(
             Item,
-            (work.stream, work.turn, audio, None, end_ms, work.is_flush, work.is_continued, work.is_pause),
+            (
+                work.stream,
+                work.turn,
+                audio,
+                None,
+                end_ms,
+                work.is_flush,
+                work.is_continued,
+                work.is_pause,
+                state.is_final_only,
+            ),
         )
 
     def _outputs(self, items: list[Item], now_ms: float) -> Sequence[Output | EngineError]:

@@ -14,7 +14,6 @@ from voiceserver.backpressure import Ticket
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
 from voiceserver.session import Session
-from voiceserver.settings import Facts
 from workers.ipc.messages import Record
 
 if TYPE_CHECKING:
@@ -98,13 +97,13 @@ class Caller:
                 self.streams.pop(stage).close()
                 session.stream_closed(stage)
             for stage in wanted:
-                pool = self.world.pools[stage]
+                pool = self.world.tiers[stage]
                 got = pool.try_open(self, session.stream_params(stage), key=self.name)
                 if isinstance(got, Refusal):
                     session.stream_refused(stage, got, now_ms)
                 else:
                     self.streams[stage] = got
-                    session.stream_opened(stage, now_ms)
+                    session.stream_opened(stage, now_ms, is_lighter=got.is_lighter)
         else:
             raise AssertionError("the pump does not come to rest")
         for stage in session.stages_with_requests():
@@ -140,7 +139,7 @@ class Caller:
         got.owner = self
         rate_hz = RATE_HZ
         self.session = Session(
-            self.name, world.settings, Facts(), input_rate_hz=rate_hz, output_rate_hz=rate_hz
+            self.name, world.settings, world.facts, input_rate_hz=rate_hz, output_rate_hz=rate_hz
         )
         self.session.open(world.now_ms)
         if got.is_waiting:

@@ -109,6 +109,8 @@ class SimStt(_Engine):
         if item.is_flush:
             del self._runs[item.stream][item.turn]
             return Output([Piece(ResultKind.FINAL, transcript(runs))])
+        if item.is_final_only and not item.is_pause:
+            return Output()
         text = transcript(runs if item.is_pause else runs[:-1])
         return Output([Piece(ResultKind.TEXT, text)] if text else [])
 

@@ -65,6 +65,14 @@ def test_faults_do_happen_and_most_callers_are_served_all_the_same() -> None:
     assert any("interrupted" in caller.audit.done.values() for caller in callers)
 
 
+def test_servers_retreat_and_their_callers_are_told_what_they_go_without() -> None:
+    worlds = [play(seed) for seed in range(2, 160, 4)]
+    assert sum(world.lighter_steps for world in worlds) > 60
+    callers = [caller for world in worlds for caller in world.callers]
+    assert sum(caller.audit.times_lighter for caller in callers) > 20
+    assert any("'no_partials'" in entry for world in worlds for entry in world.diary)
+
+
 def test_replies_are_begun_at_pauses_and_some_for_nothing() -> None:
     sessions = [
         caller.session

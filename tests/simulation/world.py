@@ -32,6 +32,8 @@ from voiceserver.config import BackpressureConfig
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
 from voiceserver.pool.lane import LaneState
 from voiceserver.pool.quarantine import Quarantine
+from voiceserver.pool.tiered import TieredPool
+from voiceserver.settings import Facts
 from workers.batcher import BatchLimits
 from workers.engine import EngineError, Item
 from workers.ipc.channel import ChannelConfig, WorkerEnd
@@ -144,18 +146,31 @@ class World:
         self.workers: dict[str, list[DoomedWorker]] = {stage: [] for stage in ENGINES}
         self.raises: set[str] = set()
         self.pools = {stage: self._pool(stage) for stage in ENGINES}
+        self.facts = Facts()
+        # Of its own, so that a world with a lighter engine is the same world otherwise.
+        self.retreats = self._draw_retreats(random.Random(f"retreat {seed}"))
+        self.tiers: dict[str, InlinePool | TieredPool] = dict(self.pools)
+        if self.retreats:
+            self.pools["lighter stt"] = self._pool("stt", random.Random(f"lighter {seed}"))
+            self.tiers["stt"] = TieredPool(self.pools["stt"], self.pools["lighter stt"])
         count = rng.randrange(1, 5)
         is_burst = rng.random() < 0.4
         starts = [1.0 if is_burst else rng.uniform(1, 1_500) for _ in range(count)]
         self.callers = [Caller(self, f"caller{index}", start) for index, start in enumerate(sorted(starts))]
         self.faults = self._draw_faults()
 
+    @property
+    def lighter_steps(self) -> int:
+        """What the lighter engine did."""
+        pool = self.pools.get("lighter stt")
+        return sum(lane.totals()[0] for lane in pool.all_lanes()) if pool is not None else 0
+
     def next_word(self) -> int:
         self._words += 1
         return self._words
 
-    def _pool(self, stage: str) -> InlinePool:
-        rng = self.rng
+    def _pool(self, stage: str, rng: random.Random | None = None) -> InlinePool:
+        rng = rng or self.rng
         slots = rng.choice([4, 8, 64])
 
         def make_worker(end: WorkerEnd) -> DoomedWorker:
@@ -195,6 +210,20 @@ class World:
         ]
         return sorted(faults, reverse=True)
 
+    def _draw_retreats(self, rng: random.Random) -> list[tuple[float, int]]:
+        """When the server goes to which step of the ladder; in one world of four, and never after it has healed."""
+        if self.seed % 4 != 2:
+            return []
+        times = sorted(rng.uniform(0, HEALED_MS) for _ in range(rng.randrange(1, 8)))
+        return [(at_ms, rng.randrange(0, 4)) for at_ms in times] + [(HEALED_MS, 0)]
+
+    def _retreat(self, level: int) -> None:
+        self.diary.append(f"ladder {level} at {self.now_ms}")
+        self.facts.degrade_level = level
+        tiered = self.tiers["stt"]
+        assert isinstance(tiered, TieredPool)
+        tiered.set_lighter(level >= 3)
+
     def _fault(self, kind: str, stage: str) -> None:
         pool, rng = self.pools[stage], self.rng
         self.diary.append(f"fault {kind} {stage} at {self.now_ms}")
@@ -225,6 +254,8 @@ class World:
             self.now_ms += TICK_MS
             while self.faults and self.faults[-1][0] <= self.now_ms:
                 self._fault(*self.faults.pop()[1:])
+            while self.retreats and self.retreats[0][0] <= self.now_ms:
+                self._retreat(self.retreats.pop(0)[1])
             if self.now_ms > HEALED_MS:
                 self.raises.clear()
             while waiting and waiting[0].start_ms <= self.now_ms:

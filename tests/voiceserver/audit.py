@@ -23,6 +23,8 @@ class Audit:
         self.stopped: set[int] = set()
         self.dropped_ms = 0.0
         self.signals = 0
+        self.degraded: tuple[str, ...] = ()  # what the last signal said that this caller goes without
+        self.times_lighter = 0
         self.closing: ev.SessionClosing | None = None
 
     def take(self, event: ev.ServerEvent) -> None:
@@ -46,6 +48,7 @@ class Audit:
         elif isinstance(event, ev.ReplyDone):
             self._done(event)
         elif isinstance(event, ev.TranscriptPartial):
+            assert "partials" not in self.degraded, "a partial of a caller who was told that there are none"
             assert event.turn not in self.finals
             assert event.text.startswith(self.partials.get(event.turn, "")), "a transcript was retracted"
             self.partials[event.turn] = event.text
@@ -66,6 +69,10 @@ class Audit:
         elif isinstance(event, ev.ServerBusy):
             self.dropped_ms += event.dropped_ms
             self.signals += 1
+            self.degraded = event.degraded
+            self.times_lighter += event.reason == "lighter_engine"
+        elif isinstance(event, ev.ServerReady):
+            self.degraded = ()
         elif isinstance(event, ev.SessionClosing):
             assert not self.open_replies, "a reply that never ends"
             self.closing = event

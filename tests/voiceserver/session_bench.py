@@ -17,7 +17,7 @@ from voiceserver.config import Config
 from voiceserver.errors import Refusal
 from voiceserver.session import Session
 from voiceserver.settings import Facts, Settings
-from workers.ipc.messages import Record, RequestKind, ResultKind, pack_speech
+from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, pack_speech
 
 RATE_HZ = 16_000
 OUT_HZ = 24_000
@@ -49,6 +49,8 @@ class Bench:
         self.open_stages: set[str] = set()
         self.opened: list[str] = []
         self.refuses: dict[str, Refusal] = {}
+        self.lighter: set[str] = set()
+        self.params: dict[str, StreamParams] = {}
         self.events: list[ev.ServerEvent] = []
         self.vad_answers = True
         self.stt_answers = True
@@ -76,8 +78,8 @@ class Bench:
                     continue
                 self.open_stages.add(stage)
                 self.opened.append(stage)
-                session.stream_params(stage)
-                session.stream_opened(stage, self.now_ms)
+                self.params[stage] = session.stream_params(stage)
+                session.stream_opened(stage, self.now_ms, is_lighter=stage in self.lighter)
         else:
             raise AssertionError("the pump does not come to rest")
         for stage in session.stages_with_requests():

@@ -163,6 +163,8 @@ class MemoryTransport:
 class AnsweredPool:
     """A pool whose streams remember what they were sent; the test gives the results."""
 
+    is_lighter = False
+
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.refusal: Refusal | None = None
@@ -196,6 +198,10 @@ class AnsweredStream:
         self.params = params
         self.sent: list[tuple[RequestKind, int, int, bytes]] = []
         self.is_closed = False
+
+    @property
+    def is_lighter(self) -> bool:
+        return self.pool.is_lighter
 
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         assert not self.is_closed

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from voiceserver.limit import (
@@ -154,8 +156,36 @@ def test_the_ladder_goes_down_step_by_step_and_back_up_when_it_is_calm() -> None
     assert max(levels) == 3
     calm_from_ms = 19 * 250.0
     seen = []
-    for look in range(1, 60):
+    for look in range(1, 80):
         if ladder.climb(0.0, calm_from_ms + look * 250.0):
             seen.append((ladder.level, calm_from_ms + look * 250.0))
     assert [level for level, _ in seen] == [2, 1, 0]
-    assert seen[0][1] - calm_from_ms == pytest.approx(3_000.0)
+    assert seen[0][1] - calm_from_ms == pytest.approx(10_000.0)
+    assert [later - sooner for (_, sooner), (_, later) in pairwise(seen)] == [3_000.0, 3_000.0]
+
+
+def test_a_lighter_engine_that_was_left_too_soon_is_kept_longer_the_next_time() -> None:
+    ladder = Ladder(0.0)
+    now_ms, stays = 0.0, []
+    for _ in range(6):
+        while ladder.level < 3:
+            now_ms += 100.0
+            ladder.climb(1_000.0, now_ms)
+        climbed_ms = now_ms
+        while ladder.level == 3:
+            now_ms += 100.0
+            ladder.climb(0.0, now_ms)
+        stays.append(now_ms - climbed_ms)
+    assert stays == [10_000.0, 20_000.0, 40_000.0, 80_000.0, 80_000.0, 80_000.0]
+    while ladder.level:
+        now_ms += 100.0
+        ladder.climb(0.0, now_ms)
+    now_ms += 90_000.0
+    while ladder.level < 3:
+        now_ms += 100.0
+        ladder.climb(1_000.0, now_ms)
+    climbed_ms = now_ms
+    while ladder.level == 3:
+        now_ms += 100.0
+        ladder.climb(0.0, now_ms)
+    assert now_ms - climbed_ms == 10_000.0, "long ago is forgotten"

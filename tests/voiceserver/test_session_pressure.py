@@ -421,5 +421,6 @@ def test_signals_can_be_encoded_for_the_wire() -> None:
     bench.hear(320, 0.0)
     told = msgspec.json.decode(msgspec.json.encode(bench.one(ev.ServerBusy)))
     assert set(told) == {
-        "type", "stage", "reason", "lag_ms", "credit_ms", "retry_after_ms", "dropped_ms", "position", "turn", "step"
+        "type", "stage", "reason", "lag_ms", "credit_ms", "retry_after_ms", "dropped_ms", "position", "turn", "step",
+        "degraded",
     }  # fmt: skip

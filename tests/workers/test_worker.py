@@ -371,3 +371,21 @@ def test_the_batch_window_can_be_changed_while_it_runs(benches: list[Bench]) -> 
     assert bench.worker.due_ms() == bench.now_ms + 20.0
     bench.now_ms += 20.0
     assert seen(bench.run()) == [("TEXT", 1, 1, 160)]
+
+
+def test_a_stream_whose_partials_nobody_reads_is_worked_for_its_final_transcript_only(
+    benches: list[Bench],
+) -> None:
+    bench = make(benches, Recorder())
+    bench.send(RequestKind.OPEN, 1, payload=StreamParams().to_bytes())
+    bench.send(RequestKind.OPEN, 2, payload=StreamParams(is_final_only=True).to_bytes())
+    for stream in (1, 2):
+        bench.send(RequestKind.DATA, stream, seq=160, payload=bytes(320))
+    bench.run()
+    # The hint overtakes the audio before it: it is about work that is still to do.
+    bench.send(RequestKind.DATA, 1, seq=320, payload=bytes(320))
+    bench.send(RequestKind.FINAL_ONLY, 1, seq=320)
+    bench.send(RequestKind.FINAL_ONLY, 7)  # nobody's
+    bench.run()
+    asked = [(item.stream, item.is_final_only) for batch in bench.engine.batches for item in batch]
+    assert asked == [(1, False), (2, True), (1, True)]

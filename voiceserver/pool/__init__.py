@@ -35,6 +35,10 @@ class StreamOwner(Protocol):
 class Stream(Protocol):
     """A session's sticky lane through one worker."""
 
+    @property
+    def is_lighter(self) -> bool:
+        """It runs through the stage's lighter engine (``stages.STAGE.lighter``)."""
+
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """Put one request on the way. False is full: nothing was taken, ``on_room`` will be called. Never blocks, never
         drops. Raises ValueError for a payload that could never fit."""
@@ -68,10 +72,12 @@ class PoolStats:
     lag_ms: float  # the worst queue age of its live workers
     restarts: int
     mean_batch: float
+    lighter_streams: int = 0  # of ``streams``, those on the stage's lighter engine
 
 
 class Pool(Protocol):
     stage: str
+    is_lighter: bool  # it is the lighter engine of its stage, see ``tiered``
 
     def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
         """A new stream on the least loaded live worker, or a Refusal (all places taken, no live worker). ``key`` names

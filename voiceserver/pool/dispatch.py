@@ -83,6 +83,7 @@ class ChannelPool(ABC):
         self._turnover_ms = DEFAULT_TURNOVER_MS
         self._freed_ms = 0.0
         self.restarts = 0
+        self.is_lighter = False  # see ``tiered``
 
     # For the sessions
 

@@ -117,6 +117,11 @@ class HttpStream:
         self.request: _Request | None = None  # on the way; records of one stream keep their order
         self.waiting: deque[tuple[int, int, bytes]] = deque()
 
+    @property
+    def is_lighter(self) -> bool:
+        """See ``voiceserver.pool.Stream``."""
+        return self._pool.is_lighter
+
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """See ``voiceserver.pool.Stream``."""
         if self.is_closed:
@@ -160,6 +165,7 @@ class HttpPool:
         self._clock_ns = clock_ns
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
+        self.is_lighter = False  # see ``tiered``
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: set[HttpStream] = set()
         self._requests: set[_Request] = set()  # on the way

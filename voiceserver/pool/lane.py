@@ -217,6 +217,11 @@ class LaneStream:
         self.owner = owner
         self.key = key
 
+    @property
+    def is_lighter(self) -> bool:
+        """See ``voiceserver.pool.Stream``."""
+        return self._pool.is_lighter
+
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """See ``voiceserver.pool.Stream``."""
         # hot

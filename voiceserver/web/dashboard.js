@@ -18,7 +18,7 @@ globalThis.__dashboard = { figures };
 
 // --------------------------------------------------------------------------------------------------------- tiles
 
-const LEVELS = ["Full", "Reduced", "Minimal"]; // all captions; fewer; and wider batches
+const LEVELS = ["Full", "Reduced", "Minimal", "Light"]; // all captions; none before the final ones; wider batches; lighter engines
 
 function placesOf(snapshot) {
   const limit = figures.value("voiceserver_talkers_limit", {}, snapshot);

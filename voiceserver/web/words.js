@@ -26,7 +26,8 @@ export function busyBanner(event, heldMs = 0, droppedHereMs = 0) {
   if (heldMs > 0) figures.push(["held here", seconds(heldMs)]);
   const droppedMs = event.dropped_ms + droppedHereMs;
   if (droppedMs > 0) figures.push(["dropped", seconds(droppedMs)]);
-  return { kind: "busy", title: TITLES[event.step] ?? "Busy", detail: busyDetail(event, stage), figures, waitMs: event.retry_after_ms };
+  const title = event.reason === "lighter_engine" ? "Busy: a lighter engine is at work" : TITLES[event.step] ?? "Busy";
+  return { kind: "busy", title, detail: busyDetail(event, stage), figures, waitMs: event.retry_after_ms };
 }
 
 const TITLES = {
@@ -39,6 +40,7 @@ const TITLES = {
 function busyDetail(event, stage) {
   if (event.step === "shed") return `The oldest ${seconds(event.dropped_ms)} had to go, because ${stage} could not keep up. Please repeat it.`;
   if (event.step === "lost") return `It was working on ${stage}. What you said is kept and goes to another one.`;
+  if (event.reason === "lighter_engine") return `Many people are talking. For this turn ${stage} makes do with a lighter engine.`;
   if (event.step === "degraded") return `Many people are talking. Nothing is lost; the words will come all at once.`;
   return `Many people are talking, and ${stage} has to catch up. Nothing is lost.`;
 }

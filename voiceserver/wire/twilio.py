@@ -260,7 +260,7 @@ class TwilioCodec:
         if type(event) is ev.ReplyAudio:
             return self._audio(event)
         if isinstance(event, ev.ServerBusy):
-            return self._busy()
+            return self._busy() if event.is_late else []
         if isinstance(event, ev.BusyCue):
             return self._cue(event.cue, event.position)
         if isinstance(event, ev.ServerDraining):

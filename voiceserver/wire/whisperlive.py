@@ -194,6 +194,9 @@ class WhisperLiveCodec:
         return [self._frame(message="SERVER_READY", backend=BACKEND)]
 
     def _busy(self, event: ev.ServerBusy) -> list[Frame]:
+        if not event.is_late:
+            text = f"The server is busy; this goes without: {', '.join(event.degraded)}."
+            return self._status("WARNING", text) if self._is_ready else []
         if self._is_ready:
             text = f"The server is busy ({event.stage}): {event.lag_ms:.0f} ms behind"
             text += f", {event.dropped_ms:.0f} ms dropped" if event.dropped_ms else ""

@@ -91,6 +91,7 @@ class _Stream:
         "blocks",
         "decoder",
         "is_ending",
+        "is_final_only",
         "is_pausing",
         "is_started",
         "last_words",
@@ -104,6 +105,7 @@ class _Stream:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self.is_started = False
+        self.is_final_only = False
         self.forget()
 
     def forget(self) -> None:
@@ -177,6 +179,7 @@ class PocketSphinx:
 
     def _advance(self, state: _Stream, item: Item) -> Output:
         pieces: list[Piece] = []
+        state.is_final_only = item.is_final_only
         if not item.is_continued:
             if state.is_ending or state.is_pausing:
                 # More came before the last was asked for to its end.
@@ -202,7 +205,8 @@ class PocketSphinx:
             state.decoder.process_raw(bytes(state.pending[:_BLOCK_BYTES]), False, False)
             del state.pending[:_BLOCK_BYTES]
             state.blocks += 1
-            if state.blocks % _BLOCKS_PER_PARTIAL == 0 and _agree(state):
+            is_due = state.blocks % _BLOCKS_PER_PARTIAL == 0 and not state.is_final_only
+            if is_due and _agree(state):
                 pieces.append(Piece(ResultKind.TEXT, _text(state, state.stable_words)))
         if len(state.pending) >= _BLOCK_BYTES:
             return False

@@ -148,7 +148,7 @@ class Whisper:
                 state.audio = np.concatenate((state.audio, item.audio))
                 state.is_ending = state.is_ending or item.is_flush
                 state.is_pausing = item.is_pause
-            self._want(state)
+            self._want(state, is_final_only=item.is_final_only)
         outputs = [Output() for _ in batch]
         for state, output in zip(states, outputs, strict=True):
             if state.want == "final" and self._is_ready(state):
@@ -171,16 +171,18 @@ class Whisper:
         """Nobody spoke since the last good hypothesis."""
         return state.ready is not None and self._model.is_silent(state.audio[state.ready_samples :])
 
-    def _want(self, state: _Stream) -> None:
+    def _want(self, state: _Stream, *, is_final_only: bool = False) -> None:
         """Which decode is due, if any. A pause, or the end of the utterance, overtakes a partial that still waits."""
         heard, was = len(state.audio), state.want
+        if is_final_only and was == "partial":
+            state.want = was = "nothing"
         if heard > self._model.context_samples:
             state.want = "part"
         elif state.is_ending:
             state.want = "final"
         elif state.is_pausing and not self._is_ready(state):
             state.want = "ahead"
-        elif heard - state.decoded_samples >= self._interval_samples:
+        elif heard - state.decoded_samples >= self._interval_samples and not is_final_only:
             state.want = "partial"
         if was == "nothing":
             state.wanted_step = self._steps

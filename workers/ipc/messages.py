@@ -22,6 +22,7 @@ Requests
     FLUSH    stt: the utterance of ``turn`` ends here, give FINAL; speech to speech: answer it
     CANCEL   forget everything of ``turn`` and older; no result of those turns follows
     CLOSE    the stream ends; its id is never used again
+    FINAL_ONLY  stt: from now on nobody reads this stream's partial transcripts, so do not compute them. Only a hint
 
 Results
     OPENED   JSON, what the engine tells about the stream (``{"engine": "silero"}``)
@@ -60,6 +61,7 @@ class RequestKind(IntEnum):
     CANCEL = 4
     CLOSE = 5
     PAUSE = 6
+    FINAL_ONLY = 7
 
 
 class ResultKind(IntEnum):
@@ -94,12 +96,14 @@ class StreamParams:
     from the engine's own rate. ``start_seq``: the first sample's position on the session's input clock.
     ``output_rate_hz``: rate of the audio that comes back where audio goes in too; 0: the same.
     ``options``: engine options of this session (voice, language, ...), validated by the engine.
+    ``is_final_only``: the stream begins as after FINAL_ONLY.
     """
 
     rate_hz: int = 16000
     start_seq: int = 0
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     output_rate_hz: int = 0
+    is_final_only: bool = False
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()

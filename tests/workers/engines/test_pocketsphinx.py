@@ -151,3 +151,36 @@ def test_the_next_utterance_may_come_before_the_last_is_asked_to_its_end(engine:
     output = engine.step([Item(1, 2, audio[:RATE_HZ])])[0]
     assert output.pieces[-1] == (ResultKind.FINAL, alone[1])
     engine.close(1)
+
+
+def test_partials_that_nobody_reads_are_not_computed(engine: PocketSphinx) -> None:
+    audio = cut_at_speech(recordings.goforward().audio)
+    _, usual, _ = hear_alone(engine, audio)
+    engine.open(1, StreamParams())
+    decoder, looks = engine._streams[1].decoder, 0
+
+    class Watched:
+        """A decoder that counts how often somebody looks at its hypothesis."""
+
+        def __getattr__(self, name: str) -> object:
+            nonlocal looks
+            looks += name == "hyp"
+            return getattr(decoder, name)
+
+    engine._streams[1].decoder = Watched()  # type: ignore[assignment]
+    try:
+        for is_final_only, least, most in ((False, 2, 99), (True, 1, 1)):
+            looks, pieces = 0, []
+            items = [audio[start : start + 320] for start in range(0, len(audio), 320)]
+            for chunk in items:
+                pieces += engine.step([Item(1, 1, chunk, is_final_only=is_final_only)])[0].pieces
+            output = engine.step([Item(1, 1, NOTHING, is_flush=True, is_final_only=is_final_only)])[0]
+            pieces += output.pieces
+            while output.more:
+                output = engine.step([Item(1, 1, NOTHING, is_continued=True, is_final_only=is_final_only)])[0]
+                pieces += output.pieces
+            assert [piece.payload for piece in pieces if piece.kind == ResultKind.FINAL] == [usual]
+            assert least <= looks <= most
+    finally:
+        engine._streams[1].decoder = decoder
+        engine.close(1)

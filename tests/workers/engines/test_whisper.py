@@ -151,6 +151,31 @@ def test_a_partial_takes_two_looks_and_then_comes_each_interval() -> None:
     assert pieces_after[1000] == 1
 
 
+def test_partials_that_nobody_reads_are_not_computed() -> None:
+    engine = whisper("whisper-deaf")
+    engine.open(1, StreamParams())
+    calls = Calls(engine)
+    audio = speech(2.0)
+    for start in range(0, len(audio), 1600):
+        is_final_only = start >= RATE_HZ  # from the second second on
+        engine.step([Item(1, 1, audio[start : start + 1600], is_final_only=is_final_only)])
+    assert [len(jobs[0].audio) * 1000 // RATE_HZ for jobs in calls.jobs] == [500, 1000]
+    assert texts(finish(engine, 1, NOTHING), ResultKind.FINAL) != [""]
+    assert len(calls.jobs) == 3
+
+
+def test_a_partial_that_waits_for_its_turn_is_given_up_when_nobody_will_read_it() -> None:
+    engine = whisper("whisper-deaf", batch_size=1)
+    for stream in (1, 2):
+        engine.open(stream, StreamParams())
+    calls = Calls(engine)
+    outputs = engine.step([Item(stream, 1, speech(1.0)) for stream in (1, 2)])
+    assert [output.more for output in outputs] == [False, True]
+    (output,) = engine.step([Item(2, 1, NOTHING, is_continued=True, is_final_only=True)])
+    assert not output.more
+    assert len(calls.jobs) == 1
+
+
 def test_each_later_hypothesis_begins_with_what_was_told() -> None:
     engine = whisper("whisper-deaf")
     engine.open(1, StreamParams())

@@ -186,3 +186,8 @@ def request_fields(
 
 def encode_request(session: SessionState, fields: dict[str, object]) -> bytes:
     return msgspec.json.encode({**fields, "context": session.facts})
+
+
+def encode_again(request: bytes, turn: int) -> bytes:
+    """The same request as one of ``turn``."""
+    return msgspec.json.encode({**msgspec.json.decode(request, type=dict[str, msgspec.Raw]), "turn": turn})

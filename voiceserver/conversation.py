@@ -304,15 +304,17 @@ def settle_interruption(session: SessionState, now_ms: float) -> None:
 
 
 def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
-    """There were no words: the reply goes on from where it was heard."""
+    """There were no words: the reply goes on from where it was heard. A reply stage that was not through is asked again for the
+    rest; the sentences that it gave before are passed over by their number, as after a crash."""
     if cut.resumed is not None or session.reply is not None:
         return
     ahead.drop(session)
     old = cut.reply
     texts = old.unheard_texts(cut.played_ms)
-    if texts:
+    if texts or (old.texts_received and not old.is_finished_asking):
         turn = _next_turn(session)
         session.replied_turn = max(session.replied_turn, turn)
-        cut.resumed = session.mouth.resume(turn, old, texts, now_ms)
+        request = b"" if old.is_finished_asking else ahead.encode_again(old.request, turn)
+        cut.resumed = session.mouth.resume(turn, old, texts, request, now_ms)
     elif not old.is_finished_asking:
         start_reply(session, msgspec.structs.replace(old.create, key=""), now_ms)

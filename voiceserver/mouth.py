@@ -26,6 +26,7 @@ from voiceserver.events import (
     ServerEvent,
 )
 from voiceserver.history import History
+from voiceserver.phrases import gap
 from voiceserver.reply import Reason, Reply, ToolCall
 from workers.ipc.messages import Record, RequestKind, ResultKind
 
@@ -94,15 +95,22 @@ class Mouth:
     def start(self, turn: int, create: ReplyCreate, speaks: bool, request: bytes, now_ms: float) -> Reply:
         reply = self._begin(turn, create, speaks, now_ms)
         reply.ask.append(RequestKind.DATA, turn, 1, request, 1, now_ms)
+        reply.request = request
         return reply
 
-    def resume(self, turn: int, old: Reply, texts: list[str], now_ms: float) -> Reply:
-        """Say the rest of a reply that was cut off for nothing; nobody is asked again."""
+    def resume(self, turn: int, old: Reply, texts: list[str], request: bytes, now_ms: float) -> Reply:
+        """Say the rest of a reply that was cut off for nothing: ``texts``, then what the reply stage had not said yet, which
+        it is asked by ``request`` (empty: it was through)."""
         create = ReplyCreate(is_out_of_band=old.create.is_out_of_band)
         reply = self._begin(turn, create, old.speaks, now_ms)
-        for index, text in enumerate(texts):
-            self._text(reply, " " + text if index else text, now_ms)
-        reply.is_finished_asking = True
+        for text in texts:
+            spaced = gap(reply.last_text, text) + text
+            reply.add_text(spaced, now_ms)
+            self._events.append(ReplyText(turn=turn, text=spaced))
+        if request:
+            reply.continue_from(old, request, now_ms)
+        else:
+            reply.is_finished_asking, reply.finish_reason = True, old.finish_reason
         return reply
 
     def _begin(self, turn: int, create: ReplyCreate, speaks: bool, now_ms: float) -> Reply:
@@ -164,8 +172,7 @@ class Mouth:
             self.fail(*failure_of(record.payload), now_ms=now_ms)
 
     def _text(self, reply: Reply, text: str, now_ms: float) -> None:
-        if reply.first_text_at_ms is not None and not text[:1].isspace():
-            text = " " + text
+        text = gap(reply.last_text, text) + text
         if reply.receive_text(text, now_ms):
             self._events.append(ReplyText(turn=reply.turn, text=text))
 

@@ -7,7 +7,6 @@ own; all other scripts are cut and joined at spaces.
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Final
 
 # Han, kana, bopomofo, and the punctuation and full-width forms beside them. Hangul is not: Korean has spaces.
@@ -15,6 +14,7 @@ _UNSPACED: Final = (
     "\u2e80-\u2fdf\u3000-\u312f\u3190-\u31ff\u3220-\u325f\u3280-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f"
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
+_CLOSING: Final = ",.;:!?)]}%\u2026\u0964"
 _is_unspaced: Final = re.compile(f"[{_UNSPACED}]").match
 _units: Final = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+").finditer
 
@@ -25,7 +25,7 @@ def gap(before: str, after: str) -> str:
         return ""
     if _is_unspaced(before[-1]) or _is_unspaced(after[0]):
         return ""
-    return "" if unicodedata.category(after[0]) in ("Pe", "Pf", "Po") else " "
+    return "" if after[0] in _CLOSING else " "
 
 
 def join(pieces: list[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from voiceserver.events import HistoryItem, ReplyCreate, Timings
 from voiceserver.outbox import Outbox
+from voiceserver.phrases import join, split
 from workers.ipc.messages import RequestKind
 
 Reason = Literal["completed", "interrupted", "cancelled", "failed", "limited", "filtered"]
@@ -60,10 +61,12 @@ class Reply:
         "output_tokens",
         "plays_from_ms",
         "progress_ms",
+        "request",
         "samples_sent",
         "say",
         "speaks",
         "stt_ms",
+        "texts_received",
         "tool_calls",
         "turn",
     )
@@ -84,6 +87,10 @@ class Reply:
         self.end_of_speech_ms: float | None = None
         self.endpointing_ms: float | None = None
         self.stt_ms: float | None = None
+        self.request = b""  # what the reply stage was asked
+        self.texts_received = (
+            0  # of that request; also what an earlier reply, which this one continues, received of it
+        )
         self.ask = Outbox()
         self.say = Outbox()
         self.first_text_at_ms: float | None = None
@@ -100,6 +107,10 @@ class Reply:
         self._audio_ends: list[int] = []  # samples of the whole reply at the end of each sentence
         self._replayed_texts = 0  # sentences still to be passed over after a replay
         self._replayed_samples = 0
+
+    @property
+    def last_text(self) -> str:
+        return self._sentences[-1] if self._sentences else ""
 
     @property
     def text(self) -> str:
@@ -129,6 +140,11 @@ class Reply:
         if self._replayed_texts:
             self._replayed_texts -= 1
             return False
+        self.texts_received += 1
+        self.add_text(text, now_ms)
+        return True
+
+    def add_text(self, text: str, now_ms: float) -> None:
         self._sentences.append(text)
         if self.first_text_at_ms is None:
             self.first_text_at_ms = now_ms
@@ -136,7 +152,12 @@ class Reply:
             self.say.append(
                 RequestKind.DATA, self.turn, len(self._sentences), text.strip().encode(), 1, now_ms
             )
-        return True
+
+    def continue_from(self, old: Reply, request: bytes, now_ms: float) -> None:
+        """Ask for what ``old`` was asked for once more; what it had received is passed over."""
+        self.ask.append(RequestKind.DATA, self.turn, 1, request, 1, now_ms)
+        self.request = request
+        self.texts_received = self._replayed_texts = old.texts_received
 
     def receive_audio(self, sentence: int, pcm: bytes, now_ms: float) -> bytes:
         """What of ``pcm`` is new to the caller."""
@@ -175,7 +196,7 @@ class Reply:
     def replay_ask(self) -> None:
         """The reply stage died and will be asked again."""
         self.ask.rewind()
-        self._replayed_texts = len(self._sentences)
+        self._replayed_texts = self.texts_received
         for call in self.tool_calls.values():
             call.replay()
 
@@ -191,7 +212,7 @@ class Reply:
 
     def heard_text(self, played_ms: float) -> str:
         """The text that fits into ``played_ms`` of audio: whole sentences, and words in proportion of the last."""
-        return " ".join(self._split(played_ms)[0])
+        return join(self._split(played_ms)[0])
 
     def unheard_texts(self, played_ms: float) -> list[str]:
         """The rest of it, sentence by sentence, the first from its first unheard word on."""
@@ -206,14 +227,14 @@ class Reply:
         for index, sentence in enumerate(sentences):
             is_whole = index < len(self._audio_ends)
             end = self._audio_ends[index] if is_whole else self.samples_sent
-            words = sentence.split()
-            count = 0
+            share = 0.0
             if is_whole and played >= end:
-                count = len(words)
+                share = 1.0
             elif begin < played and begin < end:
-                count = int(len(words) * min((played - begin) / (end - begin), 1.0))
-            heard.append(" ".join(words[:count]))
-            unheard.append(" ".join(words[count:]))
+                share = min((played - begin) / (end - begin), 1.0)
+            words, rest = split(sentence, share)
+            heard.append(words)
+            unheard.append(rest)
             begin = end
         return [text for text in heard if text], [text for text in unheard if text]
 

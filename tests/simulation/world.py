@@ -132,7 +132,7 @@ class World:
             reply_timeout_ms=20_000.0,
             false_interruption_ms=rng.choice([0.0, 600.0]),
             preemptive=seed % 3 == 0,
-            fillers=SimFillers(("One moment.", "Nearly there."), 120.0, ()) if seed % 4 == 1 else None,
+            fillers=SimFillers(("One moment.", "Nearly there."), 20.0, ()) if seed % 4 == 1 else None,
         )
         # A pause comes before the end of a turn only where that takes longer.
         silence_ms = 320 if self.settings.preemptive else 200

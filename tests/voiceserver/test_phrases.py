@@ -20,6 +20,8 @@ from voiceserver.phrases import gap, join, split
         (["हाँ।", "ठीक है।"], "हाँ। ठीक है।"),
         (["I said", ", wait"], "I said, wait"),
         (["It says", "“stop”."], "It says “stop”."),
+        (["Hola.", "¿Qué tal?"], "Hola. ¿Qué tal?"),
+        (["Yes.", '"No."'], 'Yes. "No."'),
         (["OK", "吗?"], "OK吗?"),
         (["Fine 😀", "then"], "Fine 😀 then"),
     ],

@@ -139,6 +139,7 @@ def test_a_transcript_is_not_answered_when_its_caller_speaks_again() -> None:
 
 def test_a_reply_that_noise_cut_off_goes_on_from_where_it_was_heard() -> None:
     bench = speaking()
+    bench.answer()
     bench.pass_time(1_336)
     bench.say(64)
     bench.pause()
@@ -155,6 +156,79 @@ def test_a_reply_that_noise_cut_off_goes_on_from_where_it_was_heard() -> None:
         ("assistant", "eight nine ten."),
     ]
     assert len([kind for kind, *_ in bench.sent["reply"]]) == 1, "nobody was asked again"
+
+
+def cut_off_by_noise() -> Bench:
+    """Two sentences of a reply were produced, the first and two words of the second heard; then noise, and the reply goes on."""
+    bench = speaking()
+    bench.pass_time(1_336)
+    bench.say(64)
+    bench.pause()
+    bench.take()
+    bench.transcribe("")
+    return bench
+
+
+def test_a_reply_that_was_not_produced_to_its_end_is_asked_for_the_rest_and_loses_nothing() -> None:
+    bench = cut_off_by_noise()
+    assert [one.text for one in bench.all(ev.ReplyText)] == ["eight nine ten."]
+    first, again = (json.loads(payload) for *_, payload in bench.sent["reply"])
+    turn = bench.one(ev.ReplyStarted).turn
+    assert again == {**first, "turn": turn}
+    bench.answer("One two three four five.", "Six seven eight nine ten.", "Eleven.", "Twelve.")
+    for sentence in (1, 2, 3):
+        bench.speak(sentence, 300)
+    assert [one.text for one in bench.all(ev.ReplyText)] == ["eight nine ten.", " Eleven.", " Twelve."]
+    said = [payload for kind, of, _, payload in bench.sent["tts"] if kind == RequestKind.DATA and of == turn]
+    assert said == [b"eight nine ten.", b"Eleven.", b"Twelve."]
+    done = bench.one(ev.ReplyDone)
+    assert (done.reason, done.text) == ("completed", "eight nine ten. Eleven. Twelve.")
+
+
+def test_a_reply_of_which_all_was_heard_so_far_goes_on_with_what_comes() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("One.", is_done=False)
+    bench.speak(1, 500)
+    bench.pass_time(1_000)
+    bench.say(96)
+    bench.pause()
+    bench.take()
+    bench.transcribe("")
+    assert bench.all(ev.ReplyText) == []
+    bench.answer("One.", "Two.")
+    bench.speak(1, 300)
+    assert bench.one(ev.ReplyDone).text == "Two."
+
+
+def test_a_resumed_reply_that_is_cut_off_again_or_whose_stage_dies_still_says_each_sentence_once() -> None:
+    bench = cut_off_by_noise()
+    bench.answer("One two three four five.", "Six seven eight nine ten.", "Eleven.", is_done=False)
+    bench.lose("reply")
+    bench.answer("One two three four five.", "Six seven eight nine ten.", "Eleven.", "Twelve.", is_done=False)
+    bench.speak(1, 300)
+    bench.speak(2, 300)
+    bench.pass_time(300)
+    bench.say(64)
+    bench.pause()
+    bench.take()
+    bench.transcribe("")
+    assert [one.text for one in bench.all(ev.ReplyText)] == ["Eleven.", " Twelve."]
+    bench.answer("One two three four five.", "Six seven eight nine ten.", "Eleven.", "Twelve.", "Last.")
+    assert bench.all(ev.ReplyText)[-1].text == " Last."
+
+
+def test_sentences_are_put_together_as_their_script_wants() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("你好。", "今天天气很好。", is_done=False)
+    bench.answer("Hello.", "You.", is_done=False)
+    assert "".join(one.text for one in bench.all(ev.ReplyText)) == "你好。今天天气很好。Hello. You."
+    bench.speak(1, 300)
+    bench.speak(2, 700)
+    bench.do(ev.ReplyPlayed(turn=1, played_ms=650.0))
+    bench.say(96)
+    assert bench.roles()[-1] == ("assistant", "你好。今天天")
 
 
 def test_words_make_an_interruption_true() -> None:

@@ -16,7 +16,6 @@ import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from importlib.machinery import PathFinder
@@ -28,21 +27,8 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "voiceserver.engines"
 
-# Which extra of voiceserver brings which package.
-_EXTRA_OF = {
-    "numpy": "workers",
-    "soxr": "workers",
-    "torch": "workers",
-    "silero_vad": "silero",
-    "pocketsphinx": "pocketsphinx",
-    "espeakng_loader": "espeak",
-    "faster_whisper": "whisper",
-    "piper": "piper",
-    "onnx": "piper",
-    "onnxruntime": "smart-turn",
-    "httpx": "chat",
-}
 _WORKER_PACKAGES = ("numpy", "soxr")
+_WORKER_EXTRA = "workers"  # brings those; the extra of an engine brings them too
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -77,7 +63,7 @@ class EngineSpec:
     """What is known about an engine without importing it.
 
     name: as configured. target: ``module:attr`` of the factory (empty if remote). stages: those it can serve
-    (empty: only the engine knows). extra: the extra of voiceserver that provides it (empty: none). packages:
+    (empty: only the engine knows). extra: the extra of voiceserver that brings all it needs (empty: none). packages:
     what it imports. is_remote: it waits for a network, so it runs in the server's http pool, not in a worker.
     takes_audio: a reply engine that hears the turn itself (speech to speech), so stt and tts are not asked.
     """
@@ -158,7 +144,7 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
     packages = spec.packages if spec.is_remote else (*_WORKER_PACKAGES, *spec.packages)
     missing = tuple(package for package in packages if importlib.util.find_spec(package) is None)
     if missing:
-        raise EngineMissing(name, missing, _install_command(missing))
+        raise EngineMissing(name, missing, f"pip install 'voiceserver[{spec.extra or _WORKER_EXTRA}]'")
     if spec.target and name not in _BUILT_IN:
         module = spec.target.partition(":")[0]
         if not _module_exists(module):
@@ -187,11 +173,6 @@ def load(name: str) -> EngineFactory:
 
 def _spec_of(point: EntryPoint) -> EngineSpec:
     return EngineSpec(point.name, f"{point.module}:{point.attr}")
-
-
-def _install_command(packages: Iterable[str]) -> str:
-    extras = dict.fromkeys(_EXTRA_OF[package] for package in packages)
-    return f"pip install 'voiceserver[{','.join(extras)}]'"
 
 
 def _module_exists(dotted: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,36 @@ def test_a_missing_package_is_told_with_the_command_that_helps(monkeypatch: pyte
     missing |= {"numpy", "torch", "silero_vad"}
     with pytest.raises(EngineMissing) as caught:
         check("silero")
-    assert caught.value.install == "pip install 'voiceserver[workers,silero]'"
+    assert caught.value.install == "pip install 'voiceserver[silero]'"
+
+
+def extras() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    return found
+
+
+def distributions(extra: str) -> set[str]:
+    """What ``voiceserver[extra]`` installs, extras of extras included."""
+    found: set[str] = set()
+    for requirement in extras()[extra]:
+        name, within = re.match(r"([\w-]+)(?:\[([\w,-]+)\])?", requirement).groups()  # type: ignore[union-attr]
+        found |= set().union(*map(distributions, within.split(","))) if name == "voiceserver" else {name}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(registry._BUILT_IN))
+def test_the_extra_that_is_recommended_brings_everything(name: str) -> None:
+    spec = resolve(name)
+    called = {"piper": "piper-tts"}
+    needed = {*spec.packages, *(() if spec.is_remote else registry._WORKER_PACKAGES)}
+    assert {called.get(package, package.replace("_", "-")) for package in needed} <= distributions(spec.extra)
+
+
+def test_torch_comes_with_those_engines_only_that_need_it() -> None:
+    with_torch = {name for name in registry._BUILT_IN if "torch" in distributions(resolve(name).extra)}
+    assert with_torch == {"silero", "smart_turn"}
 
 
 def test_other_peoples_engines_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

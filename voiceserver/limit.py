@@ -217,15 +217,23 @@ class Ladder:
     that it is needed again within as long (at most ``MOST_CALM_MS``), so that callers do not swing between two engines."""
 
     STEPS: Final = ("full", "fewer_partials", "wider_batches", "lighter_engines")
-    DELAY_MS: Final = 2 * TARGET_DELAY_MS
+    DELAY_MS: Final = TARGET_DELAY_MS
     STEP_MS: Final = 1_000.0
     CALM_MS: Final = 3_000.0
+    LAST_CALM_MS: Final = 10_000.0
+    MOST_CALM_MS: Final = 80_000.0
 
     def __init__(self, now_ms: float, top: int = len(STEPS) - 1) -> None:
         self.level = 0
         self._top = top
         self._late_from_ms = math.inf
         self._calm_from_ms = now_ms
+        self._last_calm_ms = self.LAST_CALM_MS
+        self._left_last_ms = -math.inf
+
+    @property
+    def _calm_ms(self) -> float:
+        return self._last_calm_ms if self.level == len(self.STEPS) - 1 else self.CALM_MS
 
     def climb(self, delay_ms: float, now_ms: float) -> bool:
         """``delay_ms``: now. True when the level changed."""
@@ -244,17 +252,9 @@ class Ladder:
         if self.level < self._top and now_ms - self._late_from_ms >= self.STEP_MS:
             self.level += 1
             self._late_from_ms = now_ms
-            return True
-        return False
-    LAST_CALM_MS: Final = 10_000.0
-    MOST_CALM_MS: Final = 80_000.0
-        self._last_calm_ms = self.LAST_CALM_MS
-        self._left_last_ms = -math.inf
-
-    @property
-    def _calm_ms(self) -> float:
-        return self._last_calm_ms if self.level == len(self.STEPS) - 1 else self.CALM_MS
             if self.level == len(self.STEPS) - 1:
                 is_again = now_ms - self._left_last_ms < self._last_calm_ms
                 longer_ms = min(self._last_calm_ms * 2, self.MOST_CALM_MS)
                 self._last_calm_ms = longer_ms if is_again else self.LAST_CALM_MS
+            return True
+        return False

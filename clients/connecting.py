@@ -43,6 +43,10 @@ class ConnectFailed(VoiceServerError):
         self.status = status
 
 
+class BadAddress(ConnectFailed):
+    """The address is none: nobody was asked, and trying again does not help."""
+
+
 class ConnectionLost(VoiceServerError):
     """The connection ended before its time. ``code`` is the WebSocket close code (1006: no close frame came)."""
 
@@ -71,12 +75,13 @@ class Reconnect:
 async def open_stream(
     url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, open_timeout_s: float
 ) -> ClientConnection:
-    """Raises Refused or ConnectFailed."""
+    """``tls``: how a wss:// server is checked; None: as the system does. Raises Refused, ConnectFailed or BadAddress."""
+    is_tls = check_address(url) == "wss"
     try:
         return await websocket_connect(
             url,
             additional_headers=headers,
-            ssl=tls,
+            ssl=(tls or True) if is_tls else None,
             compression=None,  # audio does not compress, and a deflate window costs the server 32 KB
             max_size=None,
             ping_interval=PING_INTERVAL_S,
@@ -87,9 +92,21 @@ async def open_stream(
     except InvalidStatus as error:
         raise _error_of(error) from None
     except InvalidURI as error:
-        raise ConnectFailed(f"{url} is not a ws:// or wss:// address") from error
+        raise BadAddress(f"{url} is not a ws:// or wss:// address") from error
     except (OSError, InvalidHandshake, TimeoutError, EOFError) as error:
         raise ConnectFailed(f"no answer from {url}: {error or type(error).__name__}") from error
+
+
+def check_address(url: str) -> str:
+    """The scheme of a WebSocket address, "ws" or "wss". Raises BadAddress."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # is looked at only when it is asked for
+    except ValueError as error:
+        raise BadAddress(f"{url!r} is not an address: {error}") from None
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise BadAddress(f"{url!r} is not a ws:// or wss:// address, like ws://127.0.0.1:8765")
+    return parts.scheme
 
 
 def stream_url(url: str, rate_hz: int, resume_token: str = "", received: int = 0) -> str:

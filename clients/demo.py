@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
@@ -48,6 +49,7 @@ SMALL = {
 
 
 def main() -> None:
+    """Start a server, hold a conversation with it, then overload it. There is nothing to configure."""
     console = make_console()
     try:
         code = asyncio.run(demo(console))
@@ -219,4 +221,4 @@ def _print_how_to(console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

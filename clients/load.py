@@ -2,7 +2,7 @@
 
 ``python -m clients.load --talkers 50 --listeners 500 --connections 10000 --seconds 30 speech.wav``. Callers arrive at
 ``--ramp`` per second, stay for ``--seconds`` after the last one came, say goodbye, and are counted out. ``--processes`` spreads
-them when one process cannot carry them (the open-file limit, or a core).
+them when one process cannot carry them (the open-file limit, or a core). Exit codes: 0 done; 1 nobody got in; 2 bad usage.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from clients.callers import (
     Talker,
     Tally,
 )
+from clients.connecting import BadAddress, check_address
 from clients.histogram import Histogram
 from clients.recording import BadRecording, Recording, read_recording
 from clients.timeline import make_console
@@ -80,18 +81,18 @@ class Plan:
 
 
 class Load:
-    """One process's callers. ``run`` returns the tally; ``tally`` may be watched meanwhile."""
+    """One process's callers. ``run`` returns the tally; ``tally`` may be watched meanwhile. Raises BadAddress."""
 
     def __init__(self, plan: Plan) -> None:
+        if check_address(plan.url) != "ws":
+            raise BadAddress(f"{plan.url} is not a ws:// address (TLS is not for load generators)")
         parts = urlsplit(plan.url)
-        if parts.scheme != "ws" or not parts.hostname:
-            raise ValueError(f"{plan.url} is not a ws:// address (TLS is not for load generators)")
         self.plan = plan
         self.tally = Tally()
         self.callers: list[Caller] = []
         self.arrived = asyncio.Event()  # everybody has had a try; ``seconds`` begin
         self._loop = asyncio.get_running_loop()
-        self._host, self._port = parts.hostname, parts.port or 80
+        self._host, self._port = parts.hostname or "", parts.port or 80
         query = f"{parts.query}&" if parts.query else ""
         self._target = f"{parts.path or '/v1/stream'}?{query}rate={RATE_HZ}"
         self._schedule = Schedule(self._now_ms, self.tally.latencies["lateness"])
@@ -329,12 +330,14 @@ def load(
         list[Path] | None, typer.Argument(help="Recordings that talkers and listeners say.")
     ] = None,
     url: Annotated[str, typer.Option(help="Where the server listens.")] = "ws://127.0.0.1:8765/v1/stream",
-    talkers: Annotated[int, typer.Option(help="Callers that talk and are answered (20 ms chunks).")] = 0,
-    listeners: Annotated[
-        int, typer.Option(help="Callers whose speech is only detected (100 ms chunks).")
+    talkers: Annotated[
+        int, typer.Option(help="Callers that talk and are answered (20 ms chunks).", min=0)
     ] = 0,
-    connections: Annotated[int, typer.Option(help="Callers that hold the line and ping.")] = 0,
-    seconds: Annotated[float, typer.Option(help="How long they stay after the last one came.")] = 10.0,
+    listeners: Annotated[
+        int, typer.Option(help="Callers whose speech is only detected (100 ms chunks).", min=0)
+    ] = 0,
+    connections: Annotated[int, typer.Option(help="Callers that hold the line and ping.", min=0)] = 0,
+    seconds: Annotated[float, typer.Option(help="How long they stay after the last one came.", min=0)] = 10.0,
     ramp: Annotated[float, typer.Option(help="How many come per second.", min=0.1)] = 500.0,
     ping_s: Annotated[float, typer.Option(help="Time between the pings of a held line.", min=0.1)] = 20.0,
     processes: Annotated[int, typer.Option(help="Spread the callers over so many processes.", min=1)] = 1,
@@ -377,6 +380,8 @@ def load(
     result = run_to_end(run)
     if tally:
         print(tally_to_json(result))
+    elif not result.counts["connected"]:
+        raise typer.Exit(1)
     elif processes > 1:
         make_console().print(status_table(result, plan, seconds))
 
@@ -392,7 +397,7 @@ def run_to_end(main: Callable[[], Awaitable[Tally]]) -> Tally:
             return runner.run(body())
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except ValueError as error:
+    except BadAddress as error:
         raise typer.Exit(_complain(str(error))) from None
 
 

@@ -101,13 +101,18 @@ class Microphone:
         return await self._blocks.get()
 
 
-async def converse_live(url: str, rate_hz: int, on_event: Callable[[float, ServerEvent], None]) -> None:
+async def converse_live(
+    url: str,
+    rate_hz: int,
+    on_event: Callable[[float, ServerEvent], None],
+    headers: dict[str, str] | None = None,
+) -> None:
     """Until the session ends or the task is cancelled (Ctrl-C). Raises MicrophoneMissing, ConnectionLost, Refused."""
     device = load_sounddevice()
     loop = asyncio.get_running_loop()
     speaker, microphone = Loudspeaker(), Microphone()
     streams: list[_Stream] = []
-    async with VoiceClient.connect(url, rate_hz=rate_hz, reconnect=Reconnect()) as client:
+    async with VoiceClient.connect(url, rate_hz=rate_hz, reconnect=Reconnect(), headers=headers) as client:
         ready = await client.wait_ready()
         try:
             streams += _open_streams(device, microphone, speaker, rate_hz, ready.output_rate_hz)

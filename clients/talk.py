@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused
+from clients.connecting import BadAddress, ConnectFailed, ConnectionLost, Reconnect, Refused, check_address
 from clients.conversation import Conversation, OnEvent, TurnReport
 from clients.recording import BadRecording, Recording, read_recording, write_wav
 from clients.timeline import Timeline, latency_table, make_console, speech_seconds
@@ -39,6 +39,11 @@ class Options:
     is_json: bool
     is_realtime: bool
     reconnects: bool
+    key: str = field(default="", repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
 def talk(
@@ -59,11 +64,19 @@ def talk(
     ] = True,
     mic: Annotated[bool, typer.Option("--mic", help="Speak yourself; the reply is played.")] = False,
     reconnect: Annotated[bool, typer.Option(help="Pick a lost connection up again.")] = True,
+    key: Annotated[
+        str, typer.Option(envvar="VOICESERVER_KEY", help="The API key, where the server wants one.")
+    ] = "",
 ) -> None:
     """Hold a spoken conversation with a voiceserver and show it as it happens."""
-    options = Options(url, rate, out, json, realtime, reconnect)
+    options = Options(url, rate, out, json, realtime, reconnect, key)
     if bool(files) == mic:
-        _fail("give recordings to speak, or --mic to speak yourself", EXIT_USAGE)
+        both = "give recordings to speak, or --mic to speak yourself"
+        _fail(f"{both}, not both" if mic else both, EXIT_USAGE)
+    try:
+        check_address(url)
+    except BadAddress as error:
+        _fail(str(error), EXIT_USAGE)
     if out is not None and (out.is_dir() or not os.access(out.parent, os.W_OK)):
         _fail(f"{out}: the reply cannot be written there", EXIT_USAGE)
     try:
@@ -80,7 +93,8 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
             from clients.microphone import MicrophoneMissing, converse_live
 
             try:
-                asyncio.run(converse_live(options.url, options.rate_hz, Timeline(make_console()).show_event))
+                show = Timeline(make_console()).show_event
+                asyncio.run(converse_live(options.url, options.rate_hz, show, options.headers))
             except MicrophoneMissing as error:
                 return _complain(str(error), EXIT_USAGE)
             return 0
@@ -99,7 +113,9 @@ async def _converse(recordings: list[Recording], options: Options) -> int:
     on_event: OnEvent = _print_json if options.is_json else timeline.show_event
     on_speak = None if options.is_json else timeline.show_recording
     policy = Reconnect() if options.reconnects else None
-    async with VoiceClient.connect(options.url, rate_hz=options.rate_hz, reconnect=policy) as client:
+    async with VoiceClient.connect(
+        options.url, rate_hz=options.rate_hz, reconnect=policy, headers=options.headers
+    ) as client:
         conversation = Conversation(client, on_event, is_realtime=options.is_realtime, on_speak=on_speak)
         try:
             reports = await conversation.hold(recordings)

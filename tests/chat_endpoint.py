@@ -6,11 +6,12 @@ waits for its ``gate``, and one that is to hang waits until the client has gone.
     async with ChatEndpoint(Answer(["Hello", " there."])) as endpoint:
         ... endpoint.base_url ... endpoint.requests[0].body["messages"]
 
-``python -m tests.chat_endpoint [port]`` serves an answer that repeats what it was asked, for trying things by hand.
+``python -m tests.chat_endpoint [PORT]`` serves an answer that repeats what it was asked, for trying things by hand.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -274,5 +275,23 @@ async def _serve(port: int) -> None:
         await asyncio.Event().wait()
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chat_endpoint",
+        description="A chat-completions endpoint on this machine that says again what it was asked; Ctrl-C ends it.",
+    )
+    parser.add_argument(
+        "port", type=int, nargs="?", default=8900, help="port to listen on; default: %(default)s"
+    )
+    port = parser.parse_args(argv).port
+    try:
+        asyncio.run(_serve(port))
+    except KeyboardInterrupt:
+        return 0
+    except (OSError, OverflowError) as error:
+        parser.error(f"cannot listen on port {port}: {error}")
+    return 1
+
+
 if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]) if len(sys.argv) > 1 else 8900))
+    sys.exit(main())

@@ -6,6 +6,7 @@ It shares the vocabulary (``voiceserver.events``) with the product and nothing e
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class NativeServer:
 
 @asynccontextmanager
 async def native_server(
-    *scripts: Script, refusals: tuple[tuple[int, str, str], ...] = ()
+    *scripts: Script, refusals: tuple[tuple[int, str, str], ...] = (), tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[NativeServer]:
     """Run ``scripts``, one per connection in order (the last one again for any more).
 
@@ -97,10 +98,10 @@ async def native_server(
 
     server: Server
     async with serve(
-        handle, "127.0.0.1", 0, process_request=answer, compression=None, close_timeout=1
+        handle, "127.0.0.1", 0, process_request=answer, compression=None, close_timeout=1, ssl=tls
     ) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        state.url = f"ws://127.0.0.1:{port}/v1/stream"
+        state.url = f"ws://127.0.0.1:{port}/v1/stream" if tls is None else f"wss://localhost:{port}/v1/stream"
         async with asyncio.timeout(20):
             yield state
     assert not state.faults, state.faults

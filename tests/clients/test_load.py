@@ -6,15 +6,19 @@ import asyncio
 from itertools import pairwise
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 from websockets.frames import Frame
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from clients.callers import Schedule, Script, Tally
+from clients.connecting import BadAddress
 from clients.histogram import Histogram
 from clients.load import Load, Plan, status_table, tally_from_json, tally_to_json
+from clients.load import load as load_command
 from clients.raw import BINARY, TEXT, RawConnection, build_frame
 from clients.recording import Recording
 from tests.clients.native_server import Caller, native_server
@@ -191,6 +195,24 @@ class TestLoad:
         assert tally.counts["failed"] == 3
 
     async def test_only_plain_websocket_addresses(self) -> None:
-        with pytest.raises(ValueError, match="not a ws://"):
-            Load(Plan("wss://localhost/", connections=1))
+        for url in ("wss://localhost/", "http://localhost/", "ws://localhost:99999/"):
+            with pytest.raises(BadAddress):
+                Load(Plan(url, connections=1))
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "nobody calls"),
+        (("--talkers=1",), 2, "need recordings"),
+        (("--connections=1", "--url=http://x"), 2, "not a ws://"),
+        (("--connections=-1",), 2, "greater than or equal"),
+        (("--connections=1", "--seconds=0", "--url=ws://127.0.0.1:1"), 1, "1 failed"),
+    ],
+)
+def test_the_exit_code_says_whether_it_was_a_load(arguments: tuple[str, ...], code: int, words: str) -> None:
+    app = typer.Typer()
+    app.command()(load_command)
+    ended = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+    assert (ended.exit_code, words in ended.output) == (code, True), ended.output

@@ -273,3 +273,28 @@ class TestTalk:
         assert (missing.exit_code, "no such file" in missing.stderr) == (EXIT_USAGE, True)
         nothing = runner.invoke(app, [])
         assert (nothing.exit_code, "give recordings" in nothing.stderr) == (EXIT_USAGE, True)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--url", "http://127.0.0.1:8765"], "'http://127.0.0.1:8765' is not a ws:// or wss:// address"),
+            (["--url", "ws://"], "not a ws://"),
+            (["--url", "ws://127.0.0.1:99999"], "out of range"),
+            (["--mic"], "not both"),
+        ],
+    )
+    def test_what_cannot_work_is_usage_and_not_a_lost_connection(
+        self, tmp_path: Path, arguments: list[str], words: str
+    ) -> None:
+        import typer
+        from typer.testing import CliRunner
+
+        app = typer.Typer()
+        app.command()(talk.talk)
+        ended = CliRunner().invoke(app, [str(tone(tmp_path / "t.wav", 16_000, 1)), *arguments])
+        assert (ended.exit_code, words in ended.stderr) == (EXIT_USAGE, True), ended.output
+
+    async def test_the_key_is_sent_and_never_shown(self) -> None:
+        options = Options("ws://127.0.0.1:1", 16_000, None, False, True, False, "sk-hush")
+        assert options.headers == {"Authorization": "Bearer sk-hush"}
+        assert "sk-hush" not in repr(options)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
+from pathlib import Path
 
 import pytest
 
-from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused, stream_url
+from clients.connecting import BadAddress, ConnectFailed, ConnectionLost, Reconnect, Refused, stream_url
 from clients.voice import VoiceClient
 from tests.clients.native_server import Caller, native_server
 from voiceserver.events import (
@@ -24,6 +26,7 @@ from voiceserver.events import (
     SessionReady,
 )
 
+TLS = Path(__file__).resolve().parents[1] / "e2e" / "tls"
 READY = SessionReady("s1", 16_000, 24_000, resume_token="token-1")
 SECOND = 16_000 * 2  # bytes
 EAGER = Reconnect(attempts=3, first_ms=1, longest_ms=2)
@@ -147,8 +150,19 @@ class TestRefusal:
         with pytest.raises(ConnectFailed, match="no answer"):
             await VoiceClient.connect(url).__aenter__()
 
+    async def test_over_tls_the_certificate_is_checked(self) -> None:
+        server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server_tls.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+        async with native_server(wait_closed, tls=server_tls) as server:
+            with pytest.raises(ConnectFailed, match="certificate"):
+                await VoiceClient.connect(server.url).__aenter__()
+            trusts = ssl.create_default_context(cafile=TLS / "cert.pem")
+            async with VoiceClient.connect(server.url, tls=trusts):
+                pass
+        assert len(server.callers) == 1
+
     async def test_not_a_websocket_address(self) -> None:
-        with pytest.raises(ConnectFailed, match="not a ws://"):
+        with pytest.raises(BadAddress, match="not a ws://"):
             await VoiceClient.connect("http://127.0.0.1:1/").__aenter__()
 
     async def test_error_and_close_1013_is_a_refusal(self) -> None:

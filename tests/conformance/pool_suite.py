@@ -1,4 +1,4 @@
-"""What every pool promises, as tests. Subclass ``PoolConformance`` in a test module and say how to make and drive the pool.
+"""What every pool promises, as tests. Subclass ``StreamConformance`` or ``PoolConformance`` in a test module and say how to make and drive the pool.
 
 The engine behind the pool is ``tests.faults.broken_engines:Obedient`` (or does the same): it answers DATA with a TEXT of
 what it got and the number of items its stream has had, then DONE.
@@ -115,24 +115,13 @@ class Bench(Protocol):
 MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 
-class PoolConformance:
-    """Fixture ``make_bench(workers=1, max_streams=0, request_slots=64)`` comes from the subclass."""
+class StreamConformance:
+    """What every pool promises of its streams and to their owners. Fixture ``make_bench`` comes from the subclass."""
 
     @pytest.fixture
     async def bench(self, make_bench: MakeBench) -> AsyncIterator[Bench]:
         async with make_bench() as bench:
             yield bench
-
-    async def test_a_stream_says_hello_and_answers_in_order(self, bench: Bench) -> None:
-        owner = Owner()
-        stream = owner.open(bench.pool)
-        for seq in range(1, 31):
-            assert owner.say(stream, f"word{seq}", turn=7, seq=seq)
-        await bench.until(lambda: owner.kinds().count(ResultKind.DONE) == 30)
-        assert owner.kinds()[0] is ResultKind.OPENED
-        assert owner.texts() == [f"word{seq} {seq}" for seq in range(1, 31)]
-        assert [r.seq for r in owner.results if r.kind == ResultKind.DONE] == list(range(1, 31))
-        assert {r.turn for r in owner.results[1:]} == {7}
 
     async def test_every_burst_of_calls_ends_in_a_tick(self, bench: Bench) -> None:
         owner = Owner()
@@ -141,16 +130,6 @@ class PoolConformance:
         await bench.until(lambda: ResultKind.DONE in owner.kinds())
         assert owner.log[-1] == "tick"
         assert "tick tick" not in " ".join(owner.log), "a tick without a reason"
-
-    async def test_streams_keep_their_own_state(self, bench: Bench) -> None:
-        owners = [Owner(str(number)) for number in range(5)]
-        streams = [owner.open(bench.pool) for owner in owners]
-        for round_ in range(1, 4):
-            for owner, stream in zip(owners, streams, strict=True):
-                assert owner.say(stream, owner.name, seq=round_)
-        await bench.until(lambda: all(len(owner.texts()) == 3 for owner in owners))
-        for owner in owners:
-            assert owner.texts() == [f"{owner.name} {n}" for n in (1, 2, 3)]
 
     async def test_a_closed_stream_hears_nothing_more(self, bench: Bench) -> None:
         closed, other = Owner(), Owner()
@@ -176,6 +155,40 @@ class PoolConformance:
         assert b"secret" not in failed.payload
         owner.say(stream, "again", turn=4, seq=2)
         await bench.until(lambda: ResultKind.DONE in owner.kinds())
+
+    async def test_stop_is_idempotent_and_ends_every_stream(self, bench: Bench) -> None:
+        stream = Owner().open(bench.pool)
+        await bench.pool.stop()
+        await bench.pool.stop()
+        assert not bench.pool.is_ready()
+        assert not stream.send(RequestKind.DATA, 1, 1, b"x")
+        assert isinstance(Owner().try_open(bench.pool), Refusal)
+
+
+class PoolConformance(StreamConformance):
+    """What holds for workers besides: places, rings, deaths, and state that an engine keeps. ``make_bench`` takes ``workers=1``,
+    ``max_streams=0`` and ``request_slots=64``."""
+
+    async def test_a_stream_says_hello_and_answers_in_order(self, bench: Bench) -> None:
+        owner = Owner()
+        stream = owner.open(bench.pool)
+        for seq in range(1, 31):
+            assert owner.say(stream, f"word{seq}", turn=7, seq=seq)
+        await bench.until(lambda: owner.kinds().count(ResultKind.DONE) == 30)
+        assert owner.kinds()[0] is ResultKind.OPENED
+        assert owner.texts() == [f"word{seq} {seq}" for seq in range(1, 31)]
+        assert [r.seq for r in owner.results if r.kind == ResultKind.DONE] == list(range(1, 31))
+        assert {r.turn for r in owner.results[1:]} == {7}
+
+    async def test_streams_keep_their_own_state(self, bench: Bench) -> None:
+        owners = [Owner(str(number)) for number in range(5)]
+        streams = [owner.open(bench.pool) for owner in owners]
+        for round_ in range(1, 4):
+            for owner, stream in zip(owners, streams, strict=True):
+                assert owner.say(stream, owner.name, seq=round_)
+        await bench.until(lambda: all(len(owner.texts()) == 3 for owner in owners))
+        for owner in owners:
+            assert owner.texts() == [f"{owner.name} {n}" for n in (1, 2, 3)]
 
     async def test_bad_options_fail_the_stream_and_not_the_pool(self, bench: Bench) -> None:
         owner = Owner()
@@ -308,11 +321,3 @@ class PoolConformance:
         assert worker.items >= 10
         assert (worker.state, worker.streams, worker.queued) == ("ready", 1, 0)
         assert stats.mean_batch >= 1.0
-
-    async def test_stop_is_idempotent_and_ends_every_stream(self, bench: Bench) -> None:
-        stream = Owner().open(bench.pool)
-        await bench.pool.stop()
-        await bench.pool.stop()
-        assert not bench.pool.is_ready()
-        assert not stream.send(RequestKind.DATA, 1, 1, b"x")
-        assert isinstance(Owner().try_open(bench.pool), Refusal)

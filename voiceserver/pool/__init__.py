@@ -1,7 +1,8 @@
 """Where a stage's work is done: the Pool and Stream protocols.
 
 A stage that computes is a pool of processes (``local``); a stage that waits for a network is a pool of tasks on the
-loop (``http``); tests run a worker in the same thread (``inline``). All three pass ``tests/conformance/pool``.
+loop (``http``); tests run a worker in the same thread (``inline``). All pass the stream suite of
+``tests/conformance/pool_suite.py``, and those with workers the pool suite on top of it.
 Rule R6: nothing here waits for a worker.
 """
 

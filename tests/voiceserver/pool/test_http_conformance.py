@@ -1,7 +1,4 @@
-"""What of the pools' conformance suite is about streams and owners holds for tasks on the loop too.
-
-The rest of the suite is about workers: places, rings, deaths, state that an engine keeps. A remote engine has none of them.
-"""
+"""What every pool promises of streams and to owners holds for tasks on the loop too; they have no workers."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.conformance.pool_suite import Bench, PoolConformance
+from tests.conformance.pool_suite import Bench, MakeBench, StreamConformance
 from voiceserver.pool.http import HttpPool, Say
 from workers.ipc.messages import ResultKind
 
@@ -57,25 +54,16 @@ class TaskBench:
         raise NotImplementedError("there is none")
 
 
-class TestHttpPool:
+@asynccontextmanager
+async def make_bench() -> AsyncIterator[Bench]:
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    bench = TaskBench()
+    await bench.pool.start()
+    yield bench
+    await bench.pool.stop()
+
+
+class TestHttpPool(StreamConformance):
     @pytest.fixture
-    async def bench(self) -> AsyncIterator[Bench]:
-        async with self.make() as bench:
-            yield bench
-
-    @asynccontextmanager
-    async def make(self) -> AsyncIterator[Bench]:
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-        bench = TaskBench()
-        await bench.pool.start()
-        yield bench
-        await bench.pool.stop()
-
-    test_every_burst_of_calls_ends_in_a_tick = PoolConformance.test_every_burst_of_calls_ends_in_a_tick
-    test_a_closed_stream_hears_nothing_more = PoolConformance.test_a_closed_stream_hears_nothing_more
-    test_an_engine_that_raises_fails_that_request_only = (
-        PoolConformance.test_an_engine_that_raises_fails_that_request_only
-    )
-    test_stop_is_idempotent_and_ends_every_stream = (
-        PoolConformance.test_stop_is_idempotent_and_ends_every_stream
-    )
+    def make_bench(self) -> MakeBench:
+        return make_bench

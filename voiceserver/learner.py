@@ -134,7 +134,7 @@ class Learner:
     def _retreat(self) -> None:
         level = self._ladder.level
         self._facts.degrade_level = level
-        self._on_change("degrade", {"level": level, "step": Ladder.STEPS[level]})
+        self._on_change("degrade", {"degrade_level": level, "step": Ladder.STEPS[level]})
         for stage, pool in self._pools.items():
             widen = getattr(pool, "set_max_wait_ms", None)
             if widen is not None and self._computes(stage):

@@ -47,3 +47,12 @@ class Answering:
 
     def close(self, stream: int) -> None:
         self._streams.discard(stream)
+
+
+class Light(Answering):
+    """The same in a hurry: what a lighter engine is for. It takes long enough to be heard of."""
+
+    def _answer(self, item: Item) -> Output:
+        words = str(json.loads(item.text or "{}")["messages"][-1]["content"])
+        time.sleep(0.1)
+        return Output([Piece(ResultKind.TEXT, f"Light: {words}."), Piece(ResultKind.DONE, "{}")])

@@ -7,6 +7,7 @@ counted in CPU time where that is less: a busy machine is not a slow one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -19,18 +20,20 @@ import numpy as np
 
 from workers import registry
 from workers.audio import Resampler
-from workers.engine import Audio, Engine, EngineError, Item, Output
+from workers.engine import Audio, Engine, EngineError, EngineFactory, Item, Output
 from workers.ipc.messages import ResultKind, StreamParams
 from workers.process import describe_error, limit_torch_threads
 
 LINE = "All our lines are busy. Please hold the line, somebody will be with you soon."
 CHUNK_MS = 100
 LEAST_STEPS = 3
+DTYPE_PARAMS = ("dtype", "compute_type")  # what engines call it: torch, and CTranslate2
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """dtypes: tried one after the other as the engine's ``dtype``; "" is what it does by itself. budget_s: for each pair."""
+    """dtypes: tried one after the other, as the engine's ``dtype`` or whatever it calls it; "" is what it does by itself.
+    budget_s: for each pair."""
 
     engine: str
     stage: str
@@ -60,13 +63,9 @@ def measure(job: Job) -> Iterator[Measured]:
     factory = registry.load(job.engine)
     limit_torch_threads()
     for dtype in job.dtypes:
-        params = {**job.params, "dtype": dtype} if dtype else dict(job.params)
-        try:
-            engine = factory(params)
-        except Exception:
-            if dtype:  # this engine, or this processor, has no such thing
-                continue
-            raise
+        engine = _with_dtype(factory, job.params, dtype) if dtype else factory(dict(job.params))
+        if engine is None:
+            continue
         limit_torch_threads()
         for batch in job.batch_sizes:
             if engine.info.max_streams and batch > engine.info.max_streams:
@@ -75,6 +74,14 @@ def measure(job: Job) -> Iterator[Measured]:
                 yield _measure(engine, job, dtype, batch)
             except EngineError:
                 break
+
+
+def _with_dtype(factory: EngineFactory, params: Mapping[str, Any], dtype: str) -> Engine | None:
+    """None: this engine, or this processor, has no such thing."""
+    for name in DTYPE_PARAMS:
+        with contextlib.suppress(Exception):
+            return factory({**params, name: dtype})
+    return None
 
 
 def _measure(engine: Engine, job: Job, dtype: str, batch: int) -> Measured:

@@ -18,7 +18,8 @@ from workers import registry
 
 MEASURED: Final = ("vad", "stt", "tts")  # a reply is words, and costs next to nothing or a network
 BATCH_SIZES: Final = {"vad": (1, 8, 32, 128), "stt": (1, 4), "tts": (1, 4)}
-DTYPES: Final = ("", "float32", "bfloat16", "int8")
+DTYPES: Final = ("", "float32", "bfloat16", "float16", "int8")
+DTYPE_PARAMS: Final = ("dtype", "compute_type")  # who has configured one has chosen
 _TIMEOUT_S: Final = 180.0
 
 
@@ -71,7 +72,7 @@ def _measure(stage: str, settings: StageConfig, budget_s: float) -> Iterator[Ste
         "stage": stage,
         "params": settings.params,
         "batch_sizes": [size for size in BATCH_SIZES[stage] if size <= settings.max_batch_size],
-        "dtypes": DTYPES if "dtype" not in settings.params else ("",),
+        "dtypes": DTYPES if settings.params.keys().isdisjoint(DTYPE_PARAMS) else ("",),
         "budget_s": budget_s,
     }
     command = [sys.executable, "-m", "workers.calibrate"]

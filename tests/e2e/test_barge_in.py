@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from clients.made_speech import make_speech
 from clients.voice import VoiceClient
 from tests import recordings
 from tests.chat_endpoint import Answer, ChatEndpoint
@@ -75,7 +76,7 @@ class Person:
 
 
 @asynccontextmanager
-async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str]]:
+async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str, asyncio.Event]]:
     answer = Answer(STORY, hold_before=len(STORY) - 1)
     async with ChatEndpoint(answer) as endpoint:
         chat = (
@@ -93,7 +94,7 @@ async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str]]:
         server = await asyncio.to_thread(manager.__enter__)
         try:
             async with asyncio.timeout(170):
-                yield endpoint, server.url
+                yield endpoint, server.url, answer.gate
         finally:
             answer.gate.set()
             await asyncio.to_thread(manager.__exit__, None, None, None)
@@ -109,7 +110,7 @@ def told(endpoint: ChatEndpoint, role: str) -> str:
 @pytest.mark.parametrize("is_preemptive", [False, True])
 async def test_speech_stops_a_reply_within_200_ms_of_its_start(is_preemptive: bool) -> None:
     names = recordings.names()[:1] if is_preemptive else recordings.names()
-    async with calling(f"session.preemptive={str(is_preemptive).lower()}") as (endpoint, url):
+    async with calling(f"session.preemptive={str(is_preemptive).lower()}") as (endpoint, url, _):
         for name in names:
             speech = recordings.recording(name)
             async with VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
@@ -133,3 +134,70 @@ async def test_speech_stops_a_reply_within_200_ms_of_its_start(is_preemptive: bo
                 assert 0 < len(heard) < len(STORY[0]), heard
                 assert STORY[0].startswith(heard)
                 assert told(endpoint, "user").endswith(final.text)
+
+
+def vowel(ms: int, pitch_hz: float = 180.0) -> Audio:
+    """A sustained "ah" with a little vibrato: speech to the voice detector, and no word."""
+    at_s = np.arange(ms * RATE_HZ // 1000) / RATE_HZ
+    phase = 2 * np.pi * np.cumsum(pitch_hz * (1 + 0.08 * np.sin(2 * np.pi * 3 * at_s))) / RATE_HZ
+    formants = ((700, 100), (1_100, 120), (2_500, 160))
+    sound = np.zeros_like(at_s)
+    for harmonic in range(1, 30):
+        loudness = sum(1 / (1 + ((pitch_hz * harmonic - hz) / width) ** 2) for hz, width in formants)
+        sound += loudness * np.sin(harmonic * phase)
+    fade = np.minimum(1.0, np.minimum(at_s / 0.03, (at_s[-1] - at_s) / 0.05))
+    return np.asarray(0.4 * sound / np.abs(sound).max() * fade, np.float32)
+
+
+def noise(ms: int) -> Audio:
+    return (0.3 * np.random.default_rng(1).standard_normal(ms * RATE_HZ // 1000)).astype(np.float32)
+
+
+async def interrupted_for_nothing(
+    endpoint: ChatEndpoint, url: str, gate: asyncio.Event, sound: Audio, transcript: str
+) -> None:
+    """``sound`` stops the story while its last sentence is not produced yet; then the story goes on to its end."""
+    async with VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
+        person = Person(client)
+        await person.ask()
+        await person.send(np.concatenate((sound, silence(800))))
+        assert (await person.until(ev.SpeechStarted, turn=2)).interrupted_turn == 1
+        assert (await person.until(ev.ReplyDone, turn=1)).reason == "interrupted"
+        assert (await person.until(ev.TranscriptFinal, turn=2)).text == transcript
+        resumed = await person.until(ev.ReplyStarted)
+        cut = len(person.heard)
+        gate.set()
+        done = await person.until(ev.ReplyDone, turn=resumed.turn)
+        assert done.reason == "completed"
+        story = "".join(STORY).strip()
+        assert story.endswith(done.text)
+        assert len(done.text) > len(story) - len(STORY[0]), "more of it was heard than was played"
+        assert sum(len(one.pcm) for one in person.heard[cut:] if isinstance(one, ev.ReplyAudio)) > 5 * 48_000
+        first, again = endpoint.requests
+        assert again.body["messages"] == first.body["messages"]
+
+
+@pytest.mark.timeout(180)
+async def test_a_voice_without_words_stops_the_reply_which_then_goes_on_and_loses_nothing() -> None:
+    async with calling() as (endpoint, url, gate):
+        await interrupted_for_nothing(endpoint, url, gate, vowel(350), "")
+
+
+@pytest.mark.timeout(180)
+async def test_an_interjection_that_was_named_does_not_end_the_reply() -> None:
+    said = make_speech("okay", RATE_HZ)
+    speech = np.asarray(np.frombuffer(said.pcm, np.int16) / 32_768, np.float32)
+    async with calling("session.backchannels=mm-hm, okay") as (endpoint, url, gate):
+        await interrupted_for_nothing(endpoint, url, gate, speech, "okay")
+
+
+@pytest.mark.timeout(180)
+async def test_a_burst_of_noise_interrupts_nothing() -> None:
+    async with calling() as (_, url, gate), VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
+        person = Person(client)
+        await person.ask()
+        await person.send(np.concatenate((noise(350), silence(800))))
+        gate.set()
+        done = await person.until(ev.ReplyDone, turn=1)
+        assert (done.reason, done.text) == ("completed", "".join(STORY).strip())
+        assert not person.all(ev.SpeechStarted)

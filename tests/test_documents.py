@@ -30,6 +30,7 @@ EXAMPLE = ROOT / "deploy" / "voiceserver.toml"
 STAGE_KEYS = (
     "streams_per_worker",
     "step_timeout_ms",
+    "stall_timeout_ms",
     "request_slots",
     "result_slots",
     "slot_bytes",

@@ -122,6 +122,7 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_wait_ms: float = 0.0
     streams_per_worker: int = 0  # 0: what the engine says
     step_timeout_ms: int = 5_000
+    stall_timeout_ms: int = 500  # 0: only step_timeout_ms says what is a hang
     request_slots: int = 1024
     result_slots: int = 2048
     slot_bytes: int = 4096

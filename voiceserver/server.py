@@ -109,6 +109,7 @@ def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
         max_wait_ms=config.max_wait_ms,
         streams_per_worker=config.streams_per_worker,
         step_timeout_ms=config.step_timeout_ms,
+        stall_timeout_ms=config.stall_timeout_ms,
         channel=ChannelConfig(config.request_slots, config.result_slots, config.slot_bytes),
         on_event=on_event,
     )

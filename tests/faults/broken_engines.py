@@ -50,6 +50,13 @@ class Obedient:
             raise RuntimeError("a secret of the engine")
         if text.startswith("sleep "):
             time.sleep(float(text.split()[1]))
+        if text.startswith("work "):
+            _work(float(text.split()[1]))
+        if text.startswith("toil "):  # most of the time waiting for something, but getting on
+            give_up_s = time.monotonic() + float(text.split()[1])
+            while time.monotonic() < give_up_s:
+                _work(0.02)
+                time.sleep(0.1)
         if text.startswith("pid"):
             text = str(os.getpid())
         return Output([Piece(ResultKind.TEXT, f"{text} {self._count[item.stream]}")])
@@ -59,6 +66,13 @@ class Obedient:
 
     def close(self, stream: int) -> None:
         self._count.pop(stream, None)
+
+
+def _work(seconds: float) -> None:
+    """Processor time, and not a second of waiting."""
+    end_s = time.process_time() + seconds
+    while time.process_time() < end_s:
+        pass
 
 
 def _eat_memory() -> None:

@@ -9,9 +9,10 @@ import signal
 import pytest
 
 from tests.conformance.pool_suite import Owner
-from tests.faults.local_bench import ENGINE, is_alive, make_local_bench
+from tests.faults.local_bench import ENGINE, LocalBench, is_alive, make_local_bench
 from voiceserver.errors import ConfigError
-from voiceserver.pool.local import LocalPool
+from voiceserver.pool.local import SWEEP_MS, LocalPool
+from voiceserver.pool.pulse import KNOWN_STEPS
 from workers.ipc.messages import ResultKind
 from workers.ipc.platform import PORTABLE
 
@@ -79,6 +80,47 @@ async def test_a_stopped_worker_is_found_long_before_the_longest_step_is_over() 
         await bench.until(lambda: bool(owner.lost))
         assert owner.lost == ["worker_hung"]
         await bench.until(bench.pool.is_ready)
+
+
+async def known(bench: LocalBench) -> Owner:
+    """A caller whom the worker has answered often enough for its steps to be known."""
+    owner = Owner("known")
+    stream = owner.open(bench.pool)
+    for index in range(KNOWN_STEPS):
+        owner.say(stream, "hello")
+        await bench.until(lambda count=index + 1: len(owner.texts()) == count)  # type: ignore[misc]
+    await asyncio.sleep(2 * SWEEP_MS / 1000)
+    return owner
+
+
+@pytest.mark.parametrize("words", ["sleep 3600", "work 3600"])
+async def test_an_engine_that_never_returns_is_found_by_what_its_steps_usually_take(words: str) -> None:
+    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+        witness, victim = await known(bench), Owner("victim")
+        begun_ms = bench.now_ms()
+        victim.say(victim.open(bench.pool), words)
+        await bench.until(lambda: bool(victim.lost and witness.lost))
+        assert victim.lost == ["worker_hung"]
+        assert bench.now_ms() - begun_ms >= (500.0 if words.startswith("sleep") else 1_000.0)
+        await bench.until(bench.pool.is_ready)
+
+
+@pytest.mark.parametrize("words", ["work 0.6", "toil 1.5"])
+async def test_an_engine_that_gets_on_is_slow_and_no_more(words: str) -> None:
+    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+        witness, slow = await known(bench), Owner("slow")
+        slow.say(slow.open(bench.pool), words)
+        await bench.until(lambda: bool(slow.lost or slow.texts()))
+        assert slow.texts() == [f"{words} 1"]
+        assert not witness.lost
+
+
+async def test_an_engine_of_which_little_is_known_has_all_the_time_that_is_allowed() -> None:
+    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+        owner = Owner()
+        owner.say(owner.open(bench.pool), "sleep 1.2")
+        await bench.until(lambda: bool(owner.lost or owner.texts()))
+        assert owner.texts() == ["sleep 1.2 1"]
 
 
 async def test_a_worker_that_keeps_dying_does_not_stop_the_pool() -> None:

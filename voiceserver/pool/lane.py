@@ -53,6 +53,7 @@ class Lane:
         "is_bell_due",
         "is_trial",
         "last_words",
+        "longest_step_ms",
         "max_streams",
         "pid",
         "respawn_ms",
@@ -92,6 +93,7 @@ class Lane:
         self.respawn_ms = 0.0
         self.last_words = ""
         self.service_ms = 0.0
+        self.longest_step_ms = 0.0  # that ended, ever
         self._steps_before = self._items_before = self._step_ns_before = 0
         self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
 
@@ -165,13 +167,14 @@ class Lane:
         return self.end.flight().heartbeat_ns if self.end is not None else 0
 
     def measure(self) -> None:
-        """Update the moving average of a step's time."""
+        """Update the moving average of a step's time, and the longest."""
         if self.end is None:
             return
         flight = self.end.flight()
         steps = flight.steps - self._steps_seen
         if steps > 0:
             step_ms = (flight.step_ns_total - self._step_ns_seen) / steps / 1e6
+            self.longest_step_ms = max(self.longest_step_ms, step_ms)
             self.service_ms += (step_ms - self.service_ms) * (_SMOOTHING if self.service_ms else 1.0)
             self._steps_seen, self._step_ns_seen = flight.steps, flight.step_ns_total
 

@@ -22,7 +22,7 @@ from typing import Any
 from voiceserver.errors import ConfigError, engine_error
 from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.lane import Lane, LaneState
-from voiceserver.pool.pulse import Pulse
+from voiceserver.pool.pulse import Limits, Pulse
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.supervisor import ForkServerHandle
 from workers import registry
@@ -37,7 +37,8 @@ LOAD_TIMEOUT_MS = 300_000.0
 STOP_GRACE_MS = 1_000.0
 MIN_STEP_TIMEOUT_MS = 300.0  # idle workers beat every 100 ms
 FORKSERVER_BACKOFF_MS = 1_000.0
-SUSPICIOUS_MS = 250.0  # without a beat, after which the kernel is asked what became of a worker
+SUSPICIOUS_MS = 150.0  # without a beat, after which the kernel is asked what became of a worker
+STALL_TIMEOUT_MS = 500.0
 
 
 @dataclass(slots=True)
@@ -56,7 +57,8 @@ class LocalPool(ChannelPool):
 
     workers: processes. max_batch_size, max_wait_ms: the batcher's. streams_per_worker: 0 for what the engine says.
     step_timeout_ms: a step that takes longer, with a
-    processor at hand, is a hang. on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped,
+    processor at hand, is a hang. stall_timeout_ms: so is one that does nothing at all for so long, and for ten times the longest
+    step so far; 0: it is not. on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped,
     worker_exited, quarantined, bad_engine, no_memory, forkserver_lost, ring_corrupt. platform: for tests.
     """
 
@@ -71,6 +73,7 @@ class LocalPool(ChannelPool):
         max_wait_ms: float = 0.0,
         streams_per_worker: int = 0,
         step_timeout_ms: float = 5_000.0,
+        stall_timeout_ms: float = STALL_TIMEOUT_MS,
         channel: ChannelConfig | None = None,
         on_event: OnEvent = ignore_event,
         quarantine: Quarantine | None = None,
@@ -100,6 +103,7 @@ class LocalPool(ChannelPool):
         }
         self._params = dict(params or {})
         self._processes: dict[int, _Process] = {}  # by lane index
+        self._stall_timeout_ms = stall_timeout_ms
         self._pulses = [Pulse(step_timeout_ms) for _ in self.all_lanes()]
         self._forkserver: ForkServerHandle | None = None
         self._is_preloaded = False
@@ -220,8 +224,9 @@ class LocalPool(ChannelPool):
         quiet_ms = (now_ns - lane.beat_ns) / 1e6
         if not lane.pid or quiet_ms < SUSPICIOUS_MS:
             return is_silent
-        found = self._pulses[lane.index].feel(lane.pid, lane.beat_ns, quiet_ms)
-        return found == "stopped" or (is_silent and found != "starved")
+        limits = Limits.of(lane.totals()[0], lane.longest_step_ms, self._stall_timeout_ms)
+        found = self._pulses[lane.index].feel(lane.pid, lane.beat_ns, quiet_ms, limits)
+        return found in ("stopped", "stalled", "spinning") or (is_silent and found != "starved")
 
     def on_ready(self, lane: Lane) -> None:
         super().on_ready(lane)

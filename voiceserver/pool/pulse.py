@@ -1,20 +1,30 @@
-"""What the kernel knows of a worker that gives no sign of life: it is stopped, it is kept from the processor, or neither.
+"""What the kernel knows of a worker that gives no sign of life: stopped, stalled, spinning, kept from the processor, or nothing.
 
 A step that takes too long is a hang only if the worker had its chance: on a machine with ten times the load a good step takes
-ten times as long, and to kill its worker would make things worse. Rule: time that a worker spent waiting for a processor
-does not count as a step's time, up to ``PATIENCE`` times the longest step.
+ten times as long, and to kill its worker would make things worse. Rules:
+
+- Time that a worker spent waiting for a processor does not count as a step's time, up to ``PATIENCE`` times the longest allowed.
+- An engine whose steps are known is given up sooner than the longest allowed: when it does nothing at all (asleep, and not a
+  tick of processor time between two looks) for ``STALL_FACTOR`` times its longest step, or computes for ``SPIN_FACTOR`` times
+  that. Who advances is slow, and no more.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 PATIENCE: Final = 10
+STALL_FACTOR: Final = 10.0
+SPIN_FACTOR: Final = 50.0
+LEAST_SPIN_MS: Final = 1_000.0
+KNOWN_STEPS: Final = 20  # that an engine has done before its longest one says something about the next
+_LOOKS_APART_MS: Final = 150.0
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
-Verdict = Literal["stopped", "starved", "quiet"]
+Verdict = Literal["stopped", "stalled", "spinning", "starved", "quiet"]
 ReadStat = Callable[[int], bytes]
 
 
@@ -31,6 +41,26 @@ class _Look(NamedTuple):
     pid: int
     beat_ns: int
     cpu_ms: float
+    quiet_ms: float
+
+
+class Limits(NamedTuple):
+    """Of one look. stall_ms: without a tick; spin_ms: of processor time in one step."""
+
+    stall_ms: float
+    spin_ms: float
+
+    @classmethod
+    def of(cls, steps: int, longest_ms: float, stall_timeout_ms: float) -> Limits:
+        """For an engine that has done ``steps``, the longest of ``longest_ms``. ``stall_timeout_ms`` 0: none."""
+        if steps < KNOWN_STEPS or not stall_timeout_ms:
+            return NO_LIMITS
+        return cls(
+            max(stall_timeout_ms, STALL_FACTOR * longest_ms), max(LEAST_SPIN_MS, SPIN_FACTOR * longest_ms)
+        )
+
+
+NO_LIMITS: Final = Limits(math.inf, math.inf)
 
 
 class Pulse:
@@ -43,7 +73,7 @@ class Pulse:
         self._read = read
         self._first: _Look | None = None
 
-    def feel(self, pid: int, beat_ns: int, quiet_ms: float) -> Verdict:
+    def feel(self, pid: int, beat_ns: int, quiet_ms: float, limits: Limits = NO_LIMITS) -> Verdict:
         """Look at a worker whose last sign of life was at ``beat_ns``, ``quiet_ms`` ago."""
         fields = self._read(pid).rpartition(b") ")[2].split()
         if len(fields) < 13:
@@ -53,9 +83,18 @@ class Pulse:
             return "stopped"
         first = self._first
         if first is None or (first.pid, first.beat_ns) != (pid, beat_ns):
-            first = self._first = _Look(pid, beat_ns, cpu_ms)
+            first = self._first = _Look(pid, beat_ns, cpu_ms, quiet_ms)
+        used_ms = cpu_ms - first.cpu_ms
+        if (
+            state == b"S"
+            and not used_ms
+            and quiet_ms >= max(limits.stall_ms, first.quiet_ms + _LOOKS_APART_MS)
+        ):
+            return "stalled"
+        if used_ms >= limits.spin_ms:
+            return "spinning"
         wants_processor = state in (b"R", b"D")
-        has_had_it = cpu_ms - first.cpu_ms >= self._step_timeout_ms
+        has_had_it = used_ms >= self._step_timeout_ms
         if wants_processor and not has_had_it and quiet_ms < PATIENCE * self._step_timeout_ms:
             return "starved"
         return "quiet"

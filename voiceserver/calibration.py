@@ -2,10 +2,11 @@
 
 ::
 
-    tts speaks a line --> its audio goes through stt, twice --> and through several vad streams at once --> costs
+    tts speaks a line --> its audio goes through all stt workers at once, a few times --> and through several vads --> costs
 
-Pure: pools call back, time is given. Rule: it is short, takes one place of a stage (vad: ``VAD_STREAMS``), and gives up
-rather than wait; the limit then starts from the number of places.
+Pure: pools call back, time is given. Rule: workers are measured as they will be used, all of a stage together, because they
+share the machine; the best round counts, because a neighbour's moment is no property of the machine. It is short, takes one
+place of each worker (vad: ``VAD_STREAMS``), and gives up rather than wait; the limit then starts from the number of places.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ RATE_HZ: Final = 16_000
 GIVE_UP_MS: Final = 8_000.0
 VAD_STREAMS: Final = 8
 _CHUNK_BYTES: Final = RATE_HZ // 50 * 2
-_STT_ROUNDS: Final = 2  # the first one also pays for what an engine does only once
+# The first round also pays for what an engine does only once.
+LEAST_ROUNDS: Final = 2
+MOST_ROUNDS: Final = 4
+ENOUGH_MS: Final = 2_500.0  # no further round after so much
 
 
 class Calibration:
@@ -40,6 +44,7 @@ class Calibration:
         self._began_ms = self._stage_ms = 0.0
         self._stage = ""  # that works now
         self._rounds = 0
+        self._to_hear = 0  # stt streams without a transcript
         self._to_watch = 0
         self._watched: set[int] = set()  # vad streams that have taken everything
         self._places: dict[str, int | None] = {}
@@ -76,18 +81,25 @@ class Calibration:
             self._watch()
 
     def _hear_again(self) -> None:
-        stream = self._open("stt")
-        if stream is None:
+        streams = [self._open("stt") for _ in range(self._workers["stt"])]
+        opened = [stream for stream in streams if stream is not None]
+        if not opened or not self._pcm:
             self._watch()
             return
         self._rounds += 1
+        self._to_hear = len(opened)
         self._stage_ms = self._clock()
         chunks = self._chunks()
-        self._send(stream, [*chunks, (RequestKind.FLUSH, 1, chunks[-1][2], b"")])
+        for stream in opened:
+            self._send(stream, [*chunks, (RequestKind.FLUSH, 1, chunks[-1][2], b"")])
 
     def _after_stt(self) -> None:
+        self._to_hear -= 1
+        if self._to_hear:
+            return
         self._found("stt", self._seconds_of_speech())
-        if self._rounds < _STT_ROUNDS:
+        is_enough = self._rounds >= MOST_ROUNDS or self._clock() - self._began_ms >= ENOUGH_MS
+        if self._rounds < LEAST_ROUNDS or not is_enough:
             self._hear_again()
         else:
             self._watch()
@@ -110,7 +122,7 @@ class Calibration:
             self._end()
 
     def _found(self, stage: str, seconds: float) -> None:
-        """The work of one second of audio, when one worker had nothing else to do; the best of the rounds."""
+        """The work of one second of audio for one worker; the best of the rounds."""
         spent_s = (self._clock() - self._stage_ms) / 1000.0
         if seconds > 0:
             known = self.costs.get(stage)

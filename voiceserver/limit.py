@@ -4,13 +4,17 @@ Admitted callers are never sent away, so a limit that was too high cannot be tak
 is a model first, and a correction by delay second:
 
 - **Model** (measured-sum admission control: Jamin, Danzig, Shenker, Zhang, "A Measurement-based Admission Control
-  Algorithm", IEEE/ACM ToN 5(1), 1997). What a talker costs is the work that a stage did over the talkers' time; the limit is
-  where the busiest stage would be busy for ``TARGET_BUSY`` of the time, or a stage's places all taken for ``TARGET_FULL``
-  of it. ``calibrate`` gives the costs to begin with, before anybody calls.
-- **Delay** (Netflix concurrency-limits, Gradient2, after TCP Vegas): while work waits longer than it should, the limit shrinks
-  in proportion, ``target / delay``, and comes back when it does not.
+  Algorithm for Integrated Services Packet Networks", SIGCOMM 1995): the limit is what the busiest stage can carry
+  (``carried``), or where a stage's places are all taken for ``TARGET_FULL`` of the time. What a talker costs a stage is the
+  product of two things that are measured apart, because they change for other reasons: the *work* of an open stream, which
+  follows the machine within seconds, and the *share* of the time in which talkers have one, which is how people talk, and
+  is known no sooner than many have talked. ``calibrate`` gives both to begin with, before anybody calls.
+- **Delay** (Netflix concurrency-limits, ``Gradient2Limit``, after TCP Vegas): while work waits longer than it should, the
+  limit shrinks in proportion, ``target / delay``, and comes back when it does not; nobody is added meanwhile.
 - What counts as delay is a *standing* queue (CoDel, RFC 8289): the smallest queue age of an interval, which here is as long as
   people's turns are: that many of them speak at once for a moment is no sign of too many callers.
+
+Time is as the wall has it: a step that another process kept from the processor took long, and fewer callers will do.
 """
 
 from __future__ import annotations
@@ -22,20 +26,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 LOOK_MS: Final = 100.0  # how often to call ``learn``
-TARGET_BUSY: Final = 0.9
-TARGET_DELAY_MS: Final = 250.0
+BUSY: Final = 0.75  # of its time: a stage whose delay may come from its callers
+SPARE: Final = 0.25  # see ``carried``
+TARGET_DELAY_MS: Final = 500.0
 TARGET_FULL: Final = 0.10  # how often a stage's places may all be taken
-INTERVAL_MS: Final = 3_000.0
+INTERVAL_MS: Final = 5_000.0
 SETTLE_MS: Final = 2_000.0  # until the work of a talker who has come begins to show
 MOVE_MS: Final = 1_000.0
-SPEECH_SHARE: Final = (
-    0.55  # of a call, before it was measured: half of it, and what is heard around each turn
-)
+# Of a call, before it was measured: half of it, and what is heard around each turn.
+SPEECH_SHARE: Final = 0.6
+CAUTION: Final = 0.85  # of what calibration says, to begin with; the rest is added by what is seen
 _GROWTH: Final = 0.1  # for one move
+_SURE_MOVES: Final = 5  # in a row that want more, before there is more
 _LEAST_FACTOR: Final = 0.75
-_MEMORY_S: Final = 20.0
-_PRIOR_S: Final = 15.0  # calibration weighs as much as so many seconds of a full server
-_LEAST_TALK_S: Final = 5.0  # of talkers, before a cost is believed that was not calibrated
+# How far back to look is counted in what was seen and not in time: many callers teach as much in less of it.
+_SHARE_MEMORY_S: Final = 1_200.0  # of talkers' time: a minute of twenty
+_LONGEST_MEMORY_S: Final = 60.0
+_WORK_MEMORY_S: Final = 100.0  # of streams' time: ten seconds of ten
+_PRIOR_TALK_S: Final = 150.0  # what calibration weighs
+_PRIOR_OPEN_S: Final = 20.0
+_LEAST_TALK_S: Final = 5.0  # before a cost is believed that was not calibrated
+_LEAST_OPEN_S: Final = 2.0
 
 
 class Load(NamedTuple):
@@ -72,12 +83,20 @@ def calibrate(costs: Iterable[Cost], cores: int) -> int:
         work = cost.work * cost.share
         total += work
         if work > 0:
-            limits.append(cost.workers * TARGET_BUSY / work)
+            limits.append(carried(cost.workers / work))
         if cost.places is not None:
             limits.append(talkers_for(cost.places, cost.share))
     if total > 0:
-        limits.append(cores * TARGET_BUSY / total)
+        limits.append(carried(cores / total))
     return max(int(min(limits)), 1) if limits else 0
+
+
+def carried(talkers: float) -> float:
+    """Of the ``talkers`` whose work, on average, a stage could just do: less by a part of the square root, because people do
+    not take turns evenly (square-root staffing: Halfin, Whitt, "Heavy-Traffic Limits for Queues with Many Exponential
+    Servers", Operations Research 29(3), 1981). Short of it work waits for moments only; beyond it queues grow without end
+    and goodput falls off a cliff."""
+    return max(talkers - SPARE * math.sqrt(talkers), talkers / 2)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -103,29 +122,54 @@ def _all_taken(talkers: int, places: int, share: float) -> float:
 
 
 class _Usage:
-    """What talkers cost one stage: work and places over the talkers' time, the recent past first."""
+    """What talkers cost one stage: ``share`` of their time with a stream open, times ``work`` of the stage for an open one."""
 
-    __slots__ = ("busy_s", "places", "talk_s", "used_s")
+    __slots__ = ("busy_s", "open_s", "places", "spent_s", "talk_s", "used_s")
 
     def __init__(self) -> None:
-        self.talk_s = self.busy_s = self.used_s = 0.0
+        self.talk_s = self.used_s = self.spent_s = (
+            0.0  # of talkers: in all, with a stream open, and the stage's work
+        )
+        self.open_s = self.busy_s = 0.0  # of streams: in all, and the stage's work
         self.places: int | None = None
 
+    def expect(self, cost: Cost) -> None:
+        """What calibration found, until more is seen."""
+        self.talk_s = _PRIOR_TALK_S
+        self.used_s = self.talk_s * cost.share
+        self.spent_s = self.used_s * cost.work / max(cost.workers, 1)
+        self.open_s = _PRIOR_OPEN_S
+        self.busy_s = self.open_s * cost.work / max(cost.workers, 1)
+        self.places = cost.places
+
     def add(self, load: Load, talkers: int, seconds: float) -> None:
-        keep = math.exp(-seconds / _MEMORY_S)
+        keep = math.exp(-max(talkers * seconds / _SHARE_MEMORY_S, seconds / _LONGEST_MEMORY_S))
         self.talk_s = self.talk_s * keep + talkers * seconds
-        self.busy_s = self.busy_s * keep + load.busy * seconds
         self.used_s = self.used_s * keep + load.used * seconds
+        self.spent_s = self.spent_s * keep + load.busy * seconds
+        keep = math.exp(-load.used * seconds / _WORK_MEMORY_S)
+        self.open_s = self.open_s * keep + load.used * seconds
+        self.busy_s = self.busy_s * keep + load.busy * seconds
         self.places = load.places
+
+    @property
+    def share(self) -> float:
+        return self.used_s / self.talk_s
+
+    @property
+    def cost(self) -> float:
+        """Of the stage's time, for one talker."""
+        if self.open_s < _LEAST_OPEN_S:  # a stage that works without streams
+            return self.spent_s / self.talk_s
+        return self.busy_s / self.open_s * self.share
 
     @property
     def capacity(self) -> float:
         if self.talk_s < _LEAST_TALK_S:
             return math.inf
-        capacity = TARGET_BUSY * self.talk_s / self.busy_s if self.busy_s > 0 else math.inf
+        capacity = carried(1.0 / self.cost) if self.cost > 0 else math.inf
         if self.places:
-            share = min(max(round(self.used_s / self.talk_s, 2), 0.02), 1.0)
-            capacity = min(capacity, talkers_for(self.places, share))
+            capacity = min(capacity, talkers_for(self.places, min(max(round(self.share, 2), 0.02), 1.0)))
         return capacity
 
 
@@ -138,6 +182,7 @@ class TalkerLimit:
         self._looked_ms = self._moved_ms = now_ms
         self._usage: dict[str, _Usage] = {}
         self._delays: deque[tuple[float, float]] = deque()
+        self._aims: deque[float] = deque(maxlen=_SURE_MOVES)
         self._talkers: deque[tuple[float, int]] = deque()
         self.busy = 0.0  # of the busiest stage, over a few seconds
 
@@ -158,12 +203,10 @@ class TalkerLimit:
         """Calibration has come to a result."""
         self._limit, self._factor, self._moved_ms = float(limit), 1.0, now_ms
         self._usage.clear()
+        self._aims.clear()
         for cost in (costs or {}).values():
-            usage = self._usage[cost.stage] = _Usage()
-            usage.talk_s = _PRIOR_S * limit
-            usage.busy_s = usage.talk_s * cost.work * cost.share / max(cost.workers, 1)
-            usage.used_s = usage.talk_s * cost.share
-            usage.places = cost.places
+            self._usage[cost.stage] = _Usage()
+            self._usage[cost.stage].expect(cost)
 
     def learn(
         self, talkers: int, has_demand: bool, loads: Sequence[Load], loop_lag_ms: float, now_ms: float
@@ -174,23 +217,33 @@ class TalkerLimit:
             self._moved_ms = now_ms
             self._correct(loop_lag_ms)
             capacity = min((usage.capacity for usage in self._usage.values()), default=math.inf)
-            self._move(capacity * self._factor, talkers, has_demand)
+            self._aims.append(capacity * self._factor)
+            self._move(talkers, has_demand)
         return self.limit
 
     def _correct(self, loop_lag_ms: float) -> None:
         standing_ms = self.standing_ms
         # Work that waits for workers with time to spare waits for something else than fewer callers.
-        is_ours = self.busy > TARGET_BUSY * 0.8 or loop_lag_ms > TARGET_DELAY_MS
+        is_ours = self.busy > BUSY or loop_lag_ms > TARGET_DELAY_MS
         if standing_ms > TARGET_DELAY_MS and is_ours:
             self._factor = max(self._factor * max(TARGET_DELAY_MS / standing_ms, 0.9), _LEAST_FACTOR)
         elif standing_ms < TARGET_DELAY_MS / 2:
             self._factor = min(self._factor + 0.02, 1.0)
 
-    def _move(self, aim: float, talkers: int, has_demand: bool) -> None:
+    def _move(self, talkers: int, has_demand: bool) -> None:
+        aim = self._aims[-1]
         if aim < self._limit:
             self._limit = max(self._limit + (aim - self._limit) * 0.3, 1.0)
-        elif has_demand and talkers >= self._limit * 0.9 and aim < math.inf:
+            return
+        # Who has been let in stays: more come in on what was true for a while, fewer on what is true now.
+        aim = min(self._aims)
+        if has_demand and talkers >= self._limit * 0.9 and aim < math.inf and not self._is_late:
             self._limit = min(self._limit + max(self._limit * _GROWTH, 1.0), max(aim, self._limit))
+
+    @property
+    def _is_late(self) -> bool:
+        """Work waits now, or there is no time to spare for more."""
+        return self.busy > 0.97 or bool(self._delays and self._delays[-1][1] > TARGET_DELAY_MS)
 
     def _observe(self, talkers: int, loads: Sequence[Load], loop_lag_ms: float, now_ms: float) -> None:
         seconds = max(now_ms - self._looked_ms, 0.0) / 1000.0

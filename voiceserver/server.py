@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import math
 import os
 import random
 import resource
@@ -33,7 +34,7 @@ from voiceserver.errors import ConfigError, StartError
 from voiceserver.http import Caller, Response
 from voiceserver.hub import Hub
 from voiceserver.learner import Learner
-from voiceserver.limit import LOOK_MS, calibrate
+from voiceserver.limit import CAUTION, LOOK_MS, calibrate
 from voiceserver.logs import get_logger, level_of
 from voiceserver.metrics import Metrics
 from voiceserver.pool.tiered import TieredPool
@@ -299,8 +300,8 @@ class Server:
                 self._is_calibrated = True
                 if "stt" in found.costs or "stt" not in self._pools:  # else the number of places will do
                     cores = max(usable_cores() // self.config.server.processes, 1)
-                    limit = calibrate(found.costs.values(), cores)
-                    self._learner.start_with(limit, self.hub.clock(), found.costs)
+                    limit = calibrate(found.costs.values(), cores) * CAUTION
+                    self._learner.start_with(math.ceil(limit), self.hub.clock(), found.costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
 

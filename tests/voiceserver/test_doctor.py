@@ -13,7 +13,7 @@ import pytest
 from voiceserver.config import BackpressureConfig, Config, ServerConfig, StageConfig, StagesConfig
 from voiceserver.doctor import engines, machine
 from voiceserver.doctor.engines import Step, Trouble
-from voiceserver.limit import TARGET_BUSY
+from voiceserver.limit import carried
 
 PROC = {
     "/proc/sys/net/core/somaxconn": "128",
@@ -78,16 +78,16 @@ def step(stage: str, work: float, batch: int = 1, dtype: str = "") -> Step:
 def test_what_is_carried_follows_the_stage_that_is_full_first() -> None:
     config = Config(stages=StagesConfig(stt=StageConfig(engine="x", workers=4)))
     steps = [step("vad", 0.02), step("vad", 0.001, batch=64), step("stt", 0.5), step("tts", 0.001)]
-    carried = engines.carries(config, steps, 64, 10_000)
-    assert carried.listeners == int(TARGET_BUSY / 0.001)
-    assert carried.talkers is not None
-    assert 8 <= carried.talkers <= 20  # four workers, half a second each, less than half of a call
+    found = engines.carries(config, steps, 64, 10_000)
+    assert found.listeners == int(carried(1 / 0.001))
+    assert found.talkers is not None
+    assert 8 <= found.talkers <= 20  # four workers, half a second each, less than half of a call
     assert engines.carries(config, steps, 64, 5).talkers == 5
 
 
 def test_another_dtype_than_the_configured_one_promises_nothing() -> None:
     steps = [step("vad", 0.01), step("vad", 0.0001, dtype="int8")]
-    assert engines.carries(Config(), steps, 64, 10_000).listeners == int(TARGET_BUSY / 0.01)
+    assert engines.carries(Config(), steps, 64, 10_000).listeners == int(carried(1 / 0.01))
     assert engines.carries(Config(), [], 64, 10) == engines.Carries(None, None, 10)
 
 

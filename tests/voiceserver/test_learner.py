@@ -6,7 +6,7 @@ from tests.voiceserver.shell import AnsweredPool
 from voiceserver.backpressure import Admission, Ticket
 from voiceserver.events import ServerBusy
 from voiceserver.learner import Learner
-from voiceserver.limit import LOOK_MS, Cost, talkers_for
+from voiceserver.limit import LOOK_MS, SPEECH_SHARE, Cost, talkers_for
 from voiceserver.pool import PoolStats, WorkerStats
 from voiceserver.settings import Facts
 
@@ -19,6 +19,7 @@ class MeasuredPool(AnsweredPool):
         self.places = places
         self.busy_ms = 0.0
         self.lag_ms = 0.0
+        self.open = 0
         self.windows: list[float] = []
         self.state = "ready"
 
@@ -30,7 +31,7 @@ class MeasuredPool(AnsweredPool):
             WorkerStats(index, 1, self.state, 1, 0, 0, 0.0, 0, 0, 0.0, self.busy_ms)  # type: ignore[arg-type]
             for index in range(2)
         )
-        return PoolStats(self.stage, "measured", workers, 0, self.places, self.lag_ms, 0, 0.0)
+        return PoolStats(self.stage, "measured", workers, self.open, self.places, self.lag_ms, 0, 0.0)
 
 
 class Bench:
@@ -66,7 +67,7 @@ def test_the_first_limit_comes_from_the_places_and_waits_for_a_worker() -> None:
     assert bench.admission.limit == 0
     stt.state = "ready"
     bench.look()
-    assert bench.admission.limit == talkers_for(4, 0.55)
+    assert bench.admission.limit == talkers_for(4, SPEECH_SHARE)
 
 
 def test_a_server_that_does_not_listen_has_no_limit() -> None:
@@ -83,7 +84,9 @@ def test_an_operators_limit_is_not_touched() -> None:
 
 
 def test_talkers_that_fill_the_workers_lower_the_limit_and_nobody_is_sent_away() -> None:
-    bench = Bench(MeasuredPool("stt", places=None))
+    stt = MeasuredPool("stt", places=None)
+    stt.open = 12
+    bench = Bench(stt)
     bench.learner.start_with(20, 0.0, {"stt": Cost("stt", 0.09, 2, None, True)})
     inside = [bench.admission.try_enter(0.0) for _ in range(20)]
     bench.look(90.0, busy=1.0)

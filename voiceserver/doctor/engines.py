@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from voiceserver.config import Config, StageConfig
-from voiceserver.limit import TARGET_BUSY, Cost, calibrate
+from voiceserver.limit import Cost, calibrate, carried
 from workers import registry
 
 MEASURED: Final = ("vad", "stt", "tts")  # a reply is words, and costs next to nothing or a network
@@ -113,7 +113,7 @@ def carries(config: Config, steps: Sequence[Step], cores: float, connections: in
     listeners = None
     if vad is not None:
         busy = min(max(config.stages.vad.workers, 1) * config.server.processes, cores)
-        listeners = min(int(busy * TARGET_BUSY / vad.work), connections)
+        listeners = min(int(carried(busy / vad.work)), connections)
     talkers = calibrate(costs, max(int(cores), 1)) or None
     if talkers is not None:
         talkers = min(talkers, connections)

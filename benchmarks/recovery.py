@@ -206,15 +206,23 @@ async def undisturbed(server: LocalServer, pcm: bytes, callers: int) -> list[Cal
     return done
 
 
-async def measure(rounds: int, callers: int, faults: Sequence[tuple[str, signal.Signals]]) -> list[Round]:
+async def measure(
+    rounds: int, callers: int, faults: Sequence[tuple[str, signal.Signals]], within_s: float = 0.0
+) -> list[Round]:
+    """``within_s``: no round begins that would end later than that, as far as the ones before tell; 0: all are played."""
     rng = random.Random(1)
+    begun_s = time.monotonic()
     pcm = speech(RATE_HZ)[0].pcm + bytes(RATE_HZ * SILENCE_MS // 1000 * 2)
     found = []
     async with LocalServer(SETTINGS) as server:
         await server.wait_ready()
         usual = await undisturbed(server, pcm, callers)
         expected, usual_ms = usual[0].words(), statistics.median(caller.took_ms for caller in usual)
-        for _ in range(rounds):
+        first_s = time.monotonic()
+        for count in range(rounds):
+            now_s = time.monotonic()
+            if within_s and count and now_s - begun_s + (now_s - first_s) / count > within_s:
+                break
             for stage, number in faults:
                 due_ms = rng.uniform(200, 1_800)
                 crowd, one = await disturb(server, pcm, callers, stage, number, due_ms, usual_ms)
@@ -240,11 +248,12 @@ def summary(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
 def recovery(
     rounds: Annotated[int, typer.Option(help="Of each kind of fault.")] = 10,
     callers: Annotated[int, typer.Option(help="At once.")] = 2,
+    within: Annotated[float, typer.Option(help="Seconds, after which no round begins; 0: any time.")] = 0.0,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke: one kill and one hang.")] = False,
 ) -> None:
     """Kill and hang workers under callers who are speaking."""
     faults = FAULTS[1:2] + FAULTS[4:5] if quick else FAULTS
-    found = uvloop.run(measure(1 if quick else rounds, 1 if quick else callers, faults))
+    found = uvloop.run(measure(1 if quick else rounds, 1 if quick else callers, faults, within))
     rows, kinds = [], {}
     for stage, number in faults:
         of_kind = [one for one in found if (one.stage, one.kind) == (stage, number.name)]
@@ -259,7 +268,8 @@ def recovery(
     note = "ms since the signal; delayed: the complete answer, against calls that nobody disturbed"
     print_table("A worker dies or hangs under callers who are speaking", columns, rows, note)
     if not quick:
-        print(store("recovery", {"rounds": rounds, "callers": callers, "faults": kinds}))
+        played = len(found) // len(faults)
+        print(store("recovery", {"rounds": played, "callers": callers, "faults": kinds}))
     if any(one.lost or one.doubled for one in found):
         raise SystemExit("words were lost or doubled")
 

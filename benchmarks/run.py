@@ -27,6 +27,7 @@ PLAN: Final[dict[str, Sequence[str]]] = {
     "turn": ("--turns=30",),
     "sessions": ("--sessions=1000", "--seconds=15", "--largest"),
     "overload": ("--seconds=8",),
+    "recovery": ("--callers=3", "--within=110"),
     "serving": ("--seconds=6",),
     "soak": (
         "--connections=10000",

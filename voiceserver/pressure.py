@@ -188,8 +188,8 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
         session.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
 
 
-def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
-    """The stage's worker is gone: the caller hears it at once, and what was not committed goes out again."""
+def send_again(session: SessionState, stage: str) -> None:
+    """The stage's stream is gone, and what was not committed is for the next one."""
     reply = session.reply
     outbox = session.outbox_of(stage)
     is_audio = stage in ("vad", session.settings.hears_with)
@@ -199,6 +199,13 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
         reply.replay_ask()
     if outbox is not None:
         outbox.rewind()
+
+
+def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
+    """The stage's worker is gone: the caller hears it at once, and what was not committed goes out again."""
+    send_again(session, stage)
+    outbox = session.outbox_of(stage)
+    is_audio = stage in ("vad", session.settings.hears_with)
     until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
     session.the_lanes.lose(stage, Loss(reason, now_ms, until_seq))
     wait = _wait(session, stage)

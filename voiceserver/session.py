@@ -374,7 +374,10 @@ class Session(SessionState):
         if self.guess is not None and stage in ("reply", "tts"):
             ahead.drop(self)
         if self.needs(stage):
-            pressure.lose(self, stage, reason, now_ms)
+            if reason == "moved":
+                pressure.send_again(self, stage)
+            else:
+                pressure.lose(self, stage, reason, now_ms)
             self._after(now_ms)
 
     def next_request(self, stage: str) -> tuple[RequestKind, int, int, bytes] | None:  # hot

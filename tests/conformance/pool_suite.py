@@ -198,6 +198,13 @@ class PoolConformance(StreamConformance):
         assert json.loads(owner.results[0].payload)["code"] == "bad_voice"
         assert bench.pool.is_ready()
 
+    async def test_an_engine_gets_the_options_that_it_names_and_no_others(self, bench: Bench) -> None:
+        owner = Owner()
+        stream = owner.open(bench.pool, StreamParams(options={"voice": "somebody", "language": "de"}))
+        assert owner.say(stream, "hello")
+        await bench.until(lambda: bool(owner.texts()))
+        assert owner.texts() == ["hello 1"]
+
     async def test_full_places_are_refused_and_given_in_order_when_free(self, make_bench: MakeBench) -> None:
         async with make_bench(workers=2, max_streams=1) as bench:
             first, second = Owner(), Owner()
@@ -308,7 +315,7 @@ class PoolConformance(StreamConformance):
         # In the batch of the first crash only: trusted again, whatever became of its neighbour.
         batchmate.say(await batchmate.reopen(bench), "still welcome")
         await bench.until(lambda: "still welcome 1" in batchmate.texts())
-        assert set(batchmate.lost) == {"worker_lost"}
+        assert batchmate.lost in (["worker_lost"], ["worker_lost", "moved"])
 
     async def test_stats_count_the_work(self, bench: Bench) -> None:
         owner = Owner()

@@ -162,3 +162,28 @@ class TestInlinePool(PoolConformance):
             await bench.until(lambda: len(bench.pool.stats().workers) == 1)
             assert bench.events.count("worker_lost") == 1
             assert bench.pool.stats().restarts == 1
+
+    async def test_who_shared_a_batch_with_poison_has_one_hiccup_and_is_acquitted(
+        self, make_bench: MakeInlineBench
+    ) -> None:
+        """In the batch of the first crash, and served on the suspects' worker when the poison comes again."""
+        async with make_bench() as bench:
+            poison, mates = Owner("poison"), [Owner(f"mate {index}") for index in range(3)]
+            dose, streams = poison.open(bench.pool), [mate.open(bench.pool) for mate in mates]
+            await bench.until(lambda: all(owner.results for owner in (poison, *mates)))
+            for mate, stream in zip(mates, streams, strict=True):
+                mate.say(stream, "harmless")
+            poison.say(dose, "kill")
+            await bench.until(lambda: all(mate.lost for mate in mates))
+            for mate in mates:
+                mate.say(await mate.reopen(bench), "harmless again")
+            dose = await poison.reopen(bench)
+            await bench.until(lambda: all("harmless again 1" in mate.texts() for mate in mates))
+            assert bench.pool.trial_lane.streams, "suspects have a worker of their own"
+            poison.say(dose, "kill")
+            await bench.until(lambda: len(poison.lost) == 2)
+            assert poison.lost == ["worker_lost", "quarantined"]
+            assert [mate.lost for mate in mates] == [["worker_lost", "moved"]] * 3
+            for mate in mates:
+                mate.open(bench.pool)
+            assert not bench.pool.trial_lane.streams

@@ -393,6 +393,23 @@ def test_two_losses_of_the_same_stage_still_say_nothing_twice() -> None:
     assert len(bench.all(ev.ServerBusy)) == 2
 
 
+def test_a_stream_that_moves_is_opened_again_and_nobody_speaks_of_it() -> None:
+    """It was on the worker for suspects, and somebody else was found guilty."""
+    bench = Bench()
+    bench.say()
+    for stage in ("vad", "stt"):
+        before = list(bench.sent[stage])
+        bench.sent[stage].clear()
+        bench.lose(stage, "moved")
+        assert stage in bench.open_stages
+        again = bench.sent[stage]
+        assert again == before[-len(again) :], "what was not committed goes out again"
+        assert again
+    assert bench.all(ev.ServerBusy) == []
+    bench.converse("hello")
+    assert bench.one(ev.TranscriptFinal).text == "hello"
+
+
 def test_quarantine_is_told_and_ends_the_session() -> None:
     bench = Bench()
     bench.say(96)

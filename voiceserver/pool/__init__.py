@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from voiceserver.errors import Refusal
 from workers.ipc.messages import Record, RequestKind, StreamParams
 
-LossReason = Literal["worker_lost", "worker_hung", "worker_memory", "quarantined"]
+LossReason = Literal["worker_lost", "worker_hung", "worker_memory", "quarantined", "moved"]
 
 
 class StreamOwner(Protocol):
@@ -24,7 +24,8 @@ class StreamOwner(Protocol):
         """One result, in order. Do the bookkeeping only; ``on_tick`` follows in the same loop turn."""
 
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
-        """The stream is gone (its worker died, or it was quarantined). Its object must not be used again."""
+        """The stream is gone (its worker died, or it was quarantined). Its object must not be used again. "moved": it was
+        on a worker for suspects, where somebody else's input was found guilty: nothing to speak of, another one has room."""
 
     def on_room(self, stage: str) -> None:
         """A place or ring space may be free again, after ``try_open`` or ``send`` said no."""

@@ -211,6 +211,8 @@ class ChannelPool(ABC):
         self.restarts += not is_meant
         for stream in lost:
             told: LossReason = "quarantined" if stream.key in guilty else reason
+            if lane.is_trial and guilty and stream.key not in guilty:
+                told = "moved"  # they have had their hiccup
             touched[id(stream.owner)] = stream.owner
             self._call(stream.lose, self.stage, told)
         if suspects - guilty and not self._is_stopping:

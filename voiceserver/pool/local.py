@@ -224,7 +224,10 @@ class LocalPool(ChannelPool):
         quiet_ms = (now_ns - lane.beat_ns) / 1e6
         if not lane.pid or quiet_ms < SUSPICIOUS_MS:
             return is_silent
-        limits = Limits.of(lane.totals()[0], lane.longest_step_ms, self._stall_timeout_ms)
+        # What any worker of the stage has shown of the engine counts, also for one that is new.
+        steps = max(one.totals()[0] for one in self.all_lanes())
+        longest_ms = max(one.longest_step_ms for one in self.all_lanes())
+        limits = Limits.of(steps, longest_ms, self._stall_timeout_ms)
         found = self._pulses[lane.index].feel(lane.pid, lane.beat_ns, quiet_ms, limits)
         return found in ("stopped", "stalled", "spinning") or (is_silent and found != "starved")
 

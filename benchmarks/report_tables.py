@@ -1,25 +1,25 @@
 """README's figures and charts, written from the stored results and from nothing else.
 
-``python -m benchmarks.report_tables [--check]`` draws ``results/*.svg`` and rewrites the block of README between its two marks.
-``--check`` changes nothing and fails when README would change. A result that is not there leaves its part out.
+``python -m benchmarks.report_tables [--check]`` draws ``results/*.svg`` and rewrites README between its marks: ``headlines`` at
+its top, ``recovery`` where it says what happens when something dies, ``benchmarks`` with the rest. ``--check`` changes nothing
+and fails when README would change. A result that is not there leaves its part out.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from benchmarks import tables
 from benchmarks.report import RESULTS
-from benchmarks.svg import bars, lines, number
+from benchmarks.svg import bars, lines, nines
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN: Final = "<!-- benchmarks: begin (python -m benchmarks.report_tables) -->"
-END: Final = "<!-- benchmarks: end -->"
-
 Document = dict[str, Any]
 
 
@@ -65,16 +65,30 @@ def charts(results: Results) -> Iterator[tuple[str, str]]:
             for model, dtypes in batching["sizes"].items()
             for dtype, rows in dtypes.items()
         }
-        yield "batching", lines("What a batch gives", series, "batch size", "items a second", is_log=True)
+        drawing = lines(
+            "What a batch gives",
+            series,
+            "batch size",
+            "items a second",
+            x_scale=math.log10,
+            y_scale=math.log10,
+        )
+        yield "batching", drawing
     overload = results.find("overload")
     if overload is not None:
-        yield "goodput", lines("Goodput against offered load", _goodput(overload), "calls offered", _GOODPUT)
+        title = "Goodput against offered load"
+        yield (
+            "goodput",
+            lines(title, _goodput(overload), "calls offered, by magnitude", _GOODPUT, x_scale=math.log10),
+        )
+    serving = results.find("serving")
+    if serving is not None:
+        yield "serving", _serving(serving)
     latencies = dict(_latencies(results))
     if latencies:
-        yield (
-            "latency",
-            lines("Latency, from half of all to the slowest hundredth", latencies, "percentile", "ms"),
-        )
+        title = "Latency, from half of all to the slowest few"
+        drawing = lines(title, latencies, "percentile", "ms, by magnitude", x_scale=nines, y_scale=math.log10)
+        yield "latency", drawing
 
 
 _GOODPUT: Final = "seconds of speech per second whose words came in time"
@@ -94,148 +108,101 @@ def _goodput(overload: Document) -> dict[str, list[tuple[float, float]]]:
     }
 
 
+def _serving(serving: Document) -> str:
+    """At the number of sessions that most sides were measured with."""
+    counts = [row["sessions"] for row in serving["rows"]]
+    most = max(counts, key=lambda count: (counts.count(count), count == _SERVED))
+    rows = {row["side"]: row["audio_s_per_cpu_s"] for row in serving["rows"] if row["sessions"] == most}
+    ours = {"ours": rows.pop("ours")} if "ours" in rows else {}
+    limit = {"the bare model": serving["bare_audio_s_per_cpu_s"]}
+    return bars(f"One model for {most} callers", {**ours, **limit, **rows}, "audio seconds per CPU second")
+
+
+_SERVED: Final = 250
+
+
 def _latencies(results: Results) -> Iterator[tuple[str, list[tuple[float, float]]]]:
     turn = results.find("turn")
     if turn is not None:
-        row = turn["milliseconds"].get("decision to first audio (client)")
-        if row is not None:
-            yield "turn to audio", [(50, row["p50"]), (95, row["p95"]), (99, row["p99"])]
+        for name, title in (
+            ("final transcript", "turn: transcript"),
+            ("decision to first audio (client)", "turn: first audio"),
+        ):
+            if name in turn["milliseconds"]:
+                yield title, _points(turn["milliseconds"][name])
+    sessions = results.find("sessions")
+    if sessions is not None:
+        figures = sessions["figures"]
+        ranks = {f"p{rank}": figures[f"end of turn told, p{rank} (ms)"] for rank in (50, 99)}
+        yield f"{sessions['sessions']:,} listeners: turn", _points(ranks)
     soak = results.find("soak", "soak-short")
     if soak is not None:
-        ms = soak["ping_ms"]
-        yield "soak: ping", [(50, ms["p50"]), (99, ms["p99"]), (99.9, ms["p99.9"])]
+        yield f"{soak['connections']:,} held: ping", _points(soak["ping_ms"])
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
-
-
-def table(columns: list[str], rows: list[list[object]]) -> str:
-    """Markdown, figures as a person reads them."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" + " ---: |" * (len(columns) - 1)]
-    lines += ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return number(float(value)) if isinstance(value, float) else f"{value:,}"
-    return str(value)
-
-
-def _connection(document: Document) -> str:
-    figures = document["figures"]
-    names = ["ours", *(name for name in figures if name != "ours")]
-    wanted = {
-        "memory per idle connection (bytes)": "bytes_per_connection",
-        "message received (us of CPU)": "receive_us",
-        "result to the socket (us of CPU)": "speak_us",
-        "handshakes per second and core": "handshakes_per_core_second",
-    }
-    rows: list[list[object]] = [
-        [title, *(figures[name].get(key, "") for name in names)]
-        for title, key in wanted.items()
-        if key in figures["ours"]
-    ]
-    return table([f"{document['connections']:,} connections", *names], rows)
-
-
-def _ring(document: Document) -> str:
-    rows: dict[str, list[object]] = {}
-    sizes = sorted({row["size_bytes"] for row in document["results"]})
-    for row in document["results"]:
-        rows.setdefault(row["transport"], []).append(float(row["cpu_us"]))
-    return table(
-        ["CPU per message, both sides (us)", *(f"{size:,} B" for size in sizes)],
-        [[name, *cells] for name, cells in rows.items()],
+def _points(row: Document) -> list[tuple[float, float]]:
+    """(percentile, ms), as far as a chart by magnitude can show them."""
+    found = (
+        (float(name[1:]), float(ms)) for name, ms in row.items() if name[:1] == "p" and name[1:2].isdigit()
     )
+    return sorted((rank, ms) for rank, ms in found if ms > 0)
 
 
-def _sessions(document: Document) -> str:
-    figures = document["figures"]
-    rows: list[list[object]] = [[name, float(value)] for name, value in figures.items()]
-    if "largest" in document:
-        rows.append(["most callers with nothing dropped and p99 under 60 ms", document["largest"]])
-    return table([f"{document['sessions']:,} listeners, one loop, one worker", ""], rows)
+# ---------------------------------------------------------------------------------------------------------- blocks
 
-
-def _turn(document: Document) -> str:
-    rows: list[list[object]] = [
-        [name, *(float(row[rank]) for rank in ("p50", "p95", "p99"))]
-        for name, row in document["milliseconds"].items()
-    ]
-    return table(["end of turn to answer (ms)", "p50", "p95", "p99"], rows)
-
-
-def _batching(document: Document) -> str:
-    rows: list[list[object]] = []
-    for model, rates in document["designs"].items():
-        for name, rate in rates.items():
-            rows.append([f"{model}: {name}", float(rate), float(rate / rates["one by one"])])
-    return table([f"the same work, {document['processes']} processes", "items/s", "times one by one"], rows)
-
-
-def _serving(document: Document) -> str:
-    rows: list[list[object]] = [
-        [
-            f"{row['side']}, {row['sessions']} sessions",
-            *(float(row[key]) for key in ("audio_s_per_cpu_s", "p50_ms", "p99_ms", "memory_mib")),
-        ]
-        for row in document["rows"]
-    ]
-    return table(["one model, served", "audio s per CPU s", "p50 (ms)", "p99 (ms)", "memory (MiB)"], rows)
-
-
-def _soak(document: Document) -> str:
-    ping = " / ".join(number(document["ping_ms"][rank]) for rank in ("p50", "p99", "p99.9"))
-    rows: list[list[object]] = [
-        ["connections held, lost", f"{document['held']:,}, {document['lost']:,}"],
-        ["talkers among them, turns answered", f"{document['talkers']:,}, {document['replies']:,.0f}"],
-        ["ping to pong p50 / p99 / p99.9 (ms)", ping],
-        ["server memory per connection (bytes)", document["bytes_per_connection"]],
-        ["server memory in all (MiB), workers apart", document["server_memory_bytes"] / 2**20],
-        ["loop lag p99 at most (ms)", float(document["loop_lag_p99_ms"])],
-        [
-            "silence (s), audio unaccounted for (ms)",
-            f"{document['silence_s']:g}, {document['unaccounted_ms']:g}",
-        ],
-    ]
-    return table([f"{document['connections']:,} connections for {document['seconds'] / 60:g} min", ""], rows)
-
-
-_TABLES: Final = (
-    (("connection",), "What a connection costs", _connection, ("memory-per-connection", "cost-per-message")),
-    (("ring",), "What it costs to reach a worker", _ring, ("ring",)),
-    (("sessions",), "Listeners in real time", _sessions, ()),
-    (("turn",), "How long a caller waits", _turn, ("latency",)),
-    (("batching",), "Batching", _batching, ("batching",)),
-    (("serving",), "Serving one's own model", _serving, ()),
-    (("overload",), "Beyond capacity", None, ("goodput",)),
-    (("soak", "soak-short"), "Soak", _soak, ()),
+# What stands where: (results, the first that is there; title; charts).
+_PARTS: Final[tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...]] = (
+    (("connection",), "What a connection costs", ("memory-per-connection", "cost-per-message")),
+    (("ring",), "What it costs to reach a worker", ("ring",)),
+    (("sessions",), "Listeners in real time", ()),
+    (("sessions-openai",), "The same, over OpenAI Realtime", ()),
+    (("turn",), "How long a caller waits", ("latency",)),
+    (("turn-openai",), "Turns over OpenAI Realtime, and native ones between them", ()),
+    (("batching",), "Batching", ("batching",)),
+    (("serving",), "Serving one's own model", ("serving",)),
+    (("overload",), "Beyond capacity", ("goodput",)),
+    (("soak", "soak-short"), "Soak", ()),
 )
 
 
-def block(results: Results) -> str:
-    """What stands between the marks."""
+def blocks(results: Results) -> dict[str, str]:
+    """What stands between the marks of each name."""
+    recovery = results.find("recovery")
+    return {
+        "headlines": tables.headlines(results.find),
+        "recovery": tables.recovery(recovery) if recovery is not None else "",
+        "benchmarks": "\n\n".join(_details(results)),
+    }
+
+
+def _details(results: Results) -> Iterator[str]:
     drawn = {name for name, _ in charts(results)}
-    parts = []
-    machine: Document = {}
-    for names, title, make, images in _TABLES:
-        document = results.find(*names)
-        if document is None:
-            continue
-        machine = document["machine"]
-        parts.append(f"### {title}")
-        if make is not None:
-            parts.append(make(document))
-        parts += [f"![{title}](benchmarks/results/{image}.svg)" for image in images if image in drawn]
-    if machine:
-        where = f"Measured on {machine['cores']} cores of {machine['cpu_model']}, Python {machine['python']}."
-        parts.insert(0, f"{where} The files are in [benchmarks/results](benchmarks/results).")
-    return "\n\n".join([BEGIN, *parts, END])
+    found = [
+        (document, title, images)
+        for names, title, images in _PARTS
+        if (document := results.find(*names)) is not None
+    ]
+    machines = {_machine(document["machine"]) for document, _, _ in found}
+    if machines:
+        where = "; ".join(sorted(machines))
+        yield f"Measured on {where}. The files are in [benchmarks/results](benchmarks/results)."
+    for document, title, images in found:
+        yield f"### {title}"
+        yield tables.TABLES[document["benchmark"].partition("-")[0]](document)
+        yield from (f"![{title}](benchmarks/results/{name}.svg)" for name in images if name in drawn)
+
+
+def _machine(machine: Document) -> str:
+    return f"{machine['cores']} cores of {machine['cpu_model']}, Python {machine['python']}"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What begins and what ends the block ``name``."""
+    return f"<!-- {name}: begin (python -m benchmarks.report_tables) -->", f"<!-- {name}: end -->"
 
 
 def render(results: Results | None = None, readme: Path = README) -> list[Path]:
-    """Write charts and README's block; the files written."""
+    """Write charts and README's blocks; the files written."""
     results = results or Results()
     written = []
     for name, drawing in charts(results):
@@ -243,17 +210,23 @@ def render(results: Results | None = None, readme: Path = README) -> list[Path]:
         path.write_text(drawing)
         written.append(path)
     text = readme.read_text()
-    told = with_block(text, block(results))
+    told = with_blocks(text, blocks(results))
     if told != text:
         readme.write_text(told)
         written.append(readme)
     return written
 
 
-def with_block(text: str, told: str) -> str:
-    """``text`` with ``told`` in the place of its block; unchanged where it has none."""
-    begin, end = text.find(BEGIN), text.find(END)
-    return text if begin < 0 or end < begin else text[:begin] + told + text[end + len(END) :]
+def with_blocks(text: str, told: dict[str, str]) -> str:
+    """``text`` with each block in its place; a block that it has no marks for is left out."""
+    for name, body in told.items():
+        begin, end = marks(name)
+        at, stop = text.find(begin), text.find(end)
+        if 0 <= at < stop:
+            text = (
+                text[:at] + "\n\n".join(part for part in (begin, body, end) if part) + text[stop + len(end) :]
+            )
+    return text
 
 
 def main(
@@ -264,7 +237,7 @@ def main(
     """Render README's figures."""
     if check:
         text = README.read_text()
-        if BEGIN not in text or with_block(text, block(Results())) != text:
+        if marks("benchmarks")[0] not in text or with_blocks(text, blocks(Results())) != text:
             print("README's figures are not those of benchmarks/results: python -m benchmarks.report_tables")
             raise typer.Exit(1)
         return

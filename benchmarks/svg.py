@@ -57,39 +57,59 @@ def _magnitude(value: float, among: Iterable[float]) -> float:
 Series = Sequence[tuple[float, float]]
 
 
-def lines(title: str, series: Mapping[str, Series], x_name: str, y_name: str, *, is_log: bool = False) -> str:
-    """Points joined by lines, one colour each. ``is_log``: both axes by magnitude."""
-    height, bottom, left = 320, 40, 64
+Scale = Callable[[float], float]
+
+
+def linear(value: float) -> float:
+    return value
+
+
+def nines(percentile: float) -> float:
+    """The scale of percentiles: 90, 99 and 99.9 are as far from each other."""
+    return -math.log10(1 - percentile / 100)
+
+
+def lines(
+    title: str,
+    series: Mapping[str, Series],
+    x_name: str,
+    y_name: str,
+    *,
+    x_scale: Scale = linear,
+    y_scale: Scale = linear,
+) -> str:
+    """Points joined by lines, one colour each. A scale with ``math.log10`` is by magnitude; a linear y begins at 0."""
+    height, bottom, left, right = 320, 40, 64, 170
     points = [point for one in series.values() for point in one]
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    x_of = _axis(min(xs), max(xs), left, WIDTH - 150, is_log)
-    y_of = _axis(min(0.0, *ys) if not is_log else min(ys), max(ys), height - bottom, _TOP, is_log)
+    low = min(ys) if y_scale is math.log10 else min(0.0, *ys)
+    x_of = _axis(min(xs), max(xs), left, WIDTH - right, x_scale)
+    y_of = _axis(low, max(ys), height - bottom, _TOP, y_scale)
     parts = []
-    for y in _ticks(min(ys) if is_log else 0.0, max(ys), is_log):
+    for y in _ticks(low, max(ys), y_scale is math.log10):
         at = y_of(y)
         parts.append(
-            f'<line x1="{left}" x2="{WIDTH - 150}" y1="{at:.1f}" y2="{at:.1f}" stroke="{_INK}" opacity=".25"/>'
+            f'<line x1="{left}" x2="{WIDTH - right}" y1="{at:.1f}" y2="{at:.1f}" stroke="{_INK}" opacity=".25"/>'
         )
         parts.append(_text(left - 6, at + 4, number(y), "end"))
     for x in sorted(set(xs)):
         parts.append(_text(x_of(x), height - bottom + 16, f"{x:g}", "middle"))
-    parts.append(_text((left + WIDTH - 150) / 2, height - 6, x_name, "middle"))
+    parts.append(_text((left + WIDTH - right) / 2, height - 6, x_name, "middle"))
     for index, (name, one) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in one)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
         parts += [f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3" fill="{colour}"/>' for x, y in one]
-        parts.append(_text(WIDTH - 140, _TOP + 8 + index * 20, name, "start", colour))
+        parts.append(_text(WIDTH - right + 10, _TOP + 8 + index * 20, name, "start", colour))
     return _page(title, y_name, height, parts)
 
 
-def _axis(low: float, high: float, begin: float, end: float, is_log: bool) -> Callable[[float], float]:
-    if is_log:
-        low, high = math.log10(low), math.log10(high)
+def _axis(low: float, high: float, begin: float, end: float, scale: Scale) -> Scale:
+    low, high = scale(low), scale(high)
     span = (high - low) or 1.0
 
     def place(value: float) -> float:
-        return begin + ((math.log10(value) if is_log else value) - low) / span * (end - begin)
+        return begin + (scale(value) - low) / span * (end - begin)
 
     return place
 

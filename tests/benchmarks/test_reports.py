@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report_tables, tables
 from benchmarks.compare import Change, changes, read_ratios, report, summarise
 from benchmarks.ratios import ratios_of
-from benchmarks.report_tables import BEGIN, END, Results, block, charts, render, with_block
-from benchmarks.svg import bars, lines
+from benchmarks.report_tables import Results, blocks, charts, marks, render, with_blocks
+from benchmarks.run import PLAN
+from benchmarks.svg import bars, lines, nines
 
 MACHINE = {"cores": 2, "cpu_model": "Abacus 9", "python": "3.11.7"}
 RING: dict[str, Any] = {
@@ -32,24 +34,156 @@ BATCHING: dict[str, Any] = {
     "gains": {"gru": {"float32": {"1": 1.0, "8": 8.0, "32": 13.0}}},
     "designs": {"gru": {"one by one": 100.0, "batched": 800.0, "hybrid": 1500.0}},
 }
+
+
+def load_row(load: str, offered: int, goodput: float, **changes: object) -> dict[str, object]:
+    """As ``benchmarks.overload`` stores it."""
+    row = {"load": load, "offered": offered, "admitted": 6, "waited": 2, "refused": 1, "lost": 0}
+    row |= {
+        "goodput": goodput,
+        "in_time": 0.98,
+        "first_partial_ms": [310.0, 900.0],
+        "final_ms": [420.5, 1200.0],
+    }
+    row |= {
+        "signal_ms": [1.2, 3.4],
+        "silence_s": 0.0,
+        "busy_signals": 4,
+        "dropped_ms": 0,
+        "unaccounted_ms": 0.0,
+    }
+    return {**row, "lateness_p99_ms": 1.1, **changes}
+
+
 OVERLOAD: dict[str, Any] = {
     "benchmark": "overload",
     "machine": MACHINE,
+    "capacity": 6,
+    "seconds": 8.0,
     "voiceserver": [
-        {"load": "1x", "offered": 10, "goodput": 4.0},
-        {"load": "10x", "offered": 100, "goodput": 4.2},
-        {"load": "10x storm", "offered": 100, "goodput": 4.1},
+        load_row("1x", 10, 4.2),
+        load_row("10x", 100, 4.0),
+        load_row("10x storm", 100, 4.1),
     ],
     "naive": [
-        {"load": "1x", "offered": 10, "goodput": 4.0},
-        {"load": "10x", "offered": 100, "goodput": 0.0},
+        load_row("1x", 10, 4.0, unaccounted_ms=None),
+        load_row("10x", 100, 0.0, final_ms=None, signal_ms=None, silence_s=88.5, unaccounted_ms=None),
     ],
 }
+CONNECTION: dict[str, Any] = {
+    "benchmark": "connection",
+    "machine": MACHINE,
+    "connections": 15_000,
+    "burst": 64,
+    "figures": {
+        "websockets": {
+            "bytes_per_connection": 48_700,
+            "receive_us": 26.0,
+            "handshakes_per_core_second": 3_676.0,
+        },
+        "ours": {
+            "bytes_per_connection": 2_400,
+            "receive_us": 5.5,
+            "speak_us": 9.5,
+            "handshakes_per_core_second": 12_000.0,
+            "turns": {"receive_us": [5.4, 5.5, 5.9]},
+        },
+    },
+    "ratios": {
+        "websockets": {"bytes_per_connection": 20.3, "receive_us": 4.7, "handshakes_per_core_second": 0.31}
+    },
+}
+SERVING: dict[str, Any] = {
+    "benchmark": "serving",
+    "machine": MACHINE,
+    "bare_audio_s_per_cpu_s": 1_000.0,
+    "rows": [
+        {
+            "side": side,
+            "sessions": count,
+            "audio_s_per_cpu_s": rate,
+            "p50_ms": 16.2,
+            "p99_ms": 25.2,
+            "answered": 1.002,
+            "told": told,
+            "memory_mib": 314.6,
+            "lateness_p99_ms": 2.6,
+        }
+        for side, count, rate, told in (
+            ("ours", 250, 800.0, 0),
+            ("mosec", 250, 400.0, 0),
+            ("ours", 400, 810.0, 7),
+        )
+    ],
+}
+SPREAD = {"count": 16.0, "mean": 20.0, "min": 8.0, "p50": 14.5, "p95": 35.0, "p99": 39.2, "max": 39.2}
+RECOVERY: dict[str, Any] = {
+    "benchmark": "recovery",
+    "machine": MACHINE,
+    "rounds": 8,
+    "callers": 2,
+    "faults": {
+        "stt SIGKILL": {
+            "ms": {
+                "detected": SPREAD,
+                "signalled": SPREAD,
+                "respawned": SPREAD,
+                "delayed": {**SPREAD, "p99": 1_400.0},
+            },
+            "lost_words": 0,
+            "doubled_words": 0,
+        },
+        "reply SIGSTOP": {
+            "ms": {"detected": SPREAD, "respawned": SPREAD},
+            "lost_words": 0,
+            "doubled_words": 0,
+        },
+    },
+}
+SESSIONS: dict[str, Any] = {
+    "benchmark": "sessions",
+    "machine": MACHINE,
+    "sessions": 1_000,
+    "seconds": 15.0,
+    "largest": 1_400,
+    "figures": {
+        "server loop (% of a core)": 22.5,
+        "end of turn told, p50 (ms)": 5.4,
+        "end of turn told, p99 (ms)": 31.0,
+    },
+}
+TURN: dict[str, Any] = {
+    "benchmark": "turn",
+    "machine": MACHINE,
+    "milliseconds": {
+        "final transcript": SPREAD,
+        "decision to first audio (client)": {**SPREAD, "p50": 3.0, "p99": 7.7},
+    },
+}
+SOAK: dict[str, Any] = {
+    "benchmark": "soak",
+    "machine": MACHINE,
+    "connections": 50_000,
+    "talkers": 500,
+    "seconds": 600.0,
+    "held": 50_000,
+    "lost": 0,
+    "ping_ms": {"p50": 1.0, "p99": 8.0, "p99.9": 14.0},
+    "first_audio_ms": {"p50": 12.0, "p99": 40.0},
+    "replies": 9_000.0,
+    "bytes_per_connection": 2_450,
+    "server_memory_bytes": 350 * 2**20,
+    "loop_lag_p99_ms": 5.0,
+    "silence_s": 0.0,
+    "unaccounted_ms": 0.0,
+    "worker_lost_told": 125,
+}
+ALL = (RING, BATCHING, OVERLOAD, CONNECTION, SERVING, RECOVERY, SESSIONS, TURN, SOAK)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for document in (RING, BATCHING, OVERLOAD):
+    for document in ALL:
         (tmp_path / f"{document['benchmark']}.json").write_text(json.dumps(document))
     return tmp_path
 
@@ -58,7 +192,7 @@ def test_ratios_are_to_the_peer_and_more_is_better() -> None:
     assert ratios_of(RING) == {"640 B, mp.Pipe: CPU against ours": 6.0, "640 B: share of memcpy": 0.1}
     assert ratios_of(BATCHING)["gru: hybrid against one by one"] == 15.0
     # A peer that achieves nothing is nothing to divide by.
-    assert ratios_of(OVERLOAD) == {"goodput at 1x against the usual design": 1.0}
+    assert ratios_of(OVERLOAD) == {"goodput at 1x against the usual design": 1.05}
     connection = {
         "benchmark": "connection",
         "ratios": {"websockets": {"receive_us": 4.0, "handshakes_per_core_second": 0.25}},
@@ -97,11 +231,22 @@ def test_a_summary_and_a_single_result_can_be_compared_with(folder: Path) -> Non
 
 def test_charts_are_drawings_that_hold_the_figures(folder: Path) -> None:
     drawn = dict(charts(Results(folder)))
-    assert set(drawn) == {"ring", "batching", "goodput"}
+    expected = {
+        "ring",
+        "batching",
+        "goodput",
+        "memory-per-connection",
+        "cost-per-message",
+        "serving",
+        "latency",
+    }
+    assert set(drawn) == expected
     for drawing in drawn.values():
         assert ET.fromstring(drawing).tag.endswith("svg")
     assert "1.50" in drawn["ring"]
     assert "the usual design" in drawn["goodput"]
+    assert "48,700" in drawn["memory-per-connection"]
+    assert ("800" in drawn["serving"], "810" in drawn["serving"]) == (True, False)  # of one number of callers
 
 
 def test_bars_are_as_long_as_their_values() -> None:
@@ -117,17 +262,57 @@ def test_lines_rise_where_values_do() -> None:
     assert heights == sorted(heights, reverse=True)
 
 
+def test_percentiles_are_spread_by_their_nines() -> None:
+    drawing = ET.fromstring(lines("T", {"a": [(90, 1), (99, 2), (99.9, 3)]}, "x", "y", x_scale=nines))
+    (path,) = [part.get("points", "") for part in drawing.iter() if part.tag.endswith("polyline")]
+    first, second, third = (float(point.split(",")[0]) for point in path.split())
+    assert second - first == pytest.approx(third - second, abs=0.2)
+
+
 def test_readme_holds_what_the_files_say_and_keeps_its_own_words(folder: Path) -> None:
     readme = folder / "README.md"
-    readme.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    names = ("headlines", "recovery", "benchmarks")
+    parts = ["\n".join((marks(name)[0], "stale", marks(name)[1])) for name in names]
+    readme.write_text("before\n\n" + "\n\nbetween\n\n".join(parts) + "\n\nafter\n")
     written = render(Results(folder), readme)
     text = readme.read_text()
     assert readme in written
     assert text.startswith("before\n\n")
     assert text.endswith("\n\nafter\n")
-    assert "old" not in text
-    assert "| gru: hybrid | 1,500 | 15.0 |" in text
-    assert "Abacus 9" in text
-    assert "![Beyond capacity](benchmarks/results/goodput.svg)" in text
-    assert with_block(text, block(Results(folder))) == text
-    assert with_block("no marks", "block") == "no marks"
+    assert text.count("\n\nbetween\n\n") == 2
+    assert "stale" not in text
+    for row in (
+        "| gru: hybrid | 1,500 | 15.0 |",
+        "| gru, float32 | 8.00 | 13.0 |",
+        "| 250 sessions, mosec | 400 | 40% | 16.2 / 25.2 | 100% | 0 | 315 |",
+        "| 10x, the usual design | 100 | 6 | 1 | 0 | 98% | - | - | 88.5 | - |",
+        "| stt worker killed | 14.5 / 39.2 | 14.5 / 39.2 | 14.5 / 39.2 | 14.5 / 1,400 | 0 | 0 |",
+        "| reply worker hung | 14.5 / 39.2 | - | 14.5 / 39.2 | - | 0 | 0 |",
+        "| connections held, lost | 50,000, 0 |",
+        "| memory per idle connection (bytes) | 2,400 | 48,700 |",
+        "| 10 times the callers that it can carry | 95% of its best goodput, 0 s of silence"
+        " | process pool: 0% of its best goodput, 88.5 s |",
+        "| a worker dies or hangs | answer late by 1.40 s at most, 0 words lost or doubled |  |",
+        "![Beyond capacity](benchmarks/results/goodput.svg)",
+        "2 cores of Abacus 9",
+    ):
+        assert row in text, row
+    assert with_blocks(text, blocks(Results(folder))) == text
+    assert with_blocks("no marks", {"headlines": "x"}) == "no marks"
+
+
+def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    assert blocks(Results(tmp_path)) == {"headlines": "", "recovery": "", "benchmarks": ""}
+    (tmp_path / "ring.json").write_text(json.dumps(RING))
+    told = blocks(Results(tmp_path))
+    assert "1.50 us" in told["headlines"]
+    assert told["recovery"] == ""
+
+
+def test_every_benchmark_of_a_run_is_told_and_what_is_stored_can_be_told() -> None:
+    assert {name.partition("-")[0] for names, *_ in report_tables._PARTS for name in names} | {
+        "recovery"
+    } == set(PLAN)
+    assert set(tables.TABLES) == set(PLAN)
+    for name, told in blocks(Results()).items():
+        assert told or name == "recovery"

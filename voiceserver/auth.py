@@ -206,6 +206,15 @@ class Auth:
             return float("inf")
         return key.talk_minutes_per_day * 60_000.0 - self._used(name).talk_ms
 
+    def talk_limit(self, name: str, spoken_ms: float) -> tuple[float, float, float] | None:
+        """Of a key with a daily limit: ms of audio a day, ms that are left after ``spoken_ms`` of an open session, and seconds
+        until they are all there again. None without one."""
+        left_ms = self.talk_left_ms(name)
+        if left_ms == float("inf"):
+            return None
+        daily_ms = self._keys[name].talk_minutes_per_day * 60_000.0
+        return daily_ms, max(left_ms - spoken_ms, 0.0), _DAY_S - self._wall_s() % _DAY_S
+
     # ----------------------------------------------------------------------------------------------------- tokens
 
     def client_secret(self, caller: Caller) -> Response:

@@ -165,6 +165,14 @@ class Hub:
             return False
         return session.accounting().received_ms >= self.auth.talk_left_ms(session.key)
 
+    def tell_limits(self, session: Session, codec: Codec) -> None:
+        """What the session's API key may still send today, to a wire that has words for it."""
+        told: Callable[[float, float, float], None] | None = getattr(codec, "set_talk_limit", None)
+        if self.auth is not None and session.key and told is not None:
+            limit = self.auth.talk_limit(session.key, session.accounting().received_ms)
+            if limit is not None:
+                told(*limit)
+
     def join(self) -> None:
         """One more connection was upgraded."""
         self.sessions += 1

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from voiceserver.errors import ProtocolError, Refusal
-from voiceserver.events import BusyCue, ReplyAudio, ServerBusy
+from voiceserver.events import BusyCue, ReplyAudio, ReplyDone, ServerBusy
 from voiceserver.framing import Framing
 from voiceserver.wire import Audio
 from voiceserver.wire.frames import build_frame
@@ -336,6 +336,8 @@ class Pump(Framing):
                 observe(event)
                 if type(event) is ServerBusy:
                     self._hub.note_busy(self, event)
+                elif type(event) is ReplyDone:
+                    self._hub.tell_limits(session, codec)
                 elif type(event) is BusyCue:
                     self._say_aloud(event, codec)
                 self._queue(codec.encode(event))

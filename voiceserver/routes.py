@@ -62,7 +62,8 @@ def build_router(
         offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
         beta = ",".join(headers.get_all("OpenAI-Beta"))
         request = openai.read_request(caller.query, beta, offered)
-        return openai.codec_for(request, secrets.token_hex(8), turn_detection)
+        voices: frozenset[str] = getattr(pools.get("tts"), "voices", frozenset())
+        return openai.codec_for(request, secrets.token_hex(8), turn_detection, voices)
 
     clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
 

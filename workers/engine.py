@@ -79,7 +79,9 @@ class EngineInfo:
     """name; stage; rate_hz: the engine's native audio rate (0 for text only); max_streams: how many streams one worker
     can hold at once (0: unlimited); frame_samples: audio is delivered in any length, but batches best in multiples
     of this many samples (0: no preference); works_ahead: it uses pauses to have the transcript ready (stt); takes_audio:
-    a reply engine that hears the turn itself and answers with AUDIO (speech to speech)."""
+    a reply engine that hears the turn itself and answers with AUDIO (speech to speech); options: what ``open`` takes of a
+    session (``voice``, ``language``, ``speed``, or names of its own), the pool sends no others; voices: what ``voice`` may be
+    (empty: unknown)."""
 
     name: str
     stage: Stage
@@ -88,6 +90,8 @@ class EngineInfo:
     frame_samples: int = 0
     works_ahead: bool = False
     takes_audio: bool = False
+    options: tuple[str, ...] = ()
+    voices: tuple[str, ...] = ()
 
     @property
     def hears(self) -> bool:

@@ -12,13 +12,14 @@ A name is one of
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import re
 from dataclasses import dataclass
 from functools import reduce
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, cast
 
@@ -130,9 +131,13 @@ def resolve(name: str) -> EngineSpec:
 
 
 def takes_audio(name: str) -> bool:
-    """Whether the reply engine ``name`` is speech to speech. Of engines that are not built in this is not known."""
-    spec = _BUILT_IN.get(name)
-    return spec is not None and spec.takes_audio
+    """Whether the reply engine ``name`` is speech to speech. One that is not built in says so by ``takes_audio = True`` in the
+    body of its class, which is read and not run."""
+    try:
+        spec = resolve(name)
+    except EngineNotFound:
+        return False
+    return spec.takes_audio or (name not in _BUILT_IN and _declares(spec.target, "takes_audio"))
 
 
 def check(name: str, stage: Stage | None = None) -> EngineSpec:
@@ -147,7 +152,7 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
         raise EngineMissing(name, missing, f"pip install 'voiceserver[{spec.extra or _WORKER_EXTRA}]'")
     if spec.target and name not in _BUILT_IN:
         module = spec.target.partition(":")[0]
-        if not _module_exists(module):
+        if _find_module(module) is None:
             raise EngineNotFound(name, f"engine {name!r}: there is no module {module!r} on the import path")
     if stage is not None and spec.stages and stage not in spec.stages:
         fitting = ", ".join(other.name for other in _BUILT_IN.values() if stage in other.stages)
@@ -175,13 +180,31 @@ def _spec_of(point: EntryPoint) -> EngineSpec:
     return EngineSpec(point.name, f"{point.module}:{point.attr}")
 
 
-def _module_exists(dotted: str) -> bool:
+def _declares(target: str, flag: str) -> bool:
+    """Whether the class ``target`` has ``flag = True`` in its body."""
+    module, _, attribute = target.partition(":")
+    found = _find_module(module)
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return False
+    with open(found.origin, "rb") as source:
+        tree = ast.parse(source.read())
+    bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
+    for line in (line for body in bodies for line in body):
+        names = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        value = getattr(line, "value", None)
+        is_named = any(isinstance(name, ast.Name) and name.id == flag for name in names)
+        if is_named and isinstance(value, ast.Constant) and value.value is True:
+            return True
+    return False
+
+
+def _find_module(dotted: str) -> ModuleSpec | None:
     # find_spec on a dotted name would import the parents, which may be heavy: walk the paths instead.
     head, *rest = dotted.split(".")
     spec = importlib.util.find_spec(head)
     for name in rest:
         if spec is None or spec.submodule_search_locations is None:
-            return False
+            return None
         # The last part of the name is enough, and a whole one would make namespace packages look for their parents.
         spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    return spec is not None
+    return spec

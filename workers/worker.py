@@ -402,6 +402,9 @@ class Worker:
             self._channel.ring_bell()
 
 
+MAX_VOICES = 1_000  # that are told; whoever has more is asked about each
+
+
 def hello_bytes(info: EngineInfo) -> bytes:
     """OPENED of the control stream: what the pool must know of the engine."""
     told = {
@@ -409,6 +412,8 @@ def hello_bytes(info: EngineInfo) -> bytes:
         "stage": info.stage,
         "rate_hz": info.rate_hz,
         "max_streams": info.max_streams,
+        "options": info.options,
+        "voices": info.voices[:MAX_VOICES],
     }
     return json.dumps(told).encode()
 

@@ -25,7 +25,7 @@ class Obedient:
             raise ValueError("load: 'bad params' is none of the values it can have")
         if params.get("load") == "exit":
             os._exit(3)
-        self.info = EngineInfo("obedient", "reply", max_streams=int(params.get("max_streams", 0)))
+        self.info = EngineInfo("obedient", "reply", max_streams=int(params.get("max_streams", 0)), options=("voice",))
         self._count: dict[int, int] = {}
 
     @staticmethod
@@ -36,6 +36,8 @@ class Obedient:
     def open(self, stream: int, params: StreamParams) -> None:
         if params.options.get("voice") == "nobody":
             raise EngineError("bad_voice", "There is no voice 'nobody'.")
+        if params.options.keys() - set(self.info.options):
+            raise EngineError("bad_option", "It has the option 'voice' and no other.")
         self._count[stream] = 0
 
     def step(self, batch: Sequence[Item]) -> Sequence[Output]:

@@ -170,6 +170,7 @@ class AnsweredPool:
         self.refusal: Refusal | None = None
         self.streams: list[AnsweredStream] = []
         self.room = 10**9
+        self.voices: frozenset[str] = frozenset()
         self.ready = True
 
     def try_open(

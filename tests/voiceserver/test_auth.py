@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from websockets.datastructures import Headers
 from websockets.frames import Opcode
 
-from tests.voiceserver.shell import Shell, audio, masked, upgrade
+from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
 from voiceserver.auth import CLIENT_SECRETS, Auth, hash_of, new_key, presented_key
 from voiceserver.config import AuthConfig
 from voiceserver.errors import ConfigError
 from voiceserver.http import Caller, Response
+from workers.ipc.messages import ResultKind
 
 NOON_S = 43_200.0
 
@@ -160,6 +162,25 @@ def test_sessions_of_a_key_are_counted_through_the_shell(tmp_path: Path) -> None
     line.lose()
     assert shell.call(upgrade(more=more)).status == 101
     assert not any(door.key in str(entry) for entry in shell.logged)
+
+
+def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(tmp_path: Path) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 1")
+    shell = Shell("vad", "reply")
+    shell.router.auth = shell.hub.auth = door.auth
+    door.auth.enter("app")
+    door.auth.leave("app", 20_000.0)
+    line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {door.key}\r\n"))
+    second = base64.b64encode(bytes(48_000)).decode()
+    line.receive(text({"type": "input_audio_buffer.append", "audio": second}))
+    line.receive(text({"type": "response.create"}))
+    (stream,) = shell.pools["reply"].streams
+    stream.answer(ResultKind.DONE, 1, 1, b"{}")
+    shell.loop.settle()
+    (limits,) = (event for event in line.events() if event["type"] == "rate_limits.updated")
+    half_a_day_s = 43_200.0
+    expected = {"name": "tokens", "limit": 600, "remaining": 390, "reset_seconds": half_a_day_s}
+    assert limits["rate_limits"] == [expected]
 
 
 def test_a_post_with_a_body_in_two_pieces_is_answered(tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def test_realtime_callers_without_an_origin_get_503_before_the_upgrade(path: str
     assert refused.body["error"]["code"] == "at_capacity"
 
 
+def test_a_realtime_caller_is_told_that_the_speech_engine_has_no_such_voice() -> None:
+    shell = Shell("tts")
+    shell.pools["tts"].voices = frozenset({"en-us", "de"})
+    line = shell.call(upgrade(openai.PATH))
+    line.receive(text({"type": "session.update", "session": {"voice": "klingon"}}))
+    assert line.events()[-1]["error"]["param"] == "session.voice"
+    line.receive(text({"type": "session.update", "session": {"voice": "de"}}))
+    assert line.events()[-1]["session"]["audio"]["output"]["voice"] == "de"
+
+
 def test_a_realtime_browser_is_let_in_told_and_closed_a_second_later() -> None:
     shell = full()
     browser = shell.call(

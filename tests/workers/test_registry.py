@@ -68,6 +68,28 @@ def test_an_attribute_that_is_not_there() -> None:
         load("tests.engines_for_tests:Nobody")
 
 
+def test_speech_to_speech_is_declared_in_the_class_and_found_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "declared_engines.py").write_text(
+        "raise SystemExit('this module must not be run')\n"
+        "class Parrot:\n    takes_audio = True\n"
+        "class Typed:\n    takes_audio: bool = True\n"
+        "class Deaf:\n    takes_audio = False\n"
+        "class Silent: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    heard = {
+        name: registry.takes_audio(f"declared_engines:{name}")
+        for name in ("Parrot", "Typed", "Deaf", "Silent")
+    }
+    assert heard == {"Parrot": True, "Typed": True, "Deaf": False, "Silent": False}
+    assert registry.takes_audio("echo")
+    assert not registry.takes_audio("concierge")
+    for unknown in ("nobody", "no_such_package:X", "json:JSONDecoder.nested", "math:sin"):
+        assert not registry.takes_audio(unknown)
+
+
 def test_the_wrong_stage_is_told_which_engines_fit() -> None:
     with pytest.raises(EngineNotFound, match=r"serves tts, not stt; for stt there is .*pocketsphinx"):
         check("espeak", "stt")

@@ -19,7 +19,7 @@ class Recorder:
     """Answers each item with what ``answer`` says, and remembers every call."""
 
     def __init__(self, stage: Stage = "stt", rate_hz: int = 16_000) -> None:
-        self.info = EngineInfo("recorder", stage, rate_hz, max_streams=7)
+        self.info = EngineInfo("recorder", stage, rate_hz, max_streams=7, options=("voice",))
         self.batches: list[list[Item]] = []
         self.calls: list[tuple[str, int, int]] = []
 
@@ -107,7 +107,14 @@ def test_hello_tells_what_the_pool_must_know(benches: list[Bench]) -> None:
     (hello,) = bench.run()
     assert (hello.kind, hello.stream) == (ResultKind.OPENED, CONTROL_STREAM)
     told = json.loads(hello.payload)
-    assert told == {"engine": "recorder", "stage": "stt", "rate_hz": 16_000, "max_streams": 7}
+    assert told == {
+        "engine": "recorder",
+        "stage": "stt",
+        "rate_hz": 16_000,
+        "max_streams": 7,
+        "options": ["voice"],
+        "voices": [],
+    }
 
 
 def test_streams_are_batched_and_each_result_carries_the_consumed_position(benches: list[Bench]) -> None:

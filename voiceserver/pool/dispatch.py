@@ -16,6 +16,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from voiceserver.errors import Refusal
@@ -84,6 +85,8 @@ class ChannelPool(ABC):
         self._freed_ms = 0.0
         self.restarts = 0
         self.is_lighter = False  # see ``tiered``
+        self._options: frozenset[str] = frozenset()  # of its engine, as a worker told
+        self.voices: frozenset[str] = frozenset()
 
     # For the sessions
 
@@ -93,7 +96,7 @@ class ChannelPool(ABC):
         if left_ms:
             return Refusal("quarantined", left_ms, self.stage)
         trial_items = self.quarantine.trial_items(key, now_ms) if key else 0
-        payload = params.to_bytes()
+        payload = self._taken_by_engine(params).to_bytes()
         for lane in self._candidates(trial_items > 0, now_ms):
             stream = self._next_stream
             if lane.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
@@ -103,6 +106,11 @@ class ChannelPool(ABC):
                 lane.ring_soon()
                 return opened
         return self._refuse(owner, trial_items > 0)
+
+    def _taken_by_engine(self, params: StreamParams) -> StreamParams:
+        """Without the options that the engine does not name: a session wishes, and not every engine can."""
+        options = {name: value for name, value in params.options.items() if name in self._options}
+        return params if len(options) == len(params.options) else replace(params, options=options)
 
     def forget(self, owner: StreamOwner) -> None:
         """``owner`` is leaving: no ``on_room`` for it any more."""
@@ -340,6 +348,7 @@ class ChannelPool(ABC):
             limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
             lane.max_streams = min(limits, default=0)
             lane.state = LaneState.READY
+            self._options, self.voices = frozenset(told["options"]), frozenset(told["voices"])
             if lane.end is not None:
                 lane.pid = lane.end.flight().worker_pid  # the hello may overtake the forkserver's answer
             self.on_ready(lane)

@@ -51,6 +51,11 @@ class TieredPool:
             return self.own.try_open(owner, params, key=key)
         return got
 
+    @property
+    def voices(self) -> frozenset[str]:
+        """Of the stage's own engine."""
+        return getattr(self.own, "voices", frozenset())
+
     def is_ready(self) -> bool:
         """See ``Pool``: of the stage's own engine; the lighter one is an extra."""
         return self.own.is_ready()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
 import sys
 import threading
 from collections import deque
@@ -27,11 +26,11 @@ from workers.audio import Audio, pcm16_to_float
 from workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from workers.engines.espeak_library import RATE_HZ, EspeakError, Library, Voice, variants, voice_paths
 from workers.ipc.messages import ResultKind, StreamParams
+from workers.sentences import check_sentences, speakable
 
 log = logging.getLogger(__name__)
 
 FRAME_SAMPLES = RATE_HZ // 50
-MAX_TEXT_CHARS = 4000
 # Frames that one step hands out: half a second, so that sentences of several callers come out side by side.
 _FRAMES_PER_STEP = 25
 # How long a step may wait for the synthesiser: long enough not to spin, short enough to serve others.
@@ -41,7 +40,6 @@ DEFAULT_VOICE = "en-us"
 _SETTINGS = ("voice", "language", "rate", "pitch", "speed")
 _RATES_WPM = (80, 450)  # what espeak-ng takes
 _SOME_VOICES = ("en-us", "en-gb", "de", "fr", "es", "it")
-_UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 class Sentence:
@@ -166,7 +164,8 @@ class Espeak:
             if key not in _SETTINGS:
                 raise ValueError(f"{key}: espeak has no such parameter; it has {', '.join(_SETTINGS)}")
         self._voice = _voice({"voice": DEFAULT_VOICE, **params}, Voice(""))
-        self.info = EngineInfo("espeak", "tts", RATE_HZ, frame_samples=FRAME_SAMPLES)
+        voices = tuple(sorted(voice_paths()))
+        self.info = EngineInfo("espeak", "tts", RATE_HZ, 0, FRAME_SAMPLES, options=_SETTINGS, voices=voices)
         self._streams: dict[int, _Stream] = {}
         # Loads the library while the worker says hello.
         synthesiser()
@@ -194,14 +193,10 @@ class Espeak:
 
     def step(self, batch: Sequence[Item]) -> Sequence[Output]:
         states = [self._streams[item.stream] for item in batch]
-        for item in batch:
-            if item.text is not None and len(item.text) > MAX_TEXT_CHARS:
-                raise EngineError(
-                    "text_too_long", f"a sentence may have {MAX_TEXT_CHARS} characters, not {len(item.text)}"
-                )
+        check_sentences(batch)
         for item, state in zip(batch, states, strict=True):
             if item.text is not None and not item.is_continued:
-                sentence = Sentence(_UNSPEAKABLE.sub(" ", item.text).strip(), state.voice, item.turn)
+                sentence = Sentence(speakable(item.text), state.voice, item.turn)
                 state.sentences.append(sentence)
                 if any(map(str.isalnum, sentence.text)):
                     synthesiser().put(sentence)

@@ -9,7 +9,6 @@ Piper is GPLv3, so it is an optional extra, and imported in a worker process onl
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +16,10 @@ from dataclasses import replace
 from workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from workers.engines.piper_voice import Manner, Voice
 from workers.ipc.messages import ResultKind, StreamParams
+from workers.sentences import check_sentences, speakable
 
-MAX_TEXT_CHARS = 4000
 _PARAMS = ("voice", "device", "threads", "speed", "speaker", "noise", "noise_w")
-_OPTIONS = ("speed", "speaker")
-_UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f]+")
+_OPTIONS = ("speed", "speaker", "voice")
 
 
 class _Stream:
@@ -47,7 +45,8 @@ class _Stream:
 
 class Piper:
     """TTS engine. Params: voice (path of NAME.onnx, NAME.onnx.json beside it), device (cpu, cuda), threads, speed
-    (0.25 to 4), speaker (name or number), noise, noise_w (0 to 2). Stream options: speed, speaker."""
+    (0.25 to 4), speaker (name or number), noise, noise_w (0 to 2). Stream options: speed, speaker, and voice, a
+    speaker's name for a session, where speakers have names."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         for key in params:
@@ -71,7 +70,9 @@ class Piper:
         if "speaker" in params:
             manner = replace(manner, speaker=self._voice.speaker(params["speaker"]))
         self._manner = manner
-        self.info = EngineInfo("piper", "tts", self._voice.rate_hz)
+        names = self._voice.speaker_names
+        options = _OPTIONS if names else _OPTIONS[:2]
+        self.info = EngineInfo("piper", "tts", self._voice.rate_hz, options=options, voices=names)
         self._streams: dict[int, _Stream] = {}
         self._steps = 0
 
@@ -83,25 +84,23 @@ class Piper:
             for key, value in params.options.items():
                 if key == "speed":
                     manner = replace(manner, speed=_number("speed", value, 0.25, 4.0))
-                elif key == "speaker":
-                    manner = replace(manner, speaker=self._voice.speaker(value))
+                elif key in self.info.options:
+                    manner = replace(manner, speaker=self._voice.speaker(value, key))
                 else:
-                    raise ValueError(f"{key}: piper has no such option; it has {', '.join(_OPTIONS)}")
+                    raise ValueError(
+                        f"{key}: piper has no such option; it has {', '.join(self.info.options)}"
+                    )
         except ValueError as error:
             raise EngineError("bad_option", str(error)) from None
         self._streams[stream] = _Stream(manner)
 
     def step(self, batch: Sequence[Item]) -> Sequence[Output]:
         states = [self._streams[item.stream] for item in batch]
-        for item in batch:
-            if item.text is not None and len(item.text) > MAX_TEXT_CHARS:
-                raise EngineError(
-                    "text_too_long", f"a sentence may have {MAX_TEXT_CHARS} characters, not {len(item.text)}"
-                )
+        check_sentences(batch)
         self._steps += 1
         for item, state in zip(batch, states, strict=True):
             if item.text is not None and not item.is_continued:
-                state.texts.append((item.turn, _UNSPEAKABLE.sub(" ", item.text).strip()))
+                state.texts.append((item.turn, speakable(item.text)))
         outputs = [Output() for _ in batch]
         for index in sorted(range(len(batch)), key=lambda index: states[index].served_step):
             if self._advance(states[index], outputs[index]):

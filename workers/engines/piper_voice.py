@@ -65,12 +65,17 @@ class Voice:
         self._speakers: Mapping[str, int] = config.speaker_id_map
         self._length_scale: float = config.length_scale
 
-    def speaker(self, value: object) -> int:
-        """A speaker's number by name or number. Raises ValueError naming ``speaker``."""
+    @property
+    def speaker_names(self) -> tuple[str, ...]:
+        """Empty where speakers have numbers only."""
+        return tuple(self._speakers)
+
+    def speaker(self, value: object, key: str = "speaker") -> int:
+        """A speaker's number by name or number. Raises ValueError naming ``key``."""
         number = self._speakers.get(value) if isinstance(value, str) else value
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < self.speaker_count:
             names = ", ".join(list(self._speakers)[:8]) or f"0 to {self.speaker_count - 1}"
-            raise ValueError(f"speaker: the voice has no {value!r}; it has {names}")
+            raise ValueError(f"{key}: the voice has no {value!r}; it has {names}")
         return number
 
     def sentences(self, text: str) -> list[list[int]]:

@@ -111,7 +111,7 @@ class Whisper:
     def __init__(self, params: Mapping[str, object]) -> None:
         self._settings = Settings.read(params)
         self._model = WhisperModel(self._settings)
-        self.info = EngineInfo("whisper", "stt", RATE_HZ, works_ahead=True)
+        self.info = EngineInfo("whisper", "stt", RATE_HZ, works_ahead=True, options=("language",))
         self._interval_samples = self._settings.decode_interval_ms * RATE_HZ // 1000
         self._streams: dict[int, _Stream] = {}
         self._steps = 0

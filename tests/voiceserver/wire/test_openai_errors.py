@@ -154,6 +154,21 @@ def test_the_voice_is_frozen_after_the_first_audio_but_not_by_a_text_reply() -> 
     assert answer["session"]["instructions"] == ""
 
 
+def test_a_voice_that_the_speech_engine_does_not_have_is_refused_with_the_nearest() -> None:
+    client = Client(voices=frozenset({"en-us", "en-gb", "de"}))
+    for voice in ("en-gb", "EN_US+f3", "de", "marin", "alloy"):
+        client.update(voice=voice)
+    asked = len(client.asked)
+    error = client.error("session.update", session={"audio": {"output": {"voice": "en-gv"}}})
+    assert (error["code"], error["param"]) == ("invalid_value", "session.audio.output.voice")
+    assert error["message"].startswith("Invalid value: 'en-gv'. Supported values are: 'en-gb'")
+    assert client.error("response.create", response={"voice": "klingon"})["code"] == "invalid_value"
+    assert len(client.asked) == asked
+    client = Client()
+    client.update(voice="anything")
+    assert client.asked[-1] == ev.SessionUpdate(voice="anything")
+
+
 def test_a_voice_of_the_first_response_is_the_sessions_from_then_on() -> None:
     client = Client()
     client.say("response.create", response={"audio": {"output": {"voice": "en-gb"}}})

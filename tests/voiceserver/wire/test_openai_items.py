@@ -11,7 +11,7 @@ from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
 from voiceserver.events import HistoryItem
 from voiceserver.wire import Audio
-from voiceserver.wire.openai import Dialect, RateLimit
+from voiceserver.wire.openai import Dialect
 from voiceserver.wire.openai import items as wire_items
 
 TOOL = {"type": "function", "name": "weather", "description": "of a place", "parameters": {"type": "object"}}
@@ -162,7 +162,7 @@ def test_the_oldest_items_leave_a_full_conversation(monkeypatch: pytest.MonkeyPa
 
 def test_a_response_by_hand_has_the_id_it_was_asked_under_and_its_metadata() -> None:
     client = Client()
-    client.codec.set_rate_limits((RateLimit("requests", 10, 9, 1.5),))
+    client.codec.set_talk_limit(60_000.0, 45_000.0, 1.5)
     response = {
         "metadata": {"topic": "a"},
         "output_modalities": ["text"],
@@ -178,7 +178,7 @@ def test_a_response_by_hand_has_the_id_it_was_asked_under_and_its_metadata() -> 
     assert created["response"]["id"] == done["response"]["id"] == create.key
     assert done["response"]["metadata"] == {"topic": "a"}
     assert done["response"]["max_output_tokens"] == 9
-    assert limits["rate_limits"] == [{"name": "requests", "limit": 10, "remaining": 9, "reset_seconds": 1.5}]
+    assert limits["rate_limits"] == [{"name": "tokens", "limit": 600, "remaining": 450, "reset_seconds": 1.5}]
 
 
 def test_usage_counts_text_by_the_engine_and_audio_by_its_length() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.voiceserver.wire.openai_client import Client, Wire, text_item
 from voiceserver import events as ev
-from voiceserver.wire.openai import Dialect, RateLimit
+from voiceserver.wire.openai import Dialect
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter  # noqa: E402
 def everything(dialect: Dialect) -> list[Wire]:
     """At least one of every server event that this wire has."""
     client = Client(dialect, model="gpt-realtime")  # the beta schema lists the models it knows
-    client.codec.set_rate_limits((RateLimit("requests", 10, 9, 1.5),))
+    client.codec.set_talk_limit(60_000.0, 45_000.0, 1.5)
     tool = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
     client.update(
         tools=[tool], turn_detection={"type": "server_vad"}, resumption={"enabled": True}, tracing=None

@@ -12,9 +12,10 @@ import pytest
 
 from tests import recordings
 from workers.engine import EngineError, Item
-from workers.engines.espeak import FRAME_SAMPLES, MAX_TEXT_CHARS, Espeak
+from workers.engines.espeak import FRAME_SAMPLES, Espeak
 from workers.engines.espeak_library import RATE_HZ
 from workers.ipc.messages import ResultKind, StreamParams
+from workers.sentences import MAX_TEXT_CHARS
 
 SENTENCE = "You said: go forward ten meters."
 NOTHING = np.empty(0, np.float32)

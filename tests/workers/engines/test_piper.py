@@ -109,6 +109,20 @@ def test_twice_the_speed_is_half_the_length() -> None:
     assert len(say(slow, 1, "Hello there.")[0]) / len(normal[0]) == pytest.approx(2.0, abs=0.01)
 
 
+def test_a_session_names_a_speaker_as_its_voice_where_speakers_have_names() -> None:
+    engine = piper(noise=0.0, noise_w=0.0)
+    assert (engine.info.voices, "voice" in engine.info.options) == (("speaker0", "speaker1"), True)
+    second, by_voice = (
+        say(engine, 1, "Hello.", speaker="speaker1"),
+        say(engine, 2, "Hello.", voice="speaker1"),
+    )
+    np.testing.assert_array_equal(second[0], by_voice[0])
+    with pytest.raises(EngineError, match="voice: the voice has no 'nobody'; it has speaker0, speaker1"):
+        engine.open(3, StreamParams(options={"voice": "nobody"}))
+    alone = make("piper", {"voice": str(Path(model("piper")))})
+    assert (alone.info.voices, alone.info.options) == ((), ("speed", "speaker"))
+
+
 def test_each_session_has_its_speaker_by_name_or_number() -> None:
     engine = piper(noise=0.0, noise_w=0.0)
     default, first, second, named = (

@@ -12,7 +12,6 @@ from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
 from voiceserver.wire.openai.handshake import PATH, Request, codec_for, read_request
 from voiceserver.wire.openai.items import Conversation
-from voiceserver.wire.openai.outbound import RateLimit
 from voiceserver.wire.openai.schema import MAX_MESSAGE_BYTES
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "Conversation",
     "Dialect",
     "OpenAICodec",
-    "RateLimit",
     "Request",
     "codec_for",
     "read_request",

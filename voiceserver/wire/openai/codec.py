@@ -31,7 +31,7 @@ from voiceserver.wire.openai import errors, schema
 from voiceserver.wire.openai.audio import AudioFormat
 from voiceserver.wire.openai.dialect import Dialect
 from voiceserver.wire.openai.items import ROOT, Conversation, Item, parse_item
-from voiceserver.wire.openai.outbound import Outbound, RateLimit
+from voiceserver.wire.openai.outbound import Outbound
 from voiceserver.wire.openai.requests import read_create
 from voiceserver.wire.openai.settings import (
     WireSettings,
@@ -115,9 +115,9 @@ class OpenAICodec:
         """The client asked for its conversation to be kept (``resumption.enabled``)."""
         return self._out.settings.resumes
 
-    def set_rate_limits(self, limits: tuple[RateLimit, ...]) -> None:
-        """What ``rate_limits.updated`` says after each response."""
-        self._out.rate_limits = limits
+    def set_talk_limit(self, daily_ms: float, left_ms: float, reset_s: float) -> None:
+        """Audio that the caller's key may send in a day: what ``rate_limits.updated`` says after each response."""
+        self._out.set_talk_limit(daily_ms, left_ms, reset_s)
 
     def opening_events(self) -> list[ClientEvent]:
         """What the session has to know before the client says anything. Taken once; else it comes with the first event."""

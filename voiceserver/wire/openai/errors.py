@@ -1,7 +1,8 @@
 """What goes wrong, in the words that Realtime clients know. Rule: an ``error`` event never ends the session.
 
-Some stock clients give up on any ``error`` that they do not know, so a server that is only late says so as
-``rate_limits.updated`` with the numbers, and keeps ``error`` for audio that is lost and for places that there are not.
+Some stock clients give up on any ``error`` that they do not know, so a server that is only late, or that goes down when the
+turn is finished, says so as ``rate_limits.updated`` with the numbers, and keeps ``error`` for audio that is lost and for
+places that there are not.
 
 Clients branch on ``code``: cancelling a response that has just finished, or creating one while another runs, is a race
 that stock clients pass over in silence, but only under these codes.
@@ -96,9 +97,17 @@ def describe_busy(event: ServerBusy) -> dict[str, object]:
 
 
 def describe_draining(event: ServerDraining) -> dict[str, object]:
+    """The fields of ``rate_limits.updated``: no more requests on this connection. The turn in progress is still finished, and a
+    client that took an ``error`` for the end would cut it off."""
     message = f"The server is shutting down; the connection closes within {event.deadline_ms:.0f} ms. Reconnect then."
-    fields = error_fields(SERVER_ERROR, "server_draining", message, None, None)
-    return {**fields, "deadline_ms": event.deadline_ms}
+    limit = {
+        "name": "requests",
+        "limit": 1,
+        "remaining": 0,
+        "reset_seconds": round(event.deadline_ms / 1000.0, 3),
+    }
+    told = {"code": "server_draining", "message": message, "deadline_ms": event.deadline_ms}
+    return {"rate_limits": [limit], "draining": told}
 
 
 def field_error(

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from voiceserver import events as ev
 from voiceserver.wire import Frame
 from voiceserver.wire.openai import errors
+from voiceserver.wire.openai.audio import INPUT_TOKEN_MS
 from voiceserver.wire.openai.dialect import Dialect, Writer
 from voiceserver.wire.openai.items import Conversation, Item, Part
 from voiceserver.wire.openai.responses import Response, ResponseOptions
@@ -97,6 +98,10 @@ class Outbound:
     def encode(self, event: ev.ServerEvent) -> list[Frame]:  # hot
         encoder = _ENCODERS.get(type(event))
         return encoder(self, event) if encoder is not None else []
+
+    def set_talk_limit(self, daily_ms: float, left_ms: float, reset_s: float) -> None:
+        daily, left = round(daily_ms / INPUT_TOKEN_MS), round(left_ms / INPUT_TOKEN_MS)
+        self.rate_limits = (RateLimit("tokens", daily, left, round(reset_s, 3)),)
 
     @property
     def active_response(self) -> Response | None:
@@ -349,7 +354,7 @@ class Outbound:
         return self._vendor("server.ready", {"stage": event.stage, "credit_ms": event.credit_ms})
 
     def _draining(self, event: ev.ServerDraining) -> list[Frame]:
-        frames = self.error(errors.describe_draining(event))
+        frames: list[Frame] = [self.writer.frame("rate_limits.updated", errors.describe_draining(event))]
         return frames + self._vendor("server.draining", {"deadline_ms": event.deadline_ms})
 
     def _closing(self, event: ev.SessionClosing) -> list[Frame]:

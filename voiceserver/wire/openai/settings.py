@@ -5,6 +5,7 @@ Rule: ``WireSettings`` is immutable; an update that is refused has changed nothi
 
 from __future__ import annotations
 
+import difflib
 from typing import Final, Literal
 
 import msgspec
@@ -228,11 +229,24 @@ def _apply_audio(
         changes["noise_reduction"] = noise.copy()  # a Raw is a view into the whole message
     voice = voice_name(spoken.voice) or voice_name(body.voice)
     if voice is not None and voice != settings.voice:
+        _check_voice(voice, voices, "session.voice" if spoken.voice is None else "session.audio.output.voice")
         changes["voice"] = voice
         update["voice"] = "" if voice in PRESET_VOICES and voice not in voices else voice
     speed = spoken.speed if spoken.speed is not None else body.speed
     if speed is not None:
         changes["speed"] = update["speed"] = speed
+
+
+def _check_voice(voice: str, voices: frozenset[str], param: str) -> None:
+    """``voices`` empty: the speech engine does not say which it has, and answers for itself."""
+    plain = voice.partition("+")[0].lower().replace("_", "-")  # espeak's variants: en-us+f3
+    if not voices or voice in voices or plain in voices or voice in PRESET_VOICES:
+        return
+    near = difflib.get_close_matches(plain, sorted(voices), n=4, cutoff=0.4)
+    shown = ", ".join(f"'{one}'" for one in [*near, *sorted(PRESET_VOICES)])
+    raise ProtocolError(
+        "invalid_value", f"Invalid value: '{voice[:80]}'. Supported values are: {shown}.", param=param
+    )
 
 
 def to_update(fields: dict[str, object]) -> SessionUpdate:

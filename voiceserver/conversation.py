@@ -13,7 +13,7 @@ for at most one reply.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from voiceserver.ear import Ear
     from voiceserver.state import SessionState
 
+LOST: Final = 1006  # the close code of a session whose caller has gone without a word
 
 # ------------------------------------------------------------------------------------------------------ utterances
 
@@ -123,6 +124,19 @@ def end_speech(session: SessionState, ear: Ear, stop: Stop, now_ms: float) -> Ut
             transcripts.forget(turn)
             session.the_lanes.reset("reply")
     return utterance
+
+
+def give_up_transcripts(session: SessionState, now_ms: float) -> None:
+    """The session ends now: say of which turns there will be no transcript, and how much of them stt had not heard."""
+    ear, transcripts = session.ear, session.transcripts
+    if ear is None or transcripts is None or session.settings.hears_with != "stt":
+        return
+    if ear.capturing_turn and not session.is_open and session.close_code != LOST:
+        end_turn(session, "close", now_ms)
+    for turn in transcripts.pending_turns:
+        unheard_ms = round(ear.ms(ear.capture.backlog_of(turn)), 1)
+        message = f"The session ended before the transcript was ready; {unheard_ms:g} ms of the turn had not been heard."
+        transcripts.give_up(turn, "session_ended", message)
 
 
 def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record, now_ms: float) -> None:

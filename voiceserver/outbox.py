@@ -192,6 +192,12 @@ class Outbox:
                 return entries[index].at_ms
         return None
 
+    def backlog_of(self, turn: int) -> int:
+        """Units of ``turn`` that are not consumed."""
+        entries = self._entries
+        waiting = (entries[index] for index in range(self._consumed_entries, len(entries)))
+        return sum(entry.units for entry in waiting if entry.turn == turn)
+
     @property
     def is_empty(self) -> bool:
         return not self._entries

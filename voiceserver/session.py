@@ -113,6 +113,7 @@ class Session(SessionState):
         self._close(now_ms)
 
     def _close(self, now_ms: float) -> None:
+        conversation.give_up_transcripts(self, now_ms)
         if self._mouth is not None:
             self._mouth.stop("cancelled", now_ms)
         if self.gate is not None and self.gate.dropped_ms:

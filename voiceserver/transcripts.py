@@ -63,6 +63,17 @@ class Transcripts:
         """When the oldest turn ended whose transcript is not here yet."""
         return self._waiting[0].decided_ms if self._waiting else None
 
+    @property
+    def pending_turns(self) -> list[int]:
+        """Turns that have ended and whose transcript is not here yet."""
+        return [one.turn for one in self._waiting if one.decided_ms is not None and not one.has_final]
+
+    def give_up(self, turn: int, code: str, message: str) -> None:
+        """There will be no transcript of ``turn``."""
+        self.forget(turn)
+        if not self.is_silent:
+            self._events.append(TranscriptFailed(turn=turn, code=code, message=message))
+
     def find(self, turn: int) -> Utterance | None:
         return next((one for one in self._waiting if one.turn == turn), None)
 

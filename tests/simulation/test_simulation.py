@@ -73,6 +73,12 @@ def test_servers_retreat_and_their_callers_are_told_what_they_go_without() -> No
     assert any("'no_partials'" in entry for world in worlds for entry in world.diary)
 
 
+def test_who_closes_before_the_transcript_is_ready_hears_that_there_will_be_none() -> None:
+    diaries = [entry for seed in range(160) for entry in play(seed).diary if "session_ended" in entry]
+    assert len(diaries) > 3
+    assert any("; 0 ms of the turn" not in entry for entry in diaries)
+
+
 def test_replies_are_begun_at_pauses_and_some_for_nothing() -> None:
     sessions = [
         caller.session

@@ -128,7 +128,7 @@ class World:
         self.is_calm = rng.random() < 0.1
         self.settings = settings_of(
             backpressure=BackpressureConfig(max_backlog_ms=rng.choice([10_000, 10_000, 600])),
-            close_timeout_ms=25_000.0,
+            close_timeout_ms=random.Random(f"close {seed}").choice([25_000.0, 25_000.0, 25_000.0, 150.0]),
             reply_timeout_ms=20_000.0,
             false_interruption_ms=rng.choice([0.0, 600.0]),
             preemptive=seed % 3 == 0,

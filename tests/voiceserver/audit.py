@@ -75,6 +75,9 @@ class Audit:
             self.degraded = ()
         elif isinstance(event, ev.SessionClosing):
             assert not self.open_replies, "a reply that never ends"
+            is_heard = event.reason not in ("disconnected", "client_left")
+            owed = self.stopped - self.finals.keys() - self.failed
+            assert not (is_heard and owed), f"turns {owed} have neither a transcript nor a word about it"
             self.closing = event
 
     def _done(self, event: ev.ReplyDone) -> None:

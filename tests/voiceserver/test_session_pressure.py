@@ -441,3 +441,41 @@ def test_signals_can_be_encoded_for_the_wire() -> None:
         "type", "stage", "reason", "lag_ms", "credit_ms", "retry_after_ms", "dropped_ms", "position", "turn", "step",
         "degraded",
     }  # fmt: skip
+
+
+def test_a_close_that_cannot_wait_for_the_transcript_says_so_with_numbers() -> None:
+    bench = Bench(settings_of(close_timeout_ms=500.0))
+    bench.stt_answers = False
+    bench.say()
+    bench.pause()
+    bench.do(ev.SessionClose())
+    assert bench.all(ev.TranscriptFailed) == []
+    bench.pass_time(500.0)
+    failed = bench.one(ev.TranscriptFailed)
+    assert (failed.turn, failed.code) == (1, "session_ended")
+    (unheard_ms,) = (float(word) for word in failed.message.split() if word.replace(".", "").isdigit())
+    books = bench.one(ev.SessionClosing).accounting
+    assert unheard_ms == books.stages["stt"].discarded_ms > 500.0
+    assert bench.names()[-1] == "session.closing"
+
+
+def test_a_turn_that_is_cut_off_by_the_close_is_ended_and_told_of_too() -> None:
+    bench = Bench(settings_of(close_timeout_ms=500.0))
+    bench.stt_answers = False
+    bench.vad_answers = True
+    bench.say()
+    bench.do(ev.SessionClose())
+    bench.pass_time(500.0)
+    assert bench.one(ev.SpeechStopped).reason == "close"
+    assert bench.one(ev.TranscriptFailed).turn == 1
+
+
+def test_a_caller_who_wants_no_transcripts_hears_of_none() -> None:
+    bench = Bench(settings_of(close_timeout_ms=500.0), transcribes=False)
+    bench.stt_answers = False
+    bench.say()
+    bench.pause()
+    bench.do(ev.SessionClose())
+    bench.pass_time(500.0)
+    assert bench.all(ev.TranscriptFailed) == []
+    assert bench.all(ev.SessionClosing)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from benchmarks.report import print_table, store
 TALKERS = 32
 BURST = 16
 TURNS = 3
+RING_ROUNDS = 20
 _SPARE_FILES = 200
 Figures = dict[str, Any]
 
@@ -77,6 +79,18 @@ class SideProcess:
                 return figures
             before = figures
         raise ClientFailed(f"{self.name} took {before['received']} of {received} messages")
+
+    def ring_seconds(self, base: Figures, key: str, expected: int, idle_rate: float) -> float:
+        """CPU seconds since ``base`` until ``key`` of the ring's figures is ``expected``."""
+        before, began_s, spent_s = base, time.monotonic(), 0.0
+        for _ in range(200):
+            time.sleep(0.03)
+            figures = self.ask("ring")
+            spent_s += figures["cpu_before_s"] - before["cpu_after_s"]
+            before = figures
+            if figures[key] >= expected:
+                return float(spent_s - idle_rate * (time.monotonic() - began_s))
+        raise ClientFailed(f"{before[key]} of {expected} messages were {key}")
 
     def idle_rate(self) -> float:
         """CPU seconds a second that it takes to do nothing."""
@@ -146,6 +160,37 @@ def receive(side: SideProcess, service: str, burst: int, *, reads: bool = False)
     return float(spent_s / sent * 1e6)
 
 
+def to_ring(side: SideProcess) -> tuple[float, float]:
+    """Loop CPU in us per message of a burst: from the socket into the ring, and of the worker's answer to it. The worker stands
+    still until the burst is in, so that the one is not measured with the other. Ours only; the others have no workers."""
+    sockets = connect(side.ports["ring"], TALKERS)
+    drain_greetings(sockets)
+    send_bursts(sockets, BURST, 4, 0.04, reads=False)  # what is only paid once
+    idle_rate = side.idle_rate()
+    asking = _ring_rounds(side, sockets, 0, idle_rate)
+    spent = _ring_rounds(side, sockets, BURST, idle_rate)
+    close(sockets)
+    side.settle()
+    messages = RING_ROUNDS * TALKERS * BURST
+    return (spent[0] - asking[0]) / messages * 1e6, (spent[1] - asking[1]) / messages * 1e6
+
+
+def _ring_rounds(
+    side: SideProcess, sockets: list[socket.socket], burst: int, idle_rate: float
+) -> tuple[float, float]:
+    """CPU seconds of all rounds, in and back. burst 0: what it costs to ask."""
+    in_s = answer_s = 0.0
+    for _ in range(RING_ROUNDS):
+        base = side.ask("ring")
+        side.ask("hold")
+        expected = base["received"] + send_bursts(sockets, burst, 1, 0.02, reads=False)
+        in_s += side.ring_seconds(base, "received", expected, idle_rate)
+        held = side.ask("ring")
+        side.ask("release")
+        answer_s += side.ring_seconds(held, "consumed", expected, idle_rate)
+    return in_s, answer_s
+
+
 def speak(side: SideProcess) -> float:
     """Loop CPU in us of one result's way: ring, session, codec, socket. Ours only; the others have no workers."""
     sockets = connect(side.ports["ring"], TALKERS)
@@ -186,6 +231,7 @@ def messages(names: list[str]) -> dict[str, Figures]:
 def _one_turn(side: SideProcess) -> dict[str, float]:
     figures = {}
     if side.name == "ours":
+        figures["to_ring_us"], figures["answer_us"] = to_ring(side)
         figures["receive_us"] = receive(side, "ring", BURST)
         figures["receive_single_us"] = receive(side, "ring", 1)
         figures["speak_us"] = speak(side)
@@ -201,6 +247,8 @@ def _one_turn(side: SideProcess) -> dict[str, float]:
 
 _ROWS = (
     ("memory per idle connection (bytes)", "bytes_per_connection"),
+    ("message from the socket into the ring, bursts (us of CPU)", "to_ring_us"),
+    ("  and what the worker answers to it", "answer_us"),
     ("message received, bursts (us of CPU)", "receive_us"),
     ("  the same without session and ring", "callback_us"),
     ("message received, one at a time (us of CPU)", "receive_single_us"),

@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -91,25 +92,42 @@ class Ours:
         class Callback(Connection):
             __slots__ = ()
 
-            def receive_binary(self, payload: bytes) -> None:
-                side._counted += 1
+            def receive_run(self, payloads: list[bytes]) -> None:
+                side._counted += len(payloads)
 
         class Echo(Connection):
             __slots__ = ()
 
-            def receive_binary(self, payload: bytes) -> None:
-                side._counted += 1
-                self.write(build_frame(payload))
+            def receive_run(self, payloads: list[bytes]) -> None:
+                side._counted += len(payloads)
+                for payload in payloads:
+                    self.write(build_frame(payload))
 
         return {"callback": Callback, "echo": Echo}
 
     def received(self) -> int:
-        consumed_ms = sum(
-            connection._session.accounting().consumed_ms  # type: ignore[attr-defined]
-            for connection in self._server.hub.connections
-            if connection._session is not None  # type: ignore[attr-defined]
+        return self._counted + round(sum(one.consumed_ms for one in self._server.hub.live_books()) / 100)
+
+    def ring(self) -> dict[str, float]:
+        """Messages that open connections have received, and those that the worker has taken. Asking costs time: take what
+        happened between ``cpu_after_s`` of one answer and ``cpu_before_s`` of the next."""
+        before_s = cpu_seconds()
+        books = list(self._server.hub.live_books())
+        received_ms, consumed_ms = (
+            sum(one.received_ms for one in books),
+            sum(one.consumed_ms for one in books),
         )
-        return self._counted + round(consumed_ms / 100)
+        return {
+            "received": round(received_ms / 100),
+            "consumed": round(consumed_ms / 100),
+            "cpu_before_s": before_s,
+            "cpu_after_s": cpu_seconds(),
+        }
+
+    def hold_worker(self, is_held: bool) -> None:
+        """Stop the worker that takes audio, or let it go on: what it answers is then not measured with what it is given."""
+        for worker in self._server._pools["vad"].stats().workers:
+            os.kill(worker.pid, signal.SIGSTOP if is_held else signal.SIGCONT)
 
 
 class Websockets:
@@ -220,8 +238,14 @@ async def _run(side: Side) -> None:
     loop.add_reader(0, lambda: commands.put_nowait(os.read(0, 4096).decode()))
     _say(side.ports)
     while command := await commands.get():
-        if command.strip() == "collect":
+        what = command.strip()
+        if what == "collect":
             _say(_collections())
+        elif what == "ring" and isinstance(side, Ours):
+            _say(side.ring())
+        elif what in ("hold", "release") and isinstance(side, Ours):
+            side.hold_worker(what == "hold")
+            _say({})
         else:
             _say(
                 {

@@ -12,6 +12,7 @@ Bounds: a message by ``max_message_bytes``, its fragments by ``MAX_FRAGMENTS``, 
 from __future__ import annotations
 
 import logging
+import struct
 from typing import Final
 
 from websockets.frames import CloseCode, Frame, Opcode
@@ -26,8 +27,14 @@ except ImportError:  # a build of websockets without its C extension
     from websockets.utils import apply_mask
 
 FRAMES_PER_TURN: Final = 256
+# Binary frames of one read are handed over together, up to this size: half a second of audio at 16 kHz.
+RUN_BYTES: Final = 16_384
 MAX_FRAGMENTS: Final = 4_096
 _JUDGE_SLICE_BYTES: Final = 4_096
+
+_AUDIO_FRAME: Final = BINARY << 8 | LENGTH_16
+_AUDIO_HEAD_BYTES: Final = 8
+_read_audio_head: Final = struct.Struct(">HH4s").unpack_from
 
 # The judge reports every connection at info level; its only news for us is a fault of its own.
 _judge_log: Final = logging.getLogger("voiceserver.websockets")
@@ -100,6 +107,13 @@ class Framing:
     def receive_binary(self, payload: bytes) -> None:
         raise NotImplementedError
 
+    def receive_run(self, payloads: list[bytes]) -> None:
+        """Binary messages that came together."""
+        for payload in payloads:
+            if self.is_closing:  # by one of them: what follows is discarded
+                return
+            self.receive_binary(payload)
+
     def receive_text(self, payload: bytes) -> None:
         """``payload`` is valid UTF-8."""
         raise NotImplementedError
@@ -158,16 +172,20 @@ class Framing:
                 frames += self._ask_judge(data[at : at + _JUDGE_SLICE_BYTES])
                 at += _JUDGE_SLICE_BYTES
                 continue
-            if data[at] == BINARY and at + 8 <= size and data[at + 1] == LENGTH_16:
-                # What find_payload would say of the one frame that comes all the time: a chunk of audio.
-                start = at + 8
-                end = start + (data[at + 2] << 8 | data[at + 3])
-                if end <= size and end - start <= limit:
-                    frames += 1
-                    payload = apply_mask(data[start:end], data[at + 4 : start])
-                    at = end
-                    self.receive_binary(payload)
-                    continue
+            # What find_payload would say of the frames that come all the time: chunks of audio.
+            run: list[bytes] = []
+            run_end = min(size, at + RUN_BYTES)
+            while at + _AUDIO_HEAD_BYTES <= run_end and frames < FRAMES_PER_TURN:
+                head, length, mask = _read_audio_head(data, at)
+                end = at + _AUDIO_HEAD_BYTES + length
+                if head != _AUDIO_FRAME or end > size or length > limit:
+                    break
+                run.append(apply_mask(data[at + _AUDIO_HEAD_BYTES : end], mask))
+                at = end
+                frames += 1
+            if run:
+                self.receive_run(run)
+                continue
             start, end = find_payload(data, at, limit)
             if start < 0:
                 if start == INCOMPLETE:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from voiceserver.backpressure import Ticket
     from voiceserver.events import Accounting
     from voiceserver.hub import Hub
+    from voiceserver.outbox import Outbox
     from voiceserver.pool import LossReason, Stream
     from voiceserver.session import Session
     from voiceserver.wire import Codec, Frame
@@ -98,6 +99,23 @@ class Pump(Framing):
                     session.receive_event(item, now_ms)  # type: ignore[arg-type]
         except ProtocolError as error:
             self._complain(error)
+
+    def receive_run(self, payloads: list[bytes]) -> None:  # hot
+        session, codec = self._session, self._codec
+        if session is None or codec is None:
+            return
+        if not codec.binary_is_pcm:
+            super().receive_run(payloads)
+            return
+        odd = 0
+        for payload in payloads:
+            odd |= len(payload)
+        if odd & 1:
+            super().receive_run(payloads)
+            return
+        # What came together is taken as one piece: it costs one place in the outbox and the ring, and one answer.
+        now_ms = self._active_ms = self._hub.now_ms
+        session.receive_audio(payloads[0] if len(payloads) == 1 else b"".join(payloads), now_ms)
 
     def receive_text(self, payload: bytes) -> None:
         session, codec = self._session, self._codec
@@ -197,7 +215,9 @@ class Pump(Framing):
                 self._open_stream(session, stage, now_ms)
         if self._streams:
             for stage in session.stages_with_requests():
-                self._send_requests(session, stage, now_ms)
+                outbox = session.outbox_of(stage)
+                if outbox is not None:
+                    self._send_requests(session, stage, outbox, self._streams[stage], now_ms)
         assert self._codec is not None
         if not self.is_closing:
             self._say(session, self._codec)
@@ -214,9 +234,11 @@ class Pump(Framing):
             raise AssertionError("a settled session wants other streams than it has")
         streams = self._streams
         if streams is not None:
-            for stage in streams:
+            for stage, stream in streams.items():
                 if stage != "tts" or not session.is_output_held:
-                    self._send_requests(session, stage, now_ms)
+                    outbox = session.outbox_of(stage)
+                    if outbox is not None and outbox.has_unsent():
+                        self._send_requests(session, stage, outbox, stream, now_ms)
             if not session.is_settled:  # a request was too big
                 self._pump(now_ms)
                 return
@@ -309,13 +331,11 @@ class Pump(Framing):
         if self._speech is not None and stage == session.settings.hears_with:
             self._leave_speech(self._hub.now_ms)
 
-    def _send_requests(self, session: Session, stage: str, now_ms: float) -> None:  # hot
-        assert self._streams is not None
-        outbox = session.outbox_of(stage)
-        if outbox is None:
-            return
+    def _send_requests(
+        self, session: Session, stage: str, outbox: Outbox, stream: Stream, now_ms: float
+    ) -> None:  # hot
         try:
-            outbox.send_to(self._streams[stage].send)
+            outbox.send_to(stream.send)
         except ValueError:
             request = outbox.next_unsent()
             size = len(request.payload) if request is not None else 0

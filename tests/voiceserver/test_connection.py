@@ -10,7 +10,7 @@ from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
 from voiceserver.config import BackpressureConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, TOLD_MS
 from voiceserver.errors import Refusal
-from voiceserver.framing import FRAMES_PER_TURN
+from voiceserver.framing import FRAMES_PER_TURN, RUN_BYTES
 from workers.ipc.messages import RequestKind, ResultKind
 
 CHUNK = b"\x01\x00" * 1_600  # 100 ms at 16 kHz
@@ -38,16 +38,36 @@ def test_audio_goes_to_the_stage_and_what_it_consumed_is_accounted() -> None:
     shell = Shell("vad")
     line = shell.call()
     assert shell.pools["vad"].streams == []  # nothing is opened for a silent caller
-    line.receive(audio(CHUNK) + audio(CHUNK))
+    line.receive(audio(CHUNK))
+    line.receive(audio(CHUNK) + audio(CHUNK))  # what comes together goes on together
     (stream,) = shell.pools["vad"].streams
-    assert stream.sent == [(RequestKind.DATA, 0, 1_600, CHUNK), (RequestKind.DATA, 0, 3_200, CHUNK)]
-    stream.answer(ResultKind.CONSUMED, seq=3_200)
+    assert stream.sent == [(RequestKind.DATA, 0, 1_600, CHUNK), (RequestKind.DATA, 0, 4_800, CHUNK + CHUNK)]
+    stream.answer(ResultKind.CONSUMED, seq=4_800)
     line.receive(text({"type": "session.close"}))
     closing = line.events()[-1]
     assert closing["type"] == "session.closing"
-    assert closing["accounting"]["received_ms"] == closing["accounting"]["consumed_ms"] == 200.0
+    assert closing["accounting"]["received_ms"] == closing["accounting"]["consumed_ms"] == 300.0
     assert line.close_code == 1000
     assert stream.is_closed
+
+
+def test_half_samples_that_come_together_do_not_make_a_whole_one() -> None:
+    shell = Shell("vad")
+    line = shell.call()
+    half = bytes(201)
+    line.receive(audio(CHUNK) + audio(half) + audio(half) + audio(CHUNK))
+    errors = [event for event in line.events() if event["type"] == "error"]
+    assert [error["code"] for error in errors] == ["audio_misaligned"] * 2
+    assert b"".join(payload for *_, payload in shell.pools["vad"].streams[0].sent) == CHUNK * 2
+
+
+def test_what_comes_together_is_handed_on_in_pieces_of_bounded_size() -> None:
+    shell = Shell("vad")
+    line = shell.call()
+    line.receive(audio(CHUNK) * 30)
+    sent = [len(payload) for *_, payload in shell.pools["vad"].streams[0].sent]
+    assert sum(sent) == 30 * len(CHUNK)
+    assert len(CHUNK) < max(sent) < RUN_BYTES + len(CHUNK)
 
 
 def test_a_message_in_fragments_with_a_ping_inside_is_the_same_audio() -> None:
@@ -139,7 +159,8 @@ def test_a_full_stream_keeps_the_rest_until_there_is_room() -> None:
     pool = shell.pools["vad"]
     pool.room = 1
     line = shell.call()
-    line.receive(audio(CHUNK) * 3)
+    for _ in range(3):
+        line.receive(audio(CHUNK))
     (stream,) = pool.streams
     assert len(stream.sent) == 1
     pool.room = 10

@@ -35,7 +35,8 @@ EXIT_CONFIG = 78  # EX_CONFIG: the engine cannot be made with these params
 EXIT_MEMORY = 71  # EX_OSERR: out of memory
 IDLE_WAIT_MS = 100.0
 ROOM_WAIT_MS = 0.5
-LIFELINE_EVERY = 64  # busy rounds between two looks at the lifeline
+NAP_MS = 2.0  # while a batch waits for company: how long a request that need not wait may go unseen
+LIFELINE_EVERY = 64  # rounds between two looks at the lifeline
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS_TIMEOUT_MS = 200.0
 _OUT_OF_MEMORY = json.dumps({"code": "out_of_memory", "message": "The worker ran out of memory."}).encode()
@@ -127,20 +128,21 @@ def _loop(worker: Worker, end: WorkerEnd, lifeline_fd: int) -> None:
     lifeline.register(lifeline_fd, select.POLLIN)
     rounds = 0
     while not worker.is_stopping:
+        rounds += 1
+        if rounds % LIFELINE_EVERY == 0 and lifeline.poll(0):
+            return
         now_ms = _now_ms()
         if worker.poll(now_ms):
-            rounds += 1
-            if rounds % LIFELINE_EVERY == 0 and lifeline.poll(0):
-                return
-        elif worker.is_blocked():
+            continue
+        due_ms = worker.due_ms()
+        if worker.is_blocked():
             time.sleep(ROOM_WAIT_MS / 1000)
-            if lifeline.poll(0):
+        elif due_ms is None:
+            if end.wait(IDLE_WAIT_MS, (lifeline_fd,)):
                 return
-        else:
-            due_ms = worker.due_ms()
-            wait_ms = IDLE_WAIT_MS if due_ms is None else min(IDLE_WAIT_MS, max(0.0, due_ms - now_ms))
-            if end.wait(wait_ms, (lifeline_fd,)):
-                return
+        elif due_ms > now_ms:
+            # Not end.wait: the company would ring for each of its requests, which costs both sides more than it brings.
+            time.sleep(min(NAP_MS, due_ms - now_ms) / 1000)
 
 
 class _BadEngine(Exception):

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import threading
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from tests.chat_endpoint import Answer, ChatEndpoint, Request, Script, Tool
+
+LATE = ("Once upon a time, there was a server. ", "It was never silent.")
 
 
 def script_for(body: dict[str, Any]) -> Answer:
@@ -36,8 +39,14 @@ class RuledEndpoint(ChatEndpoint):
 
 @contextlib.contextmanager
 def answering() -> Iterator[RuledEndpoint]:
-    """The endpoint on a loop in a thread of its own, because tests of other processes have no loop."""
     endpoint = RuledEndpoint(Answer())
+    with _running(endpoint):
+        yield endpoint
+
+
+@contextlib.contextmanager
+def _running(endpoint: ChatEndpoint) -> Iterator[asyncio.AbstractEventLoop]:
+    """The endpoint on a loop in a thread of its own, because tests of other processes have no loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -47,12 +56,21 @@ def answering() -> Iterator[RuledEndpoint]:
 
     run(endpoint.__aenter__())
     try:
-        yield endpoint
+        yield loop
     finally:
         run(endpoint.__aexit__())
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[tuple[ChatEndpoint, Callable[[], object]]]:
+    """An endpoint that answers when the second value is called."""
+    answer = Answer(LATE, hold_before=0)
+    endpoint = ChatEndpoint(answer)
+    with _running(endpoint) as loop:
+        yield endpoint, partial(loop.call_soon_threadsafe, answer.gate.set)
 
 
 def settings_for(endpoint: ChatEndpoint) -> tuple[str, ...]:

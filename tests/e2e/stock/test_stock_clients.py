@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from websockets.sync.client import connect
 
 from clients.made_speech import LINES, make_speech
 from tests.e2e.serving import SMALL, ServerProcess, serving
-from tests.e2e.stock.servers import answering, settings_for
+from tests.e2e.stock.servers import LATE, answering, settings_for, waiting
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -250,6 +251,45 @@ def test_a_stock_client(client: Client, scenario: str, stage: Stage) -> None:
         pytest.skip(missing)
     facts = stage.result(client, scenario)
     CHECKS[scenario](client, facts, stage.speech.words)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("client", CLIENTS[:4], ids=lambda client: client.program)
+def test_a_client_is_bridged_while_the_answer_is_late_and_hears_it_to_its_end_while_the_server_drains(
+    client: Client, speech: Speech
+) -> None:
+    missing = client.missing()
+    if missing:
+        pytest.skip(missing)
+    fillers = ("session.filler=One moment.|tone", "session.filler_after_ms=200")
+    with waiting() as (endpoint, answer), serving(*settings_for(endpoint), *fillers) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        environment = {
+            **os.environ,
+            "STOCK_URL": url,
+            "STOCK_FULL_URL": url,
+            "STOCK_SPEECH": str(speech.raw),
+            "NO_PROXY": "127.0.0.1",
+        }
+        run = [str(PYTHON), str(HERE / "clients" / client.program), "drain"]
+        with subprocess.Popen(
+            run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as program:
+            assert program.stdout is not None
+            lines = (json.loads(line) for line in program.stdout if line.startswith('{"scenario"'))
+            assert next(lines)["scenario"] == "begun"
+            server.signal(signal.SIGTERM)
+            server.wait_for("draining")
+            answer()
+            line = next(lines)
+        assert "facts" in line, line["failure"]
+        facts = line["facts"]
+        assert facts["reply"].endswith("".join(LATE))
+        assert facts["audio_ms"] > 2_000
+        assert not facts.get("errors")
+        assert "error" not in facts
+        assert server.wait() == 0
+        assert server.plain == []
 
 
 @pytest.mark.timeout(120)

@@ -12,7 +12,7 @@ from livekit.agents import APIConnectionError
 from livekit.agents import llm as lk
 from livekit.agents.types import APIConnectOptions
 from livekit.plugins.openai.realtime import RealtimeModel
-from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, Facts, play, spoken
+from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 
 @lk.function_tool
@@ -148,5 +148,15 @@ async def busy() -> Facts:
     raise AssertionError("let in")
 
 
+async def drain() -> Facts:
+    async with talk() as call:
+        await call.ask(STORY)
+        generation = await call.session.generate_reply()
+        reading = asyncio.create_task(call.answer(generation))
+        has_begun()  # the response has a message, so there is audio
+        facts = await reading
+        return {**facts, "errors": [str(call.errors.get_nowait()) for _ in range(call.errors.qsize())]}
+
+
 if __name__ == "__main__":
-    play(voice, text, barge_in, function, error, busy)
+    play(voice, text, barge_in, function, error, busy, drain)

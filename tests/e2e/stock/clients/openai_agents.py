@@ -7,7 +7,7 @@ import time
 from agents import function_tool
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.model_inputs import RealtimeModelSendRawMessage
-from scenarios import FULL_URL, STORY, URL, WEATHER, Facts, play, spoken
+from scenarios import FULL_URL, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 
 @function_tool
@@ -110,5 +110,15 @@ async def busy() -> Facts:
     raise AssertionError("let in")
 
 
+async def drain() -> Facts:
+    async with await connect() as session:
+        await session.send_message(STORY)
+        async for event in session:
+            if event.type == "audio":
+                break
+        has_begun()
+        return await answer(session, {})
+
+
 if __name__ == "__main__":
-    play(voice, text, barge_in, function, error, busy)
+    play(voice, text, barge_in, function, error, busy, drain)

@@ -7,7 +7,7 @@ import json
 import time
 
 from openai import AsyncOpenAI
-from scenarios import FULL_URL, STORY, URL, WEATHER, Facts, play, spoken
+from scenarios import FULL_URL, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 TOOL = {
     "type": "function",
@@ -142,5 +142,22 @@ async def busy() -> Facts:
     raise AssertionError("let in")
 
 
+async def drain() -> Facts:
+    async with connect() as connection:
+        await connection.session.update(session={"type": "realtime"})
+        await say(connection, STORY)
+        async for event in connection:
+            if event.type == "response.output_audio.delta":
+                break
+        has_begun()
+        facts = await answer(connection, {})
+        try:
+            async for _ in connection:
+                pass
+        except Exception as error:
+            facts["end"] = str(error)
+        return facts
+
+
 if __name__ == "__main__":
-    play(voice, text, barge_in, function, error, busy)
+    play(voice, text, barge_in, function, error, busy, drain)

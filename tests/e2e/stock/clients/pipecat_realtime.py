@@ -31,7 +31,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.openai.realtime.events import ConversationItemDeleteEvent, SessionProperties
 from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
 from pipecat.workers.runner import WorkerRunner
-from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, Facts, play, spoken
+from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 logger.remove()
 WEATHER_TOOL = FunctionSchema(
@@ -192,5 +192,13 @@ async def busy() -> Facts:
         return {"error": call.before.all(ErrorFrame)[0].error, "seconds": time.monotonic() - began}
 
 
+async def drain() -> Facts:
+    async with talk(STORY) as call:
+        await call.after.until(TTSAudioRawFrame)
+        has_begun()
+        await call.after.until(LLMFullResponseEndFrame)
+        return {**call.after.facts(), "errors": [one.error for one in call.before.all(ErrorFrame)]}
+
+
 if __name__ == "__main__":
-    play(voice, text, barge_in, function, error, busy)
+    play(voice, text, barge_in, function, error, busy, drain)

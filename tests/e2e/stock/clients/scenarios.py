@@ -59,8 +59,17 @@ async def _run(scenarios: tuple[Callable[[], Awaitable[Facts]], ...]) -> None:
         sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
+def has_begun() -> None:
+    """Tell the test that the answer is being heard: it acts now."""
+    sys.__stdout__.write('\n{"scenario": "begun"}\n')  # type: ignore[union-attr]
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+
+
 def play(*scenarios: Callable[[], Awaitable[Facts]]) -> None:
+    """All of them, or those that are named as arguments. ``drain`` is only for who names it: it is the end of its server."""
     assert all(inspect.iscoroutinefunction(one) for one in scenarios)
+    wanted = sys.argv[1:] or [one.__name__ for one in scenarios if one.__name__ != "drain"]
+    scenarios = tuple(one for one in scenarios if one.__name__ in wanted)
     asyncio.run(_run(scenarios))
     # Some clients leave threads or tasks behind that would keep the process.
     os._exit(0)

@@ -13,7 +13,7 @@ SOURCES := voiceserver workers clients benchmarks tests
 BENCHMARKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients-venv demo serve test lint format bench bench-venv clean
+.PHONY: help install clients-venv demo serve test lint format bench bench-venv screenshots clean
 
 help:
 	@echo "make demo     install, start a server, hold a spoken conversation, then overload it"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench    all benchmarks, tables and charts; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some,"
 	@echo "              COMPARE=FILE flags what became worse since that summary.json)"
 	@echo "make bench-venv  what benchmarks compare with and can be driven by: Mosec, LitServe, Locust"
+	@echo "make screenshots  README's pictures of the page and the dashboard, taken anew (needs Chromium; two minutes)"
 	@echo "make clients-venv  the stock clients that 'make test' talks to, where they are installed (0.8 GB)"
 	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
 
@@ -84,6 +85,9 @@ bench-venv: $(STAMP)
 	@$(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 		"$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/voiceserver-venv.pth"
 	.venv-bench/bin/python -m pip install --quiet mosec litserve locust
+
+screenshots: $(STAMP)
+	@$(RUN)/python -m tests.e2e.screenshots
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info reply*.wav

@@ -2,7 +2,8 @@
 
 :class:`Credit` obeys ``server.busy``: while the server is busy only ``credit_ms`` more audio leaves; ``server.ready`` lifts
 the limit. :class:`AudioLog` is one run of audio with a cursor: everything is appended at the end and sent from the cursor, so a
-resumed connection only moves the cursor back to what the server says it has received.
+resumed connection only moves the cursor back to what the server says it has received. :class:`EventLog` is the same for control
+events, each of which has its place in the audio.
 """
 
 from __future__ import annotations
@@ -78,6 +79,16 @@ class AudioLog:
     def sent_ms(self) -> float:
         return self._cursor * 1000 / self.rate_hz
 
+    @property
+    def cursor(self) -> int:
+        """How many samples have left."""
+        return self._cursor
+
+    @property
+    def end(self) -> int:
+        """How many samples there are."""
+        return self._end
+
     def append(self, pcm: bytes) -> None:
         """Raises ValueError for a half sample."""
         if len(pcm) % BYTES_PER_SAMPLE:
@@ -123,3 +134,55 @@ class AudioLog:
         self._next = 0
         self._end -= self._cursor
         self._start = self._cursor = 0
+
+
+class EventLog:
+    """Control events of one session in their order. ``keep`` of those that have left stay behind the cursor, for a resume.
+
+    ``position`` is in samples of the audio: the event leaves when all audio before it has left.
+    """
+
+    __slots__ = ("_entries", "_first", "_keep", "_next")
+
+    def __init__(self, keep: int = 0) -> None:
+        self._keep = keep
+        self._entries: deque[tuple[int, str]] = deque()
+        self._first = 0  # how many came before the first entry
+        self._next = 0  # index in _entries of the one at the cursor
+
+    @property
+    def sent(self) -> int:
+        """How many have left, ever."""
+        return self._first + self._next
+
+    def append(self, message: str, position: int) -> int:
+        """Returns its number: it has left when ``sent`` is more."""
+        self._entries.append((position, message))
+        return self._first + len(self._entries) - 1
+
+    def peek(self, position: int) -> str | None:
+        """The event at the cursor, if all audio before it has left; None if there is none."""
+        if self._next == len(self._entries) or self._entries[self._next][0] > position:
+            return None
+        return self._entries[self._next][1]
+
+    def advance(self) -> None:
+        """The event at the cursor has left."""
+        self._next += 1
+        while self._next > self._keep:
+            self._entries.popleft()
+            self._first += 1
+            self._next -= 1
+
+    def rewind(self, received: int) -> int:
+        """Continue after the first ``received``. Returns how many the server lacks that are no longer kept."""
+        missing = max(self._first - received, 0)
+        self._next = min(max(received - self._first, 0), self._next)
+        return missing
+
+    def restart(self, position: int) -> None:
+        """A new session: what was sent to the old one is gone; what was not comes first, ``position`` being its zero."""
+        for _ in range(self._next):
+            self._entries.popleft()
+        self._entries = deque((max(place - position, 0), message) for place, message in self._entries)
+        self._first = self._next = 0

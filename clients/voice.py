@@ -30,7 +30,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused, open_stream, stream_url
-from clients.sending import BYTES_PER_SAMPLE, AudioLog, Credit
+from clients.sending import BYTES_PER_SAMPLE, AudioLog, Credit, EventLog
 from voiceserver.errors import VoiceServerError
 from voiceserver.events import (
     ClientEvent,
@@ -53,6 +53,15 @@ MAX_MESSAGE_MS: Final = 100  # a longer send is split, so that credit is honoure
 MAX_WAITING_EVENTS: Final = 1024  # then the client stops reading, and the server knows
 NORMAL_CLOSE: Final = 1000
 TRY_AGAIN_CLOSE: Final = 1013
+LOST_CODES: Final = (
+    1001,
+    1005,
+    1006,
+    1012,
+    1013,
+)  # worth another try; any other says that this session is over
+PING_TIMEOUT: Final = "ping timeout"
+KEPT_EVENTS: Final = 256  # control events that may have to be sent again: more than fit between two sockets
 GONE_STATUSES: Final = (404, 410)  # of a session to resume: begin a new one
 
 _decode_event = msgspec.json.Decoder(ServerEvent).decode
@@ -83,6 +92,9 @@ class VoiceClient:
         self._tls = tls
         self._open_timeout_s = open_timeout_s
         self._log = AudioLog(rate_hz, reconnect.keep_ms if reconnect else 0.0)
+        self._said = EventLog(KEPT_EVENTS if reconnect else 0)
+        self._saying = asyncio.Lock()
+        self._is_greeted = True  # False from a reconnect to its session.ready, which says where to go on
         self._credit = Credit()
         self._may_send = asyncio.Condition()
         self._sending = asyncio.Lock()
@@ -96,6 +108,7 @@ class VoiceClient:
         self._is_leaving = False
         self._is_finishing = False
         self._reply_turn = 0
+        self._session = 0  # counts sessions: a new one begins where the old one cannot be picked up
         self._received = 0  # messages of this session, but for session.ready
         self._last_error: ErrorEvent | None = None
         self._retry_after_ms = 0.0
@@ -146,22 +159,29 @@ class VoiceClient:
     async def send(self, event: ClientEvent) -> None:
         """What refers to the audio before it keeps its place behind that audio. Raises ConnectionLost once the session
         has ended."""
-        if isinstance(event, InputCommit | InputClear | SessionClose):
+        self._is_finishing = self._is_finishing or isinstance(event, SessionClose)
+        has_place = isinstance(event, InputCommit | InputClear | SessionClose)
+        position = self._log.end if has_place else self._log.cursor
+        number = self._said.append(_encode_event(event).decode(), position)
+        session = self._session
+        if not has_place:
+            await self._say_due()
+        while self._session == session and self._said.sent <= number:
             async with self._sending:
                 await self._send_log()
-                await self._send_event(event)
-        else:
-            await self._send_event(event)
 
-    async def _send_event(self, event: ClientEvent) -> None:
-        message = _encode_event(event).decode()
-        self._is_finishing = self._is_finishing or isinstance(event, SessionClose)
-        while True:
+    async def _say_due(self) -> None:
+        """Send the control events whose place in the audio has come, in their order, as soon as there is a connection."""
+        async with self._saying:
             socket = await self._connected()
-            try:
-                return await socket.send(message)
-            except ConnectionClosed:
-                await self._wait_for_other(socket)
+            while self._socket is socket and (message := self._said.peek(self._log.cursor)) is not None:
+                try:
+                    await socket.send(message)
+                except ConnectionClosed:
+                    await self._wait_for_other(socket)
+                    return
+                if self._socket is socket:  # else a resume has moved the cursor meanwhile
+                    self._said.advance()
 
     async def commit(self) -> None:
         """End the utterance by hand."""
@@ -235,7 +255,9 @@ class VoiceClient:
 
     async def _connected(self) -> ClientConnection:
         async with self._may_send:
-            await self._may_send.wait_for(lambda: self._has_ended or self._socket is not None)
+            await self._may_send.wait_for(
+                lambda: self._has_ended or (self._socket is not None and self._is_greeted)
+            )
         if self._has_ended or self._socket is None:
             raise self._ending or ConnectionLost(NORMAL_CLOSE, "the session is closed")
         return self._socket
@@ -258,7 +280,7 @@ class VoiceClient:
                 except ConnectionClosed:
                     pass  # the close code is read below
                 ending = self._ending_of(socket)
-                if ending is None or self._policy is None or self._is_leaving:
+                if ending is None or self._policy is None or self._is_leaving or not _is_worth_a_try(ending):
                     break
                 ending = await self._reconnect(self._policy, ending)
                 if ending is not None:
@@ -284,7 +306,10 @@ class VoiceClient:
                 self._last_error.message if self._last_error else (socket.close_reason or "server overloaded")
             )
             return Refused(reason, self._retry_after_ms)
-        return ConnectionLost(code, socket.close_reason or "")
+        reason = socket.close_reason or ""
+        if code not in LOST_CODES and self._last_error is not None:
+            reason = f"{reason}: {self._last_error.message}" if reason else self._last_error.message
+        return ConnectionLost(code, reason)
 
     async def _receive(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
@@ -319,13 +344,21 @@ class VoiceClient:
         if self.ready is not None:  # a second one: after a reconnect
             if ready.is_resumed:
                 self.lost_ms += self._log.rewind(ready.received_ms)
+                if ready.received_events is not None:
+                    self._said.rewind(ready.received_events)
             else:
                 self.lost_ms += self._log.sent_ms
+                self._said.restart(self._log.cursor)
                 self._log.restart()
+                self._session += 1
+            does_count = ready.is_resumed and ready.received_events is not None
+            if self._is_finishing and not does_count and self._said.peek(self._log.end) is None:
+                self._said.append(_encode_event(SessionClose()).decode(), self._log.end)
             if self._resuming is not None:
                 self._resuming.cancel()
             self._resuming = asyncio.create_task(self._resume_sending(), name="voice-client-resume")
         self.ready = ready
+        self._is_greeted = True
         self._credit.receive_ready(ready.credit_ms, self._now_ms())
         self._ready.set()
         await self._wake_senders()
@@ -334,12 +367,16 @@ class VoiceClient:
         with suppress(VoiceServerError):  # another loss: the next session.ready starts this again
             async with self._sending:
                 await self._send_log()
-                if self._is_finishing:
-                    await self._send_event(SessionClose())  # the first one may be lost
 
     async def _send_log(self) -> None:
-        while (chunk := self._log.peek()) is not None:
-            await self._send_chunk(chunk)
+        """The audio, and between its chunks the events that have their place there."""
+        while True:
+            if self._said.peek(self._log.cursor) is not None:
+                await self._say_due()
+            elif (chunk := self._log.peek()) is not None:
+                await self._send_chunk(chunk)
+            else:
+                return
 
     async def _wake_senders(self) -> None:
         async with self._may_send:
@@ -348,6 +385,7 @@ class VoiceClient:
     async def _reconnect(self, policy: Reconnect, lost: VoiceServerError) -> VoiceServerError | None:
         """None when connected again, else what to tell the caller."""
         self._socket = None
+        self._is_greeted = False
         self._credit.receive_busy(
             0.0, self._now_ms()
         )  # audio waits until the new session.ready says where to go on
@@ -370,3 +408,10 @@ class VoiceClient:
                 self._socket = socket
                 return None
         return lost
+
+
+def _is_worth_a_try(ending: VoiceServerError) -> bool:
+    """Whether the session may go on over another connection: not when the server has ended it for a reason."""
+    if isinstance(ending, ConnectionLost):
+        return ending.code in LOST_CODES or ending.reason == PING_TIMEOUT
+    return True

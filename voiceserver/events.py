@@ -168,6 +168,7 @@ class SessionReady(_Event, frozen=True, tag="session.ready"):
     credit_ms: float = 0.0
     is_resumed: bool = False
     received_ms: float = 0.0  # a resumed client continues its audio from here
+    received_events: int | None = None  # how many of its text messages are here; it sends the others again
 
 
 class SessionUpdated(_Event, frozen=True, tag="session.updated"):
@@ -379,6 +380,7 @@ class ErrorEvent(_Event, frozen=True, tag="error"):
     retryable: bool = False
     event_id: str | None = None
     turn: int = 0
+    retry_after_ms: float = 0.0  # of a refusal
 
 
 ServerEvent = (

@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -29,6 +29,7 @@ from websockets.datastructures import Headers
 
 from voiceserver.backpressure import MAX_LINGERING, Admission, Ticket
 from voiceserver.errors import ProtocolError, Refusal
+from voiceserver.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
 from voiceserver.handshake import BadRequest, Handshake, read_handshake
 from voiceserver.wire import Codec
 
@@ -52,10 +53,13 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """``refused``: why a caller was turned away with it, for the metrics; empty for any other answer."""
+
     status: int
     body: bytes
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
+    refused: str = ""
 
     def to_bytes(self) -> bytes:
         reason = HTTPStatus(self.status).phrase
@@ -83,9 +87,18 @@ class Upgrade:
     claim: Claim | None = None  # a call to go on with; ``ticket`` is then None if it still has its place
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The request goes on with a call that another process of this server keeps."""
+
+    process: int
+
+
 Page = Callable[[Caller], Response]
 CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
-ClaimHook = Callable[[Caller, Codec, str], "Claim | Response | None"]  # which call a request goes on with
+ClaimHook = Callable[
+    [Caller, Codec, str], "Claim | Elsewhere | Response | None"
+]  # which call a request goes on with
 
 
 class Gatekeeper(Protocol):
@@ -129,7 +142,9 @@ class Router:
         self._admission = admission
         self._jitter = jitter
 
-    def answer(self, head: bytes, now_ms: float, peer: str = "", body: bytes = b"") -> Response | Upgrade:
+    def answer(
+        self, head: bytes, now_ms: float, peer: str = "", body: bytes = b""
+    ) -> Response | Upgrade | Elsewhere:
         """The answer to one request. Raises nothing for what a client sent."""
         try:
             handshake = read_handshake(head)
@@ -161,7 +176,7 @@ class Router:
         message = f"{path} is a WebSocket; connect with a WebSocket client."
         return error_response(426, "upgrade_required", message, ("Upgrade", "websocket"))
 
-    def _upgrade(self, handshake: Handshake, caller: Caller, now_ms: float) -> Response | Upgrade:
+    def _upgrade(self, handshake: Handshake, caller: Caller, now_ms: float) -> Response | Upgrade | Elsewhere:
         make_codec = self.wires.get(caller.path)
         if make_codec is None:
             paths = ", ".join(sorted(self.wires))
@@ -177,7 +192,7 @@ class Router:
         try:
             codec = make_codec(caller)
             claim = self.claim(caller, codec, key)
-            if isinstance(claim, Response):
+            if isinstance(claim, Response | Elsewhere):
                 return claim
             data = handshake.accept(codec.subprotocol)
         except ProtocolError as error:
@@ -208,18 +223,43 @@ class Router:
     def _refuse(self, refusal: Refusal) -> Response:
         retry_after_ms = refusal.retry_after_ms * self._jitter.uniform(1.0, 1.5)
         seconds = str(max(math.ceil(retry_after_ms / 1000.0), 1))
-        return error_response(
+        response = error_response(
             503,
             refusal.reason,
             refusal_message(refusal),
             ("Retry-After", seconds),
             retry_after_ms=round(retry_after_ms),
         )
+        return replace(response, refused=refusal.reason)
 
 
 def tenant_of(caller: Caller) -> str:
     """Who shares a tenant's places: callers of one address. This machine's own tools and proxies are nobody in particular."""
     return "" if caller.peer.startswith("127.") or caller.peer in ("::1", "::ffff:127.0.0.1") else caller.peer
+
+
+CALL_IS_ELSEWHERE: Final = replace(
+    error_response(
+        503,
+        "process_busy",
+        "The process that keeps this call cannot take it now; try again at once.",
+        ("Retry-After", "1"),
+        retry_after_ms=1_000,
+    ),
+    refused="process_busy",
+)
+
+
+def refusal_events(refusal: Refusal, *, is_spoken: bool) -> tuple[ServerEvent, ...]:
+    """For a caller who could not see a 503: a browser, or a phone, to which it ``is_spoken``."""
+    retry_after_ms = round(refusal.retry_after_ms, 1)
+    if is_spoken:
+        return (
+            ServerBusy("admission", refusal.reason, 0.0, 0.0, retry_after_ms, step="waiting"),
+            BusyCue("draining" if refusal.reason == "draining" else "full"),
+        )
+    message = refusal_message(refusal)
+    return (ErrorEvent(refusal.reason, message, retryable=True, retry_after_ms=retry_after_ms),)
 
 
 def refusal_message(refusal: Refusal) -> str:

@@ -60,6 +60,20 @@ class Metrics(Collector):
         self._refused = Counter(
             "voiceserver_refused", "Callers refused at the door.", ["reason"], registry=registry
         )
+        self.calls_detached = Gauge(
+            "voiceserver_calls_detached", "Calls kept for a caller whose connection broke.", registry=registry
+        )
+        self.calls_resumed = Counter(
+            "voiceserver_calls_resumed", "Calls that went on over another connection.", registry=registry
+        )
+        self.calls_handed_on = Counter(
+            "voiceserver_calls_handed_on",
+            "Connections given to the process that keeps their call.",
+            registry=registry,
+        )
+        self._calls_given_up = Counter(
+            "voiceserver_calls_given_up", "Kept calls that nobody came back to.", ["reason"], registry=registry
+        )
         self._http = Counter(
             "voiceserver_http_responses", "Plain HTTP answers.", ["status"], registry=registry
         )
@@ -125,6 +139,9 @@ class Metrics(Collector):
 
     def count_refused(self, reason: str) -> None:
         self._inc(self._refused, reason)
+
+    def count_given_up(self, reason: str) -> None:
+        self._inc(self._calls_given_up, reason)
 
     def count_http(self, status: int) -> None:
         self._inc(self._http, str(status))

@@ -7,6 +7,7 @@ import math
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clients.connecting import BadAddress, ConnectFailed, ConnectionLost, Reconnect, Refused, stream_url
@@ -319,3 +320,104 @@ def test_stream_url_keeps_what_the_caller_put_there() -> None:
     assert (
         stream_url("ws://h:1/x?rate=44100", 8_000, "t/1", 7) == "ws://h:1/x?rate=44100&resume=t%2F1&after=7"
     )
+
+
+class TestControlEvents:
+    async def test_what_was_lost_with_the_connection_is_sent_again_in_its_place(self) -> None:
+        """A commit between two stretches of audio: both of them, and what belongs between, come once."""
+
+        async def first(caller: Caller) -> None:
+            await caller.say(READY)
+            await caller.receive_audio(SECOND)
+            caller.socket.transport.abort()
+
+        async def second(caller: Caller) -> None:
+            ready = SessionReady("s1", 16_000, 24_000, "token-2", is_resumed=True, received_ms=250.0)
+            await caller.say(msgspec.structs.replace(ready, received_events=1))
+            while not (caller.events and isinstance(caller.events[-1], SessionClose)):
+                order.append(await caller.receive())
+
+        order: list[object] = []
+        async with (
+            native_server(first, second) as server,
+            VoiceClient.connect(server.url, reconnect=EAGER) as client,
+        ):
+            await client.wait_ready()
+            await client.cancel_reply()
+            await client.send_audio(bytes(SECOND // 2))
+            await client.commit()
+            await client.send_audio(bytes(SECOND // 2))
+            await client.finish()
+            await all_events(client)
+        sizes = [len(one) if isinstance(one, bytes) else type(one) for one in order]
+        at = sizes.index(InputCommit)
+        assert sum(size for size in sizes[:at] if isinstance(size, int)) == SECOND // 4
+        assert sum(size for size in sizes[at:] if isinstance(size, int)) == SECOND // 2
+        assert [size for size in sizes if not isinstance(size, int)] == [InputCommit, SessionClose]
+
+    async def test_what_the_server_has_is_not_sent_again(self) -> None:
+        async def first(caller: Caller) -> None:
+            await caller.say(READY)
+            while len(caller.events) < 2:
+                await caller.receive()
+            caller.socket.transport.abort()
+
+        async def second(caller: Caller) -> None:
+            ready = SessionReady("s1", 16_000, 24_000, "token-2", is_resumed=True, received_ms=500.0)
+            await caller.say(msgspec.structs.replace(ready, received_events=2))
+            await wait_closed(caller)
+
+        async with (
+            native_server(first, second) as server,
+            VoiceClient.connect(server.url, reconnect=EAGER) as client,
+        ):
+            await client.wait_ready()
+            await client.send_audio(bytes(SECOND // 2))
+            await client.commit()
+            await client.cancel_reply()
+            await client.finish()
+            await all_events(client)
+            assert server.callers[1].events == [SessionClose()]
+            assert not server.callers[1].audio
+
+    async def test_a_new_session_is_told_what_the_old_one_was_not(self) -> None:
+        async def first(caller: Caller) -> None:
+            await caller.say(READY, busy(0))
+            await caller.receive()
+            caller.socket.transport.abort()
+
+        async def second(caller: Caller) -> None:
+            await caller.say(SessionReady("s2", 16_000, 24_000, "token-2"))
+            await wait_closed(caller)
+
+        async with (
+            native_server(first, second) as server,
+            VoiceClient.connect(server.url, reconnect=EAGER) as client,
+        ):
+            await client.wait_ready()
+            await client.cancel_reply()
+            sending = asyncio.create_task(client.send_audio(bytes(SECOND // 2)))
+            await sending
+            await client.commit()
+            await client.finish()
+            await all_events(client)
+            assert server.callers[1].events == [InputCommit(), SessionClose()]
+
+
+class TestEnd:
+    @pytest.mark.parametrize(("code", "words"), [(1011, "made its worker fail"), (1008, "not read in time")])
+    async def test_a_session_that_the_server_has_ended_is_not_begun_again(
+        self, code: int, words: str
+    ) -> None:
+        async def script(caller: Caller) -> None:
+            await caller.say(READY, ErrorEvent("ended", words))
+            await caller.socket.close(code, "ended")
+
+        async with (
+            native_server(script) as server,
+            VoiceClient.connect(server.url, reconnect=EAGER) as client,
+        ):
+            with pytest.raises(ConnectionLost, match=words) as caught:
+                await all_events(client)
+            assert caught.value.code == code
+            assert len(server.callers) == 1

@@ -1,4 +1,5 @@
-"""One server process among several: ``python -m voiceserver.processes.child INDEX LIFELINE_FD BOARD_FD``.
+"""One server process among several: ``python -m voiceserver.processes.child INDEX LIFELINE_FD BOARD_FD INBOX_FD
+MAILBOX_FD…``.
 
 It gets its configuration over the lifeline, says ``r`` when it is ready and ``d`` when somebody asked to drain, and ends at once
 when the lifeline ends: then its supervisor is gone.
@@ -17,6 +18,7 @@ import msgspec
 
 from voiceserver.config import Config
 from voiceserver.processes.board import Board
+from voiceserver.processes.exchange import Exchange
 from voiceserver.processes.rollup import Figures, decode, figures_of, merge, merge_capacity
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ _LENGTH_BYTES: Final = 8
 class Share:
     """What a process has of the others. One more place than processes: for those that have ended."""
 
-    def __init__(self, index: int, lifeline: socket.socket, board: Board) -> None:
+    def __init__(
+        self, index: int, lifeline: socket.socket, board: Board, exchange: Exchange | None = None
+    ) -> None:
         self.index = index
+        self.exchange = exchange
         self.lifeline = lifeline
         self._board = board
 
@@ -88,17 +93,19 @@ def _read(sock: socket.socket, size: int) -> bytes:
 
 
 def main() -> int:
-    index, lifeline_fd, board_fd = map(int, sys.argv[1:])
+    index, lifeline_fd, board_fd, *mail_fds = map(int, sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     lifeline = socket.socket(fileno=lifeline_fd)
     config = receive_config(lifeline)
     lifeline.setblocking(False)
     board = Board(board_fd, config.server.processes + 1)
+    inbox, *mailboxes = (socket.socket(fileno=fd) for fd in mail_fds)
+    exchange = Exchange(index, inbox, mailboxes)
     from voiceserver.errors import VoiceServerError
     from voiceserver.process import serve_share
 
     try:
-        return serve_share(config, Share(index, lifeline, board))
+        return serve_share(config, Share(index, lifeline, board, exchange))
     except VoiceServerError as error:
         print(f"voiceserver: error: {error}", file=sys.stderr)
         return 2

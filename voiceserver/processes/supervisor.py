@@ -24,6 +24,7 @@ from voiceserver.errors import StartError
 from voiceserver.logs import configure, get_logger
 from voiceserver.processes.board import Board
 from voiceserver.processes.child import send_config
+from voiceserver.processes.exchange import mailbox
 from voiceserver.processes.rollup import decode, lasting
 from voiceserver.processes.words import DRAIN, READY
 
@@ -76,6 +77,7 @@ class Supervisor:
         self._log = get_logger()
         self._children = [_Child(index) for index in range(config.server.processes)]
         self._board = Board.create(len(self._children) + 1)
+        self._mailboxes = [mailbox() for _ in self._children]
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._is_draining = False
@@ -99,6 +101,8 @@ class Supervisor:
                     child.process.wait()
             self._board.close()
             self._port.close()
+            for end in (end for ends in self._mailboxes for end in ends):
+                end.close()
         return self._code
 
     # -------------------------------------------------------------------------------------------------- waiting
@@ -174,10 +178,11 @@ class Supervisor:
     def _start(self, child: _Child, now_ms: float) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "voiceserver.processes.child", str(child.index)]
-        command += [str(theirs.fileno()), str(self._board.fd)]
+        fds = [theirs.fileno(), self._board.fd, self._mailboxes[child.index][0].fileno()]
+        fds += [write_end.fileno() for _, write_end in self._mailboxes]
         with theirs:
             child.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno(), self._board.fd], stdin=subprocess.DEVNULL
+                [*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
             )
         child.started_ms, child.is_ready = now_ms, False
         child.lifeline = ours

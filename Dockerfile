@@ -1,6 +1,7 @@
 # docker build -t voiceserver .                           CPU
 # docker build -t voiceserver --build-arg TORCH=cu126 .   CUDA (run with --gpus all)
-# docker run --rm -p 8765:8765 --stop-timeout 15 voiceserver
+# docker run --rm -p 8765:8765 --stop-timeout 15 --ulimit nofile=65536 voiceserver
+# With server.tls_cert the health check needs another command: it asks without TLS.
 FROM python:3.12-slim AS build
 ARG TORCH=cpu
 WORKDIR /src
@@ -21,6 +22,6 @@ WORKDIR /home/voiceserver
 ENV PATH=/opt/voiceserver/bin:$PATH PYTHONUNBUFFERED=1 VOICESERVER_SERVER__HOST=0.0.0.0
 EXPOSE 8765
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8765/healthz', timeout=2)"]
+  CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('VOICESERVER_SERVER__PORT', '8765') + '/healthz', timeout=2)"]
 STOPSIGNAL SIGTERM
 CMD ["voiceserver", "serve"]

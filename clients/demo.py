@@ -211,6 +211,7 @@ def _print_how_to(console: Console) -> None:
     console.print("Start a server, and talk to it from a second terminal:\n")
     for command, meaning in (
         (f"{home}voiceserver serve", "the default engines on port 8765"),
+        ("open http://127.0.0.1:8765/", "the page: microphone, transcript, where the time went"),
         (f"{home}python -m clients.talk {speech} --out reply.wav", "any sound file, any rate"),
         (f"{home}python -m clients.talk --mic", "your own voice (pip install 'voiceserver[mic]')"),
         ("curl http://127.0.0.1:8765/v1/capacity", "what the server carries right now"),

@@ -225,8 +225,8 @@ def status_table(tally: Tally, plan: Plan, elapsed_s: float) -> Table:
         table.add_row(TITLES[name], *_cells(histogram))
     open_now = counts["connected"] - counts["lost"] - counts["closed"]
     lines = [
-        f"callers {open_now:.0f} of {plan.callers} in, {counts['refused']:.0f} refused, {counts['failed']:.0f} failed,"
-        f" {counts['lost']:.0f} lost",
+        f"callers {counts['connected']:.0f} of {plan.callers} came in, {open_now:.0f} still there,"
+        f" {counts['refused']:.0f} refused, {counts['failed']:.0f} failed, {counts['lost']:.0f} lost",
         f"turns {counts['turns']:.0f}, finals {counts['finals']:.0f}, replies {counts['replies']:.0f}"
         f" (+{counts['interrupted']:.0f} interrupted), busy signals {counts['busy']:.0f}, errors {counts['errors']:.0f}",
     ]

@@ -338,6 +338,7 @@ class VoiceClient:
                 await self._begin(event)
             case ErrorEvent():
                 self._last_error = event
+                self._retry_after_ms = event.retry_after_ms or self._retry_after_ms
         await self._events.put(event)
 
     async def _begin(self, ready: SessionReady) -> None:

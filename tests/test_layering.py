@@ -51,6 +51,7 @@ HAS_LOOP = {
     "voiceserver.process",
     "voiceserver.hub",
     "voiceserver.pool",
+    "voiceserver.processes.exchange",
 }
 
 

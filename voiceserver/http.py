@@ -214,14 +214,20 @@ class Router:
             return Upgrade(data, codec, caller, got, key=key, claim=claim)
         is_told = "Origin" in caller.headers or getattr(codec, "tells_refusal", False)
         if is_told and self._admission.lingering < MAX_LINGERING:
+            if "Origin" in caller.headers:
+                got = replace(got, retry_after_ms=self._jittered_ms(got))
             return Upgrade(data, codec, caller, None, got)
         return self._refuse(got)
+
+    def _jittered_ms(self, refusal: Refusal) -> float:
+        """So that those who were refused at once do not come back at once."""
+        return refusal.retry_after_ms * self._jitter.uniform(1.0, 1.5)
 
     def _tenant(self, caller: Caller, key: str) -> str:
         return self.auth.tenant(key) if self.auth is not None and key else tenant_of(caller)
 
     def _refuse(self, refusal: Refusal) -> Response:
-        retry_after_ms = refusal.retry_after_ms * self._jitter.uniform(1.0, 1.5)
+        retry_after_ms = self._jittered_ms(refusal)
         seconds = str(max(math.ceil(retry_after_ms / 1000.0), 1))
         response = error_response(
             503,

@@ -176,6 +176,16 @@ class TestRefusal:
                 await all_events(client)
             assert caught.value.retry_after_ms == 500
 
+    async def test_the_error_itself_may_say_when_to_come_back(self) -> None:
+        async def script(caller: Caller) -> None:
+            await caller.say(ErrorEvent("at_capacity", "full", retryable=True, retry_after_ms=1_250.0))
+            await caller.socket.close(1013)
+
+        async with native_server(script) as server, VoiceClient.connect(server.url) as client:
+            with pytest.raises(Refused) as caught:
+                await all_events(client)
+            assert caught.value.retry_after_ms == 1_250
+
 
 class TestLoss:
     async def test_without_a_policy_the_loss_is_raised_everywhere(self) -> None:

@@ -37,7 +37,16 @@ _CODES: Final = {
 }
 # Reasons of busy that are about room, not about one caller's own audio running late.
 _ROOM: Final = frozenset(
-    {"capacity", "capacity_exhausted", "at_capacity", "full", "waiting", "no_worker", "no_workers"}
+    {
+        "capacity",
+        "capacity_exhausted",
+        "at_capacity",
+        "tenant_share",
+        "full",
+        "waiting",
+        "no_worker",
+        "no_workers",
+    }
 )
 _WHERE: Final = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
@@ -57,7 +66,8 @@ def describe_mistake(error: ProtocolError, event_id: str | None) -> dict[str, ob
 
 def describe_error(event: ErrorEvent) -> dict[str, object]:
     if event.code in _ROOM:
-        return error_fields(OVERLOADED, "capacity_exhausted", event.message, event.param, event.event_id)
+        fields = error_fields(OVERLOADED, "capacity_exhausted", event.message, event.param, event.event_id)
+        return {**fields, "retry_after_ms": event.retry_after_ms} if event.retry_after_ms else fields
     if event.event_id is not None or event.param is not None:
         code = _CODES.get(event.code, event.code)
         return error_fields(INVALID_REQUEST, code, event.message, event.param, event.event_id)

@@ -17,49 +17,41 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Final, cast
 
-from voiceserver.errors import ProtocolError
-from voiceserver.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
-from voiceserver.handshake import HEAD_END, MAX_BODY_BYTES, MAX_HEAD_BYTES, body_length, is_tls_hello
-from voiceserver.http import Response, Upgrade, error_response, refusal_message
-from voiceserver.resume import Resumable
-from voiceserver.wire.frames import PING, build_frame, build_head
+from voiceserver.door import LINGER_MS, Door
+from voiceserver.wire.frames import PING, build_head
 
 if TYPE_CHECKING:
-    from voiceserver.errors import Refusal
+    from voiceserver.http import Upgrade
     from voiceserver.hub import Hub
     from voiceserver.session import Session
 
 # For the peer's half of a closing handshake, and for the last bytes to leave.
 CLOSE_TIMEOUT_MS: Final = 2_000.0
 CHOKE: Final = 4  # times the write limit
-TOLD_MS: Final = 1_500.0  # how long a refused browser has to read why
-LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
 _PING: Final = build_head(PING, 0)
 KEEP_ALIVE_LATER_MS: Final = 5_000.0  # how often a call without a connection is passed over
 
 
-class Connection(Resumable, asyncio.Protocol):
+class Connection(Door, asyncio.Protocol):
     """Bytes of one socket, and time."""
 
     __slots__ = (
         "_close_by_ms",
-        "_heard_ms",
         "_held_ms",
-        "_is_ended",
         "_is_waiting",
         "_outbox",
         "_ping_ms",
         "_transport",
     )
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, head: bytes = b"") -> None:
+        """head: what came before another process handed the connection on."""
         super().__init__(hub)
+        self._inbox = bytearray(head) if head else None
         self._transport: asyncio.Transport | None = None
         self._outbox: list[bytes] | None = None
-        self._is_ended = False  # nothing more is written after what the outbox holds
         self._is_waiting = False  # for its turn to go on reading
         self._close_by_ms = math.inf  # times in monotonic ms; 0 is "not so"
-        self._heard_ms = 0.0
         self._ping_ms = self._held_ms = 0.0
 
     # ------------------------------------------------------------------------------------------------ the socket
@@ -70,13 +62,13 @@ class Connection(Resumable, asyncio.Protocol):
         hub.connections.add(self)
         hub.metrics.connections.inc()
         self._opened_ms = now_ms = hub.clock()
-        self.wake_at(now_ms + hub.config.server.handshake_timeout_ms)
+        hub.expect_by(now_ms + hub.config.server.handshake_timeout_ms, self)
 
     def data_received(self, data: bytes) -> None:  # hot
         hub = self._hub
         hub.now_ms = now_ms = hub.clock()
         if self._codec is None:
-            self._receive_head(data, now_ms)
+            self.receive_head(data, now_ms)
         elif not self._is_ended:
             if self.feed(data):
                 self._heard_ms = now_ms
@@ -125,7 +117,7 @@ class Connection(Resumable, asyncio.Protocol):
             hub.leave()
         if self._ticket is None and self._codec is not None:
             hub.admission.lingering -= 1
-        session = self._session
+        session = self.session_made()
         if session is not None and self.detach(session, now_ms):
             self.restart()
             self._is_ended = self._is_waiting = False
@@ -139,9 +131,18 @@ class Connection(Resumable, asyncio.Protocol):
             self._account(session, now_ms)
             self._session = None
 
-    def go_on_over(self, other: Connection, upgrade: Upgrade, now_ms: float) -> None:
-        """The caller of this call is back, on the connection ``other``: take its socket."""
-        hub, session, transport, claim = self._hub, self._session, other._transport, upgrade.claim
+    def hand_on(self, process: int, data: bytes) -> bool:
+        transport, exchange = self._transport, self._hub.exchange
+        if transport is None or exchange is None or not exchange.hand_on(transport, process, data):
+            return False
+        self._hub.metrics.calls_handed_on.inc()
+        self._is_ended, self._inbox = True, None
+        self.connection_lost(None)
+        return True
+
+    def go_on_over(self, other: Door, upgrade: Upgrade, now_ms: float) -> None:
+        assert isinstance(other, Connection)
+        hub, session, transport, claim = self._hub, self.session_made(), other._transport, upgrade.claim
         assert session is not None and transport is not None and claim is not None  # noqa: PT018
         if self._transport is not None:  # broken, and nobody has told us
             broken, self._transport = self._transport, None
@@ -167,8 +168,9 @@ class Connection(Resumable, asyncio.Protocol):
     def pause_writing(self) -> None:
         now_ms = self._hub.clock()
         self._held_ms = now_ms
-        if self._session is not None:
-            self._session.hold_output(True, now_ms)
+        session = self.session_made()
+        if session is not None:
+            session.hold_output(True, now_ms)
         self.wake_at(now_ms + self._hub.config.server.slow_reader_timeout_ms)
 
     def resume_writing(self) -> None:
@@ -178,117 +180,6 @@ class Connection(Resumable, asyncio.Protocol):
             now_ms = self._hub.clock()
             self._session.hold_output(False, now_ms)
             self._pump(now_ms)
-
-    # ---------------------------------------------------------------------------------------------- the handshake
-
-    def _receive_head(self, data: bytes, now_ms: float) -> None:
-        inbox = self._inbox
-        if self._is_ended:
-            return
-        if inbox is None:
-            if is_tls_hello(data):
-                self._hub.log.warning("a client speaks TLS to the plain port", peer=self._peer())
-                self.abort()
-                return
-            inbox = self._inbox = bytearray()
-        inbox += data
-        end = inbox.find(HEAD_END)
-        if end < 0 and len(inbox) <= MAX_HEAD_BYTES:
-            return
-        if not 0 <= end <= MAX_HEAD_BYTES:
-            self._answer(error_response(431, "request_too_large", "The request head is too large."))
-            return
-        end += len(HEAD_END)
-        length = body_length(bytes(inbox[:end]))
-        if not 0 <= length <= MAX_BODY_BYTES:
-            self._answer(error_response(413, "request_too_large", "The request body is too large."))
-            return
-        if len(inbox) < end + length:
-            return
-        head, body = bytes(inbox[:end]), bytes(inbox[end : end + length])
-        answer = self._hub.router.answer(head, now_ms, self._address(), body)
-        if isinstance(answer, Response):
-            self._answer(answer)
-            return
-        rest = inbox[end:]
-        self._inbox = None
-        call: Connection = self
-        if answer.claim is not None and answer.refusal is None:
-            call = cast("Connection", answer.claim.call)
-            call.go_on_over(self, answer, now_ms)
-        else:
-            self._open(answer, now_ms)
-        if rest:
-            call.data_received(bytes(rest))
-
-    def _answer(self, response: Response) -> None:
-        self._inbox = None
-        self._hub.metrics.count_http(response.status)
-        if response.status == 503:
-            self._hub.metrics.count_refused("http")
-        self.write(response.to_bytes())
-        self.end_stream()
-
-    def _open(self, upgrade: Upgrade, now_ms: float) -> None:
-        hub = self._hub
-        self._codec = codec = upgrade.codec
-        self._ticket = upgrade.ticket
-        self.max_message_bytes = getattr(codec, "max_message_bytes", self.max_message_bytes)
-        hub.join()
-        self._heard_ms = self._active_ms = self._opened_ms = now_ms
-        self._armed_ms = math.inf
-        self.write(upgrade.data)
-        if upgrade.refusal is not None:
-            self._tell(upgrade.refusal, now_ms)
-            return
-        assert self._transport is not None
-        self._transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)
-        self._session = session = hub.make_session(codec)
-        if hub.auth is not None and upgrade.key:
-            session.key = upgrade.key
-            hub.auth.enter(session.key)
-        hub.metrics.count_opened(codec.name)
-        session.open(now_ms)
-        if session.resume_token:
-            hub.calls.add(session.session_id, self)
-            for frame in (one for event in session.events_to_send() for one in codec.encode(event)):
-                self.write(build_frame(frame))
-        ticket = upgrade.ticket
-        if ticket is not None:
-            ticket.owner = self
-            if ticket.is_waiting:
-                session.waiting(ticket.position, ticket.estimate_ms, now_ms)
-        self._pump(now_ms)
-        self._keep(now_ms)
-
-    def _tell(self, refusal: Refusal, now_ms: float) -> None:
-        hub = self._hub
-        hub.admission.lingering += 1
-        hub.metrics.count_refused(refusal.reason)
-        assert self._codec is not None
-        if getattr(self._codec, "tells_refusal", False):
-            told: tuple[ServerEvent, ...] = (
-                ServerBusy("admission", refusal.reason, 0.0, 0.0, refusal.retry_after_ms, step="waiting"),
-                BusyCue("draining" if refusal.reason == "draining" else "full"),
-            )
-        else:
-            told = (ErrorEvent(code=refusal.reason, message=refusal_message(refusal), retryable=True),)
-        for event in told:
-            self._queue(self._codec.encode(event))
-        self._close_by(now_ms + TOLD_MS)
-
-    def tell_later(self, payload: bytes) -> None:
-        codec = self._codec
-        assert codec is not None
-        try:
-            codec.receive_text(payload)
-        except ProtocolError:
-            return
-        frames = codec.frames_to_send()
-        if frames:
-            self._queue(frames)
-            linger_ms = min(getattr(codec, "linger_ms", 0.0), LINGER_MS)
-            self._close_by(self._hub.now_ms + max(TOLD_MS, linger_ms))
 
     # ------------------------------------------------------------------------------------------------ messages out
 
@@ -313,14 +204,14 @@ class Connection(Resumable, asyncio.Protocol):
             self.wake_at(self._close_by_ms)
             return
         self.close(session.close_code, session.close_reason)
-        self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+        self.close_by(now_ms + CLOSE_TIMEOUT_MS)
 
     def end_stream(self) -> None:
         """Say our last, then wait a little for the peer's end: to close on unread bytes would reset the connection, and
         the peer would lose what we said."""
         self._is_ended = True
         self._hub.flush_later(self)
-        self._close_by(self._hub.clock() + CLOSE_TIMEOUT_MS)
+        self.close_by(self._hub.clock() + CLOSE_TIMEOUT_MS)
 
     def flush(self) -> None:  # hot
         outbox, transport = self._outbox, self._transport
@@ -341,7 +232,7 @@ class Connection(Resumable, asyncio.Protocol):
             self._armed_ms = due_ms
             self._hub.wake_at(due_ms, self)
 
-    def _close_by(self, due_ms: float) -> None:
+    def close_by(self, due_ms: float) -> None:
         self._close_by_ms = due_ms
         self.wake_at(due_ms)
 
@@ -360,13 +251,11 @@ class Connection(Resumable, asyncio.Protocol):
             self.wake_at(self._close_by_ms)
         elif self._is_ended or self.is_closing:
             self.abort()
-        elif self._codec is None:
-            self._answer(error_response(408, "handshake_timeout", "No complete request came in time."))
         elif session is not None:
             self.part(session, now_ms)
         else:
             self.close(1013, "at_capacity")
-            self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+            self.close_by(now_ms + CLOSE_TIMEOUT_MS)
 
     def _serve_deadline(self, session: Session, now_ms: float) -> None:
         if self._held_ms:
@@ -380,7 +269,7 @@ class Connection(Resumable, asyncio.Protocol):
             session.handle_timer(now_ms)
         self._pump(now_ms)
 
-    def _keep(self, now_ms: float) -> None:
+    def keep(self, now_ms: float) -> None:
         server = self._hub.config.server
         due_ms = math.inf
         if server.ping_interval_ms:
@@ -398,20 +287,17 @@ class Connection(Resumable, asyncio.Protocol):
         if self.is_detached or (self._is_ended and self._transport is not None):
             self._hub.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
             return
-        if self._transport is None or session is None or session.is_closed:
+        if self._transport is None or (session.is_closed if session is not None else not self._seed):
             return
         if self._ping_ms and self._heard_ms >= self._ping_ms:
             self._ping_ms = 0.0
-        if self._hub.has_talked_enough(session):
-            session.fail(
-                "key_talk_exhausted", "This API key has talked as long as it may today.", 1008, now_ms
-            )
-        elif server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
-            session.fail("session_expired", f"A session may last {server.max_session_ms} ms.", 1000, now_ms)
-        elif server.idle_timeout_ms and now_ms >= self._active_ms + server.idle_timeout_ms:
-            session.fail("idle_timeout", f"Nothing was said for {server.idle_timeout_ms} ms.", 1000, now_ms)
+        end = self._reason_to_end(session, now_ms)
+        if end is not None:
+            session = self.session_made()
+            assert session is not None
+            session.fail(*end, now_ms)
         elif self._ping_ms and now_ms >= self._ping_ms + server.ping_timeout_ms:
-            if self.is_kept_if_lost(session):
+            if session is not None and self.is_kept_if_lost(session):
                 self.abort()  # perhaps only this connection is gone
             else:
                 self.fail(1011, "ping timeout")
@@ -423,28 +309,41 @@ class Connection(Resumable, asyncio.Protocol):
             self._ping_ms = now_ms
             self.write(_PING if self._said is None else self._said.ask(is_always=True))
         self._pump(now_ms)
-        self._keep(now_ms)
+        self.keep(now_ms)
+
+    def _reason_to_end(self, session: Session | None, now_ms: float) -> tuple[str, str, int] | None:
+        """Why this call has lasted long enough: error code, words, close code."""
+        server = self._hub.config.server
+        if session is not None and self._hub.has_talked_enough(session):
+            return "key_talk_exhausted", "This API key has talked as long as it may today.", 1008
+        if server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
+            return "session_expired", f"A session may last {server.max_session_ms} ms.", 1000
+        if server.idle_timeout_ms and now_ms >= self._active_ms + server.idle_timeout_ms:
+            return "idle_timeout", f"Nothing was said for {server.idle_timeout_ms} ms.", 1000
+        return None
 
     # ------------------------------------------------------------------------------------------------------- ends
 
     def drain(self, within_ms: float) -> None:
         """The server is going: finish the turn in progress within ``within_ms``, then close with 1012."""
         now_ms = self._hub.clock()
-        if self._session is not None:
-            self._session.drain(within_ms, now_ms)
+        session = self.session_made()
+        if session is not None:
+            session.drain(within_ms, now_ms)
             self._pump(now_ms)
         elif self._codec is not None:
             self.close(1012, "draining")
-            self._close_by(now_ms + CLOSE_TIMEOUT_MS)
+            self.close_by(now_ms + CLOSE_TIMEOUT_MS)
 
     def abort(self) -> None:
         self._is_ended = True
         if self._transport is not None:
             self._transport.abort()
 
-    def _address(self) -> str:
-        return self._peer().rpartition(":")[0]
+    def limit_writes(self) -> None:
+        assert self._transport is not None
+        self._transport.set_write_buffer_limits(self._hub.config.server.write_limit_bytes)
 
-    def _peer(self) -> str:
+    def peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
         return f"{peer[0]}:{peer[1]}" if peer else "unknown"

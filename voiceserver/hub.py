@@ -6,7 +6,6 @@ One loop timer drives every wheel, and one callback per tick writes what all con
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 from voiceserver.backpressure import Admission
 from voiceserver.config import Config
 from voiceserver.cues import Cues
-from voiceserver.events import Accounting, ServerBusy
+from voiceserver.events import Accounting, ServerBusy, SessionReady
 from voiceserver.http import Router
 from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
 from voiceserver.pool import Pool
-from voiceserver.resume import Calls
+from voiceserver.resume import Calls, new_seed
 from voiceserver.session import Session
 from voiceserver.settings import Facts, Settings
 from voiceserver.timers import Wheel
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from voiceserver.auth import Auth
+    from voiceserver.processes.exchange import Exchange
 
 DEADLINE_TICK_MS = 2.0
 KEEPALIVE_TICK_MS = 250.0
@@ -57,6 +57,8 @@ class Member(Protocol):
     def on_deadline(self, now_ms: float) -> None: ...
 
     def on_keepalive(self, now_ms: float) -> None: ...
+
+    def on_unopened(self, now_ms: float) -> None: ...
 
     def on_fault(self, error: Exception) -> None: ...
 
@@ -89,12 +91,14 @@ class Hub:
         "_timer",
         "_timer_due_ms",
         "_turns",
+        "_unopened",
         "admission",
         "auth",
         "calls",
         "clock",
         "config",
         "connections",
+        "exchange",
         "cues",
         "facts",
         "learner",
@@ -133,7 +137,9 @@ class Hub:
         self.log = log
         self.clock = clock
         self.calls = Calls(config.session.resume_window_ms)
+        self.exchange: Exchange | None = None  # with the other processes, where there are some
         router.claim = self.calls.claim
+        metrics.calls_detached.set_function(lambda: self.calls.detached)
         self.now_ms = clock()  # of the callback that runs; each one sets it first
         self.connections: set[Member] = set()
         self.sessions = 0  # upgraded connections
@@ -145,18 +151,30 @@ class Hub:
         self._turns: list[Member] = []
         self._deadlines: Wheel[Member] = Wheel(DEADLINE_TICK_MS)
         self._keepalives: Wheel[Member] = Wheel(KEEPALIVE_TICK_MS)
+        self._unopened: Wheel[Member] = Wheel(KEEPALIVE_TICK_MS)
         self._timer: Timer | None = None
         self._timer_due_ms = math.inf
 
-    def make_session(self, codec: Codec) -> Session:
-        session_id = f"sess_{secrets.token_hex(8)}"
+    def make_session(self, codec: Codec, seed: bytes = b"") -> Session:
+        """seed: of ``Calls.new_seed``, which is used up with this."""
+        seed = seed or new_seed()
         return Session(
-            session_id,
+            self.calls.session_id_of(seed),
             self.settings,
             self.facts,
             input_rate_hz=codec.input_rate_hz,
             output_rate_hz=codec.output_rate_hz,
-            resume_token=self.calls.new_token(session_id) if hasattr(codec, "is_resumable") else "",
+            resume_token=self.calls.token_of(seed) if hasattr(codec, "is_resumable") else "",
+        )
+
+    def greeting(self, codec: Codec, seed: bytes) -> SessionReady:
+        """What ``make_session`` of the same seed would say first."""
+        return SessionReady(
+            session_id=self.calls.session_id_of(seed),
+            input_rate_hz=codec.input_rate_hz,
+            output_rate_hz=codec.output_rate_hz,
+            resume_token=self.calls.token_of(seed),
+            credit_ms=float(self.settings.backpressure.max_backlog_ms),
         )
 
     def has_talked_enough(self, session: Session) -> bool:
@@ -251,8 +269,14 @@ class Hub:
         if due_ms < self._timer_due_ms:
             self._arm()
 
+    def expect_by(self, due_ms: float, member: Member) -> None:
+        """Have ``member.on_unopened`` called at ``due_ms``."""
+        self._unopened.schedule(due_ms, member)
+        if due_ms < self._timer_due_ms:
+            self._arm()
+
     def _arm(self) -> None:
-        due_ms = min(self._deadlines.next_due_ms, self._keepalives.next_due_ms)
+        due_ms = min(self._deadlines.next_due_ms, self._keepalives.next_due_ms, self._unopened.next_due_ms)
         if due_ms >= self._timer_due_ms:
             return
         if self._timer is not None:
@@ -269,6 +293,8 @@ class Hub:
             _guard(member, member.on_deadline, now_ms)
         for member in self._keepalives.take_due(now_ms):
             _guard(member, member.on_keepalive, now_ms)
+        for member in self._unopened.take_due(now_ms):
+            _guard(member, member.on_unopened, now_ms)
         self._timer_due_ms = math.inf
         self._arm()
 

@@ -66,6 +66,10 @@ class Pump(Framing):
         """Have ``_pump`` called with the session's timer handled at ``due_ms`` or earlier."""
         raise NotImplementedError
 
+    def session_made(self) -> Session | None:
+        """The session, made now if nothing has needed it yet; None where there can be none."""
+        return self._session
+
     def tell_later(self, payload: bytes) -> None:
         """A text message of a caller who was refused: on some wires nothing can be told before it."""
         raise NotImplementedError
@@ -81,7 +85,7 @@ class Pump(Framing):
     # ------------------------------------------------------------------------------------------------- messages in
 
     def receive_binary(self, payload: bytes) -> None:  # hot
-        session, codec = self._session, self._codec
+        session, codec = self._session or self.session_made(), self._codec
         if session is None or codec is None:
             return
         now_ms = self._active_ms = self._hub.now_ms
@@ -101,7 +105,7 @@ class Pump(Framing):
             self._complain(error)
 
     def receive_run(self, payloads: list[bytes]) -> None:  # hot
-        session, codec = self._session, self._codec
+        session, codec = self._session or self.session_made(), self._codec
         if session is None or codec is None:
             return
         if not codec.binary_is_pcm:
@@ -118,7 +122,7 @@ class Pump(Framing):
         session.receive_audio(payloads[0] if len(payloads) == 1 else b"".join(payloads), now_ms)
 
     def receive_text(self, payload: bytes) -> None:
-        session, codec = self._session, self._codec
+        session, codec = self._session or self.session_made(), self._codec
         if session is None or session.is_closed:
             if session is None:
                 self.tell_later(payload)
@@ -151,16 +155,17 @@ class Pump(Framing):
             self._session.fail(error.code, str(error), error.close_code, self._hub.now_ms)
 
     def receive_close(self, code: int, reason: str) -> None:
-        if self._session is not None:
-            self._session.close_reason = self._session.close_reason or "client_left"
-            self._session.disconnect(self._hub.now_ms)
-            self._session.close_code = code
+        session = self.session_made()
+        if session is not None:
+            session.close_reason = session.close_reason or "client_left"
+            session.disconnect(self._hub.now_ms)
+            session.close_code = code
 
     def receive_violation(self, code: int, reason: str) -> None:
         """The last word before the close frame: what was wrong, and the accounts."""
         name = _VIOLATIONS.get(code, "connection_failed")
         self._hub.metrics.count_error(name)
-        session, codec = self._session, self._codec
+        session, codec = self.session_made(), self._codec
         if session is None or codec is None or session.is_closed:
             return
         message = f"The connection must end: {reason}."
@@ -253,7 +258,7 @@ class Pump(Framing):
 
     def on_place(self, ticket: Ticket, now_ms: float) -> None:
         """A ticket of ours has moved. For ``Hub``."""
-        session = self._session
+        session = self.session_made()
         if session is None or session.is_closed:
             return
         if ticket.is_waiting:
@@ -381,9 +386,10 @@ class Pump(Framing):
         """A bug was met while serving this caller. The caller is told; nobody else notices."""
         self._hub.log.error("connection fault", exc_info=error)
         try:
-            if self._session is not None:
+            session = self.session_made()
+            if session is not None:
                 now_ms = self._hub.clock()
-                self._session.fail("internal_error", "Something went wrong in the server.", 1011, now_ms)
+                session.fail("internal_error", "Something went wrong in the server.", 1011, now_ms)
                 self._pump(now_ms)
                 return
         except Exception as second:

@@ -15,14 +15,18 @@ all together. No socket and no loop here (``voiceserver.connection``).
 
 from __future__ import annotations
 
+import base64
 import hmac
+import re
 import secrets
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from voiceserver.events import ErrorEvent, ServerBusy, ServerReady
-from voiceserver.http import Caller, Response, error_response
+from voiceserver.http import Caller, Elsewhere, Response, error_response
 from voiceserver.pump import Pump
 from voiceserver.wire.frames import PING, build_frame, build_head
 
@@ -38,21 +42,25 @@ ASK_BYTES: Final = 65_536  # kept, after which the caller is asked how far it is
 HOLD_MS: Final = (
     3_000.0  # most callers are back sooner, and then find their place and streams as they left them
 )
+SEED_BYTES: Final = 24  # of a session: 64 random bits are its name, 128 its first token
+_ID_BYTES: Final = 8
 REMEMBERED_ENDS: Final = 1_000
+_PROCESS_IN: Final = re.compile(r"sess_([0-9]{1,4})_")
 _TOKEN_IN: Final = {"native": "resume", "openai": "conversation_id"}  # the query parameter of each wire
 
 
 class Said:
     """What one call was told and is not known to have received. ``count``: messages ever; ``cut``: how many had left when the
-    connection broke."""
+    connection broke; ``heard``: text messages that it has sent, ever."""
 
-    __slots__ = ("_asked", "_frames", "count", "cut", "size", "spare_token")
+    __slots__ = ("_asked", "_frames", "count", "cut", "heard", "size", "spare_token")
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
         self._asked = 0
         self.count = 0
         self.cut = 0
+        self.heard = 0
         self.size = 0
         self.spare_token = ""
 
@@ -158,8 +166,13 @@ class Resumable(Pump):
     def _say(self, session: Session, codec: Codec) -> None:  # hot
         if self.is_detached:
             # A busy signal is about now; whoever comes back later gets one of its own time.
-            session.outgoing[:] = [event for event in session.outgoing if _is_worth_keeping(event)]
+            session.outgoing[:] = [event for event in session.outgoing if is_worth_keeping(event)]
         super()._say(session, codec)
+
+    def receive_text(self, payload: bytes) -> None:
+        if self.is_countable:
+            self.said.heard += 1
+        super().receive_text(payload)
 
     def receive_pong(self, payload: bytes) -> None:
         if self._said is not None and len(payload) == 8:
@@ -167,6 +180,11 @@ class Resumable(Pump):
             self._said.spare_token = ""  # the ping came after the new one
 
     # -------------------------------------------------------------------------------------------------- transitions
+
+    @property
+    def is_countable(self) -> bool:
+        """Its wire is one whose calls can be resumed."""
+        return self._hub.calls.window_ms > 0 and getattr(self._codec, "is_resumable", False)
 
     def detach(self, session: Session, now_ms: float) -> bool:
         """The connection is lost: keep the call for whoever shows its token. False: there is nothing to keep."""
@@ -217,8 +235,10 @@ class Resumable(Pump):
         assert codec is not None
         self._detached_ms = 0.0
         self._hub.calls.attach(session.session_id)
+        self._hub.metrics.calls_resumed.inc()
         said.spare_token = session.resume_token
-        ready = session.resume(self._hub.calls.new_token(session.session_id), now_ms)
+        token = self._hub.calls.new_token(session.session_id)
+        ready = msgspec.structs.replace(session.resume(token, now_ms), received_events=said.heard)
         for frame in codec.encode(ready):
             self.write(build_frame(frame))
         heard = said.cut if after is None else after
@@ -236,6 +256,7 @@ class Resumable(Pump):
         if session is None:
             return
         self._detached_ms = 0.0
+        self._hub.metrics.count_given_up(reason)
         self.leave_places(now_ms)
         session.close_reason = session.close_reason or reason
         session.disconnect(now_ms)
@@ -252,25 +273,63 @@ class Claim(NamedTuple):
 
 
 class Calls:
-    """Calls of one server that can be resumed, by session. ``window_ms`` 0: none is."""
+    """Calls of one server that can be resumed, by session. ``window_ms`` 0: none is. process, processes: which of how many
+    this is; a session's id names its process."""
 
-    __slots__ = ("_bytes", "_detached", "_ended", "_of_session", "window_ms")
+    __slots__ = (
+        "_bytes",
+        "_detached",
+        "_ended",
+        "_of_seed",
+        "_of_session",
+        "process",
+        "processes",
+        "window_ms",
+    )
 
-    def __init__(self, window_ms: float) -> None:
+    def __init__(self, window_ms: float, process: int = 0, processes: int = 1) -> None:
         self.window_ms = window_ms
+        self.process, self.processes = process, processes
         self._of_session: dict[str, Resumable] = {}
+        self._of_seed: dict[bytes, Resumable] = {}  # those whose session is not made yet
         self._detached: dict[str, int] = {}  # session -> bytes kept; the oldest first
         self._bytes = 0
         self._ended: dict[str, str] = {}  # session -> why it cannot be resumed any more
 
+    def session_id_of(self, seed: bytes) -> str:
+        place = f"{self.process}_" if self.processes > 1 else ""
+        return f"sess_{place}{seed[:_ID_BYTES].hex()}"
+
+    def elsewhere(self, token: str) -> int | None:
+        """Another process that may keep the call of ``token``; None if it would be kept here."""
+        named = _PROCESS_IN.match(token)
+        process = int(named[1]) if named is not None else self.process
+        return process if process != self.process and process < self.processes else None
+
     def new_token(self, session_id: str) -> str:
-        """Unguessable: 128 random bits."""
-        return f"{session_id}.{secrets.token_urlsafe(16)}" if self.window_ms else ""
+        """Another one for the same session."""
+        return f"{session_id}.{_secret_of(new_seed())}" if self.window_ms else ""
+
+    def new_seed(self, call: Resumable) -> bytes:
+        """The name and the token of a session that ``call`` will need some day. ``find`` knows it from now on."""
+        seed = new_seed()
+        if self.window_ms:
+            self._of_seed[seed] = call
+        return seed
+
+    def grow(self, seed: bytes, session_id: str, call: Resumable) -> None:
+        """The session of a seed was made."""
+        if self.window_ms:
+            del self._of_seed[seed]
+            self.add(session_id, call)
+
+    def token_of(self, seed: bytes) -> str:
+        return f"{self.session_id_of(seed)}.{_secret_of(seed)}" if self.window_ms else ""
 
     def add(self, session_id: str, call: Resumable) -> None:
         self._of_session[session_id] = call
 
-    def claim(self, caller: Caller, codec: Codec, key: str) -> Claim | Response | None:
+    def claim(self, caller: Caller, codec: Codec, key: str) -> Claim | Elsewhere | Response | None:
         """The call that a request wants to go on with; None if it wants a new one. ``key``: the API key's name."""
         token = caller.query.get(_TOKEN_IN.get(codec.name, ""), "")
         if not token:
@@ -279,6 +338,9 @@ class Calls:
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 12):
             message = f"after must be the number of messages received, not {after[:40]!r}."
             return error_response(400, "bad_parameter", message, param="after")
+        process = self.elsewhere(token)
+        if process is not None:
+            return Elsewhere(process)
         call = self.find(token)
         if isinstance(call, Resumable) and call.key != key:
             call = "unknown"
@@ -300,6 +362,9 @@ class Calls:
         session_id = token.partition(".")[0]
         call = self._of_session.get(session_id)
         if call is None:
+            silent = self._of_seed.get(_seed_of(token))
+            if silent is not None:
+                return silent
             return self._ended.get(session_id, "unknown")
         return call if call.is_claimed_by(token) else "used"
 
@@ -341,7 +406,25 @@ class Calls:
             self.end(session_id, reason, now_ms)
 
 
-def _is_worth_keeping(event: object) -> bool:
+def new_seed() -> bytes:
+    return secrets.token_bytes(SEED_BYTES)
+
+
+def _secret_of(seed: bytes) -> str:
+    return base64.urlsafe_b64encode(seed[_ID_BYTES:]).decode().rstrip("=")
+
+
+def _seed_of(token: str) -> bytes:
+    """The seed that a token was made of; empty for one that was not."""
+    session_id, _, secret = token.partition(".")
+    try:
+        return bytes.fromhex(session_id.rpartition("_")[2]) + base64.urlsafe_b64decode(f"{secret}==")
+    except ValueError:
+        return b""
+
+
+def is_worth_keeping(event: object) -> bool:
+    """Whether somebody who is away should hear of it later: a busy signal is about now, but for what was dropped."""
     return not isinstance(event, ServerBusy | ServerReady) or (
         isinstance(event, ServerBusy) and event.dropped_ms > 0
     )

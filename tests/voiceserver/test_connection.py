@@ -8,9 +8,11 @@ from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
 from voiceserver.config import BackpressureConfig
-from voiceserver.connection import CLOSE_TIMEOUT_MS, TOLD_MS
+from voiceserver.connection import CLOSE_TIMEOUT_MS
+from voiceserver.door import TOLD_MS
 from voiceserver.errors import Refusal
 from voiceserver.framing import FRAMES_PER_TURN, RUN_BYTES
+from voiceserver.hub import KEEPALIVE_TICK_MS
 from workers.ipc.messages import RequestKind, ResultKind
 
 CHUNK = b"\x01\x00" * 1_600  # 100 ms at 16 kHz
@@ -232,7 +234,7 @@ def test_a_handshake_that_never_finishes_ends_by_408() -> None:
     line = shell.call(b"GET /v1/stream HTTP/1.1\r\nHost: ")
     shell.loop.advance(298.0)
     assert not line.transport.data
-    shell.loop.advance(5.0)
+    shell.loop.advance(KEEPALIVE_TICK_MS + 5.0)
     assert line.status == 408
     assert line.transport.is_ended
     shell.loop.advance(CLOSE_TIMEOUT_MS + 5.0)

@@ -22,6 +22,7 @@ class Audio(NamedTuple):
 
 class Codec(Protocol):
     binary_is_pcm: bool  # binary messages are the pcm of Audio and nothing else, so nobody need be asked
+    is_shared: bool  # has no state of its own, so that one serves all sessions with these rates
     name: str  # "native", "openai", "twilio", "whisperlive"
     subprotocol: str | None  # to select at the handshake, if offered
     input_rate_hz: int  # of the Audio it gives; fixed before the first Audio

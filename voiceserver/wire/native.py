@@ -43,6 +43,7 @@ class NativeCodec:
 
     binary_is_pcm = True
     is_resumable = True
+    is_shared = True
     name = "native"
     subprotocol: str | None = SUBPROTOCOL
 

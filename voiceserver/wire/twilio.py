@@ -134,6 +134,7 @@ class TwilioCodec:
     )
 
     binary_is_pcm = False
+    is_shared = False
     name = "twilio"
     subprotocol: str | None = None
     tells_refusal = True  # who calls hears it; an HTTP 503 would only be in Twilio's error log

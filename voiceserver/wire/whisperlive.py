@@ -86,6 +86,7 @@ class WhisperLiveCodec:
     )
 
     binary_is_pcm = False
+    is_shared = False
     name = "whisperlive"
     subprotocol: str | None = None
     input_rate_hz = RATE_HZ

@@ -64,6 +64,7 @@ class OpenAICodec:
     )
 
     binary_is_pcm = False
+    is_shared = False
     name = "openai"
     subprotocol: str | None = "realtime"
     can_wait = False  # in line: every stock client takes a 503 well, and some give up at an error

@@ -79,7 +79,7 @@ def charts(results: Results) -> Iterator[tuple[str, str]]:
         title = "Goodput against offered load"
         yield (
             "goodput",
-            lines(title, _goodput(overload), "calls offered, by magnitude", _GOODPUT, x_scale=math.log10),
+            lines(title, _goodput(overload), "callers, by magnitude", _GOODPUT, x_scale=math.log10),
         )
     serving = results.find("serving")
     if serving is not None:
@@ -91,7 +91,7 @@ def charts(results: Results) -> Iterator[tuple[str, str]]:
         yield "latency", drawing
 
 
-_GOODPUT: Final = "seconds of speech per second whose words came in time"
+_GOODPUT: Final = "callers let in, times the part of their speech whose words came in time"
 
 
 def _of_sides(title: str, figures: Document, key: str, unit: str) -> str:

@@ -135,8 +135,8 @@ def overload(document: Document) -> str:
         [
             f"{row['load']}, {side}",
             row["offered"],
-            row["admitted"],
-            row["refused"],
+            float(row["talkers"]),
+            row["refusals"],
             float(row["goodput"]),
             f"{row['in_time']:.0%}",
             _pair(row["final_ms"]),
@@ -147,9 +147,15 @@ def overload(document: Document) -> str:
         for side, key in (("ours", "voiceserver"), ("the usual design", "naive"))
         for row in document[key]
     ]
-    columns = ["load, of the calibrated capacity", "calls", "in", "refused", "goodput", "in time"]
-    columns += ["final p50 / p99 (ms)", "first word to the caller (ms)", "silence (s)", "unaccounted (ms)"]
-    return table(columns, rows)
+    columns = [
+        f"load, of the capacity ({document['capacity']} talkers)",
+        "callers",
+        "let in",
+        "503s",
+        "heard in time",
+    ]
+    columns += ["part of their speech", "final p50 / p99 (ms)", "told p50 / p99 (ms)", "silence (s)"]
+    return table([*columns, "unaccounted (ms)"], rows)
 
 
 def recovery(document: Document) -> str:

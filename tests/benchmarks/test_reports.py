@@ -38,21 +38,29 @@ BATCHING: dict[str, Any] = {
 
 def load_row(load: str, offered: int, goodput: float, **changes: object) -> dict[str, object]:
     """As ``benchmarks.overload`` stores it."""
-    row = {"load": load, "offered": offered, "admitted": 6, "waited": 2, "refused": 1, "lost": 0}
-    row |= {
-        "goodput": goodput,
+    row = {
+        "load": load,
+        "offered": offered,
+        "talkers": 6.0,
         "in_time": 0.98,
+        "goodput": goodput,
+        "waiting": 2,
+    }
+    row |= {
+        "refusals": 41,
+        "lost": 0,
+        "settled_s": 0.4,
         "first_partial_ms": [310.0, 900.0],
         "final_ms": [420.5, 1200.0],
     }
     row |= {
         "signal_ms": [1.2, 3.4],
+        "refusal_ms": [0.8, 2.1],
         "silence_s": 0.0,
         "busy_signals": 4,
         "dropped_ms": 0,
-        "unaccounted_ms": 0.0,
     }
-    return {**row, "lateness_p99_ms": 1.1, **changes}
+    return {**row, "unaccounted_ms": 0.0, "lateness_p99_ms": 1.1, "generator_cpu": 0.1, **changes}
 
 
 OVERLOAD: dict[str, Any] = {
@@ -285,7 +293,7 @@ def test_readme_holds_what_the_files_say_and_keeps_its_own_words(folder: Path) -
         "| gru: hybrid | 1,500 | 15.0 |",
         "| gru, float32 | 8.00 | 13.0 |",
         "| 250 sessions, mosec | 400 | 40% | 16.2 / 25.2 | 100% | 0 | 315 |",
-        "| 10x, the usual design | 100 | 6 | 1 | 0 | 98% | - | - | 88.5 | - |",
+        "| 10x, the usual design | 100 | 6.00 | 41 | 0 | 98% | - | - | 88.5 | - |",
         "| stt worker killed | 14.5 / 39.2 | 14.5 / 39.2 | 14.5 / 39.2 | 14.5 / 1,400 | 0 | 0 |",
         "| reply worker hung | 14.5 / 39.2 | - | 14.5 / 39.2 | - | 0 | 0 |",
         "| connections held, lost | 50,000, 0 |",

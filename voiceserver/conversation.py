@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LOST: Final = 1006  # the close code of a session whose caller has gone without a word
 
+_PARTIAL: Final = frozenset({int(ResultKind.TEXT), int(ResultKind.CONSUMED)})
+
 # ------------------------------------------------------------------------------------------------------ utterances
 
 
@@ -48,11 +50,26 @@ def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: floa
     return ear.begin(session.turn, from_ms, decided_ms, now_ms)
 
 
-def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> None:
-    """Nothing detects turns: all audio belongs to a turn that the client will end."""
-    if not ear.capturing_turn and session.settings.can_hear:
+def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> bool:  # hot
+    """Nothing detects turns: all audio belongs to a turn that the client will end. True: it begins here."""
+    begins = not ear.capturing_turn and session.settings.can_hear
+    if begins:
         begin_turn(session, ear, ear.ms(ear.outbox.consumed_seq), ear.ms(ear.received_seq), now_ms)
     ear.pass_through()
+    return begins
+
+
+def is_partial(session: SessionState, ear: Ear, stage: str, record: Record) -> bool:  # hot
+    """Whether the result is but another word of what is being said: it is told, and nothing else follows from it."""
+    return (
+        record.kind in _PARTIAL
+        and stage == "stt"
+        and record.turn == ear.capturing_turn
+        and session.is_open
+        and session.guess is None
+        and not ear.is_paused
+        and session.is_well
+    )
 
 
 def decide(session: SessionState, ear: Ear, decision: Decision, now_ms: float) -> None:

@@ -24,6 +24,7 @@ WARM_MS = 200.0  # kept beside the padding, so that a replayed detector starts w
 class Ear:
     __slots__ = (
         "_captured_seq",
+        "_captures",
         "_keep",
         "_turn",
         "capture",
@@ -36,9 +37,17 @@ class Ear:
     )
 
     def __init__(
-        self, rate_hz: int, detection: TurnDetection | None, max_backlog_ms: float, start_seq: int = 0
+        self,
+        rate_hz: int,
+        detection: TurnDetection | None,
+        max_backlog_ms: float,
+        start_seq: int = 0,
+        *,
+        captures: bool = True,
     ) -> None:
+        """``captures`` False: turns are found, but nobody hears what is said in them."""
         self.rate_hz = rate_hz
+        self._captures = captures
         self.limit = self.samples(max_backlog_ms)  # of both backlogs together
         self.outbox = Outbox()
         self.capture = Outbox()
@@ -156,6 +165,9 @@ class Ear:
 
     def _capture_until(self, seq: int, waits_from_ms: float | None = None) -> None:  # hot
         if seq <= self._captured_seq:
+            return
+        if not self._captures:
+            self._captured_seq = seq
             return
         for entry in self.outbox.span(self._captured_seq, seq):
             at_ms = entry.at_ms if waits_from_ms is None else waits_from_ms

@@ -99,8 +99,13 @@ def next_deadline_ms(session: SessionState) -> float:
 def heard_due_ms(session: SessionState) -> float:  # hot
     """``next_deadline_ms`` of a session that ``only_listens``."""
     ear = session.ear
-    since_ms = ear.outbox.oldest_at_ms if ear is not None and ear.detector is not None else None
-    return math.inf if since_ms is None else since_ms + session.settings.backpressure.busy_after_ms
+    if ear is None:
+        return math.inf
+    heard_ms = ear.outbox.oldest_at_ms if ear.detector is not None else None
+    captured_ms = ear.capture.oldest_at_ms if session.transcripts else None
+    if heard_ms is None or (captured_ms is not None and captured_ms < heard_ms):
+        heard_ms = captured_ms
+    return math.inf if heard_ms is None else heard_ms + session.settings.backpressure.busy_after_ms
 
 
 def answer_due_ms(session: SessionState) -> float:

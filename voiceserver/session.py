@@ -188,9 +188,8 @@ class Session(SessionState):
             if due_ms < self.deadline_ms:
                 self.deadline_ms = due_ms
         ear.receive(pcm, now_ms)
-        if ear.detector is None:
+        if ear.detector is None and conversation.hear_by_hand(self, ear, now_ms):
             self.is_settled = False
-            conversation.hear_by_hand(self, ear, now_ms)
         if ear.outbox.backlog + ear.capture.backlog > ear.limit:
             self.is_settled = False
             pressure.shed(self, ear, now_ms)
@@ -221,7 +220,12 @@ class Session(SessionState):
                 return
         elif stage == self.settings.hears_with:
             if ear is not None:
+                is_alone = self.is_settled and conversation.is_partial(self, ear, stage, record)
                 conversation.receive_hearing(self, ear, stage, record, now_ms)
+                if is_alone:
+                    # What is left may have waited for longer: speech counts as waiting only since it was found.
+                    self.lower_deadline(pressure.heard_due_ms(self))
+                    return
         else:
             self._receive_answer(stage, record, now_ms)
             if stage == "tts" and record.kind == AUDIO and self.is_settled and self.gate is None:
@@ -439,7 +443,12 @@ class Session(SessionState):
 
     def _make_ear(self) -> Ear:
         detection = self.options.turn_detection if "vad" in self.settings.stages else None
-        self.ear = ear = Ear(self.input_rate_hz, detection, self.settings.backpressure.max_backlog_ms)
+        self.ear = ear = Ear(
+            self.input_rate_hz,
+            detection,
+            self.settings.backpressure.max_backlog_ms,
+            captures=self.settings.can_hear,
+        )
         return ear
 
     def _check(self) -> None:

@@ -226,11 +226,11 @@ class SessionState:
 
     @property
     def only_listens(self) -> bool:  # hot
-        """Nobody speaks and nothing is owed: all there can be is audio that vad has not taken."""
-        mouth, detection = self._mouth, self.options.turn_detection
+        """Nothing is said to the caller and nothing is owed: all there can be is audio that vad or stt has not taken."""
+        mouth, detection, transcripts = self._mouth, self.options.turn_detection, self.transcripts
         return (
             self.phase is OPEN
-            and not self.transcripts
+            and (transcripts is None or transcripts.pending_since_ms is None)
             and (mouth is None or mouth.reply is None)
             and not self.queue
             and self.place is None

@@ -90,3 +90,15 @@ def test_an_empty_message_leaves_no_trace() -> None:
     ear = Ear(16_000, DETECTION, 10_000)
     ear.receive(b"", 0.0)
     assert not ear.outbox.has_unsent()
+
+
+def test_a_turn_that_nobody_transcribes_keeps_no_audio_however_long_it_is() -> None:
+    ear = Ear(16_000, None, 1_000.0, captures=False)
+    ear.begin(1, 0.0, 0.0, 0.0)
+    for count in range(1, 51):
+        ear.receive(bytes(3_200), count * 100.0)
+        ear.consume(ear.received_seq)
+    assert ear.end(5_000.0, 5_000.0) == 1
+    assert (ear.capture.received, ear.capture.backlog, ear.lag_ms) == (0, 0, 0.0)
+    assert ear.outbox.consumed == ear.received_seq
+    ear.check()

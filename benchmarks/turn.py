@@ -1,11 +1,12 @@
 """How long a caller waits: from the end-of-turn decision to the first byte of the spoken answer on the socket.
 
-``python -m benchmarks.turn [--turns 100] [--pace 1] [--wire openai]``. One caller, one turn after the other, every engine real
-(silero, pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split
+``python -m benchmarks.turn [--turns 100] [--pace 1] [--wire openai | --ahead]``. One caller, one turn after the other, every
+engine real (silero, pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split
 (``reply.done``); the client measures the time between the two messages as they arrive. Endpointing (the silence that is waited
 for) is a setting, not a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then
 not keep up, and its backlog shows. ``--wire openai``: native and Realtime callers take turns on one server, so that both meet
-the same machine.
+the same machine. ``--ahead``: what ``session.preemptive`` saves where answers come from a language model. The wait for its first
+token is simulated (``--llm-ms``); callers of a server with the setting and of one without it take turns.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import typer
 import uvloop
@@ -25,6 +26,7 @@ from websockets.asyncio.client import connect
 
 from benchmarks import realtime_callers as realtime
 from benchmarks.report import percentiles, print_table, store
+from benchmarks.slow_llm import SlowLlm
 from clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
 from clients.local_server import LocalServer, ServerFailed
 from clients.made_speech import LINES, make_speech
@@ -47,36 +49,86 @@ class Caller(Protocol):
     async def send_audio(self, pcm: bytes) -> None: ...
 
 
-async def measure(
-    recording: Recording, turns: int, pace: float, realtime_recording: Recording | None = None
-) -> tuple[list[TurnReport], list[float]]:
-    """Reports of ``turns`` turns after the warm-up, and the ms to first audio of as many Realtime turns between them if there
-    is a recording for them. Raises TimeoutError for a turn without an answer."""
-    answers_ms: list[float] = []
-    async with LocalServer() as server, contextlib.AsyncExitStack() as stack:
-        await server.wait_ready()
-        client = await stack.enter_async_context(VoiceClient.connect(server.url, rate_hz=RATE_HZ))
-        exchange = Exchange()
-        done = asyncio.Event()
-        listening = asyncio.create_task(_listen(client, exchange, done))
-        callers: list[tuple[Caller, Recording, asyncio.Event]] = [(client, recording, done)]
-        if realtime_recording is not None:
-            taker = await stack.enter_async_context(_realtime_caller(server.url))
-            callers.append((taker, realtime_recording, taker.done))
-            answers_ms = taker.answers_ms
-        with Progress(transient=True) as progress:
-            task = progress.add_task("turns", total=turns + WARM_UP_TURNS)
-            for _ in range(turns + WARM_UP_TURNS):
-                for caller, said, answered in callers:
-                    answered.clear()
-                    async with asyncio.timeout(TURN_TIMEOUT_S):
-                        await _speak_until(caller, said, answered, pace)
-                progress.advance(task)
+class Found(NamedTuple):
+    """``reports`` of native turns; ``others_ms``: to first audio of the turns between them, by name."""
+
+    reports: list[TurnReport]
+    others_ms: dict[str, list[float]]
+
+
+class NativeCaller:
+    """One caller who holds a conversation."""
+
+    def __init__(self, client: VoiceClient) -> None:
+        self.client = client
+        self.exchange = Exchange()
+        self.done = asyncio.Event()
+
+    async def listen(self) -> None:
+        async for event in self.client.events():
+            now_ms = time.monotonic() * 1000
+            self.exchange.receive_event(event, now_ms)
+            if self.exchange.turns and self.exchange.is_settled(now_ms):
+                self.done.set()
+
+    def reports(self) -> list[TurnReport]:
+        """Of the turns after the warm-up that were answered."""
+        reports = [self.exchange.turns[turn] for turn in sorted(self.exchange.turns)]
+        return [report for report in reports if report.answer_ms is not None][WARM_UP_TURNS:]
+
+    def answers_ms(self) -> list[float]:
+        return [report.answer_ms for report in self.reports() if report.answer_ms is not None]
+
+
+@contextlib.asynccontextmanager
+async def _native_caller(server: LocalServer) -> AsyncIterator[NativeCaller]:
+    await server.wait_ready()
+    async with VoiceClient.connect(server.url, rate_hz=RATE_HZ) as client:
+        caller = NativeCaller(client)
+        listening = asyncio.create_task(caller.listen())
+        yield caller
         await client.finish()
         await listening
-    reports = [exchange.turns[turn] for turn in sorted(exchange.turns)]
-    answered_reports = [report for report in reports if report.answer_ms is not None]
-    return answered_reports[WARM_UP_TURNS:], answers_ms[WARM_UP_TURNS:]
+
+
+async def measure(
+    recording: Recording, turns: int, pace: float, realtime_recording: Recording | None = None
+) -> Found:
+    """``turns`` turns after the warm-up, and as many Realtime turns between them if there is a recording for them. Raises
+    TimeoutError for a turn without an answer."""
+    async with LocalServer() as server, contextlib.AsyncExitStack() as stack:
+        native = await stack.enter_async_context(_native_caller(server))
+        callers: list[tuple[Caller, Recording, asyncio.Event]] = [(native.client, recording, native.done)]
+        if realtime_recording is None:
+            await _take_turns(callers, turns, pace)
+            return Found(native.reports(), {})
+        taker = await stack.enter_async_context(_realtime_caller(server.url))
+        await _take_turns([*callers, (taker, realtime_recording, taker.done)], turns, pace)
+        return Found(native.reports(), {"Realtime client": taker.answers_ms[WARM_UP_TURNS:]})
+
+
+async def measure_ahead(recording: Recording, turns: int, pace: float, llm_ms: float) -> Found:
+    """Turns of a caller whose server asks the language model at the end of the turn, and between them of one whose server asks it
+    at the pause before."""
+    async with SlowLlm(llm_ms) as llm, contextlib.AsyncExitStack() as stack:
+        usual = await stack.enter_async_context(LocalServer(llm.settings))
+        early = await stack.enter_async_context(LocalServer({**llm.settings, "session.preemptive": "true"}))
+        callers = [await stack.enter_async_context(_native_caller(server)) for server in (usual, early)]
+        await _take_turns([(one.client, recording, one.done) for one in callers], turns, pace)
+        return Found(callers[0].reports(), {"asked ahead": callers[1].answers_ms()})
+
+
+async def _take_turns(
+    callers: Sequence[tuple[Caller, Recording, asyncio.Event]], turns: int, pace: float
+) -> None:
+    with Progress(transient=True) as progress:
+        task = progress.add_task("turns", total=turns + WARM_UP_TURNS)
+        for _ in range(turns + WARM_UP_TURNS):
+            for caller, said, answered in callers:
+                answered.clear()
+                async with asyncio.timeout(TURN_TIMEOUT_S):
+                    await _speak_until(caller, said, answered, pace)
+            progress.advance(task)
 
 
 @contextlib.asynccontextmanager
@@ -87,14 +139,6 @@ async def _realtime_caller(url: str) -> AsyncIterator[realtime.TurnTaker]:
         yield taker
         await socket.close()
         await listening
-
-
-async def _listen(client: VoiceClient, exchange: Exchange, done: asyncio.Event) -> None:
-    async for event in client.events():
-        now_ms = time.monotonic() * 1000
-        exchange.receive_event(event, now_ms)
-        if exchange.turns and exchange.is_settled(now_ms):
-            done.set()
 
 
 async def _speak_until(
@@ -117,10 +161,9 @@ async def _speak_until(
         sent += 1
 
 
-def show(
-    reports: list[TurnReport], answers_ms: list[float], pace: float, recording: Recording
-) -> dict[str, dict[str, float]]:
+def show(found: Found, pace: float, recording: Recording) -> dict[str, dict[str, float]]:
     """Print the table; the figures by part."""
+    reports = found.reports
     values: dict[str, list[float]] = {name: [] for name in PARTS}
     for report in reports:
         for name in PARTS:
@@ -132,8 +175,8 @@ def show(
     }
     seen = [report.answer_ms for report in reports if report.answer_ms is not None]
     figures["decision to first audio (client)"] = percentiles(seen, (50, 95, 99))
-    if answers_ms:
-        figures["decision to first audio (Realtime client)"] = percentiles(answers_ms, (50, 95, 99))
+    for name, answers_ms in found.others_ms.items():
+        figures[f"decision to first audio ({name})"] = percentiles(answers_ms, (50, 95, 99))
     rows = [
         (name, int(row["count"]), row["p50"], row["p95"], row["p99"], row["max"])
         for name, row in figures.items()
@@ -149,6 +192,8 @@ def turn(
     wire: Annotated[
         Literal["native", "openai"], typer.Option(help="openai: Realtime turns between native ones.")
     ] = "native",
+    ahead: Annotated[bool, typer.Option("--ahead", help="With and without preemptive replies.")] = False,
+    llm_ms: Annotated[float, typer.Option(min=0, help="--ahead: wait for a first token.")] = 300.0,
     file: Annotated[Path | None, typer.Option(help="What is said; default: a short command.")] = None,
 ) -> None:
     """Measure the wait for an answer."""
@@ -157,17 +202,26 @@ def turn(
     def said(rate_hz: int) -> Recording:
         return read_recording(path, rate_hz) if path.is_file() else make_speech(LINES[1], rate_hz)
 
+    if ahead and wire != "native":
+        raise typer.BadParameter("--ahead is measured on the native wire")
     recording = said(RATE_HZ)
-    other = said(realtime.RATE_HZ) if wire == "openai" else None
+    measured = (
+        measure_ahead(recording, turns, pace, llm_ms)
+        if ahead
+        else measure(recording, turns, pace, said(realtime.RATE_HZ) if wire == "openai" else None)
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            reports, answers_ms = runner.run(measure(recording, turns, pace, other))
+            found = runner.run(measured)
     except ServerFailed as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-    figures = show(reports, answers_ms, pace, recording)
-    name = "turn" if wire == "native" else f"turn-{wire}"
-    print(f"stored in {store(name, {'recording': recording.name, 'pace': pace, 'milliseconds': figures})}")
+    figures = show(found, pace, recording)
+    document = {"recording": recording.name, "pace": pace, "milliseconds": figures}
+    if ahead:
+        document["llm_first_token_ms"] = llm_ms
+    name = "turn-ahead" if ahead else "turn" if wire == "native" else f"turn-{wire}"
+    print(f"stored in {store(name, document)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the wire.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 import tempfile
@@ -36,6 +37,8 @@ class LocalServer:
         self.port = free_port()
         self.settings = dict(settings or {})
         self._process: asyncio.subprocess.Process | None = None
+        self._is_guard = False  # SIGTERM is ours to take
+        self._is_ended = False  # and came
         self._log = tempfile.NamedTemporaryFile(prefix="voiceserver-", suffix=".log", delete=False)  # noqa: SIM115
         self.log_path = Path(self._log.name)
 
@@ -56,6 +59,7 @@ class LocalServer:
         return [sys.executable, "-m", "voiceserver", "serve", f"--port={self.port}", *chosen]
 
     async def __aenter__(self) -> Self:
+        self._take_sigterm()
         self._process = await asyncio.create_subprocess_exec(
             *self.command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -70,9 +74,26 @@ class LocalServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+        if self._is_guard:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         self._log.close()
         if error is None:
             self.log_path.unlink(missing_ok=True)
+        if self._is_ended and kind is asyncio.CancelledError:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _take_sigterm(self) -> None:
+        """Who is ended by SIGTERM stops its server first: the task that uses it is cancelled, and then the program ends."""
+        task = asyncio.current_task()
+        if task is None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return  # somebody else has taken it: another server, or the program itself
+
+        def end() -> None:
+            self._is_ended = True
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+        self._is_guard = True
 
     async def stop(self) -> None:
         """Drain it, and end it if it takes too long. Idempotent."""

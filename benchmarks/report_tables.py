@@ -158,6 +158,7 @@ _PARTS: Final[tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...]] = (
     (("sessions-openai",), "The same, over OpenAI Realtime", ()),
     (("turn",), "How long a caller waits", ("latency",)),
     (("turn-openai",), "Turns over OpenAI Realtime, and native ones between them", ()),
+    (("turn-ahead",), "Answers of a language model, asked for at the end of the turn and ahead of it", ()),
     (("batching",), "Batching", ("batching",)),
     (("serving",), "Serving one's own model", ("serving",)),
     (("overload",), "Beyond capacity", ("goodput",)),

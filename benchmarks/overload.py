@@ -1,14 +1,18 @@
-"""What happens when more people talk than the server can carry? Ours, and the usual design, in the same run.
+"""What happens when more people talk than the server can carry? Ours, and the usual design, in the same run; four minutes.
 
-``python -m benchmarks.overload [--quick]``. Talkers on an absolute schedule with real speech, at 0.5, 1, 1.4, 2 and 10 times the
-capacity that the server has found for itself, and 10 times as a storm that comes at once. The usual design
-(``benchmarks.naive_server``) gets the same callers and the same engines in as many processes. Goodput is speech whose final
-transcript came within 2 s of its end, per second: the talking that the server really carries.
+``python -m benchmarks.overload [--quick]``. First a server without a limit gets more and more talkers until words come late: the
+most that it serves in time is the measured capacity. Then a server that learns its limit gets 0.5, 1, 1.4, 2 (as a step from 1)
+and 10 times that, and 10 times at once. The usual design (``benchmarks.naive_server``) gets the same callers and the same
+engines in as many processes.
+
+Goodput is counted in talkers: those who have a place, times the part of their speech whose final transcript came within 2 s of
+its end. Peak goodput is the best of all rows. The callers run on the same cores as the server; what they take is in the table.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -16,14 +20,15 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 import uvloop
 
-from benchmarks.paced_talkers import IN_TIME_MS, Crowd, Script, Talker
-from benchmarks.report import percentiles, print_table, store
+from benchmarks.paced_talkers import CHUNK_MS, IN_TIME_MS, Crowd, Script, Talker
+from benchmarks.report import cpu_seconds, percentiles, print_table, store
 from clients.local_server import LocalServer, ServerFailed, free_port
 from clients.made_speech import LINES, make_speech
 from clients.recording import Recording, read_recording
@@ -35,29 +40,80 @@ ARRIVE_S = 2.0
 SETTLE_S = 4.0
 READY_S = 60.0
 ROOM = 8
+DECODERS = (
+    8  # for each stt worker: more than the processor can feed, so that it and not the places are the limit
+)
+UNLIMITED = 100_000
+GROWTH = 1.026  # of the ramp, a second
+RAMP_FROM = 0.7  # of what the server believes it can carry before anybody called
+RAMP_S = 60.0
+WINDOW_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one crowd saw. silence_s: audio was sent, and for over 2 s came neither result nor signal; unaccounted_ms: audio
-    sent that the server's books do not have, None where it keeps none."""
+    """What one crowd saw. talkers: with a place, on average; in_time: part of their speech; goodput: the product; settled_s: from
+    the last arrivals until the number of talkers stayed within 5 % (or 1) of what it was in the end; silence_s: audio was sent,
+    and for over 2 s came neither result nor signal; unaccounted_ms: audio sent that the server's books do not have, None where
+    it keeps none; generator_cpu: of one core."""
 
     load: str
     offered: int
-    admitted: int
-    waited: int
-    refused: int
-    lost: int
-    goodput: float
+    talkers: float
     in_time: float
+    goodput: float
+    waiting: int
+    refusals: int
+    lost: int
+    settled_s: float
     first_partial_ms: tuple[float, float] | None
     final_ms: tuple[float, float] | None
     signal_ms: tuple[float, float] | None
+    refusal_ms: tuple[float, float] | None
     silence_s: float
     busy_signals: int
     dropped_ms: int
     unaccounted_ms: float | None
     lateness_p99_ms: float
+    generator_cpu: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """steps: (callers, from, to): so many arrive evenly between two times, in s."""
+
+    name: str
+    steps: tuple[tuple[int, float, float], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(count for count, _, _ in self.steps)
+
+    @property
+    def step_s(self) -> float:
+        """When the last of them are there."""
+        return self.steps[-1][2]
+
+    def arrivals_ms(self) -> list[float]:
+        return [
+            (from_s + (to_s - from_s) * index / count) * 1000
+            for count, from_s, to_s in self.steps
+            for index in range(count)
+        ]
+
+
+def loads(capacity: int, times: Sequence[float]) -> list[Load]:
+    """Each time of the capacity, twice the capacity as a step from once; the last one again as a storm."""
+    found = []
+    for factor in times:
+        size = max(round(capacity * factor), 1)
+        steps: tuple[tuple[int, float, float], ...] = ((size, 0.0, ARRIVE_S),)
+        if factor == 2.0:
+            steps = ((capacity, 0.0, ARRIVE_S), (size - capacity, SETTLE_S, SETTLE_S))
+        found.append(Load(f"{factor:g}x", steps))
+    last = found[-1]
+    storm = Load(f"{last.name} storm", ((last.size, 0.0, 0.0),))
+    return [*found, storm] if len(found) > 1 else found
 
 
 @asynccontextmanager
@@ -80,47 +136,75 @@ async def naive() -> AsyncIterator[int]:
         await process.wait()
 
 
-async def measure(port: int, script: Script, load: str, size: int, seconds: float, arrive_s: float) -> Row:
+def settings(**more: str | int | float) -> dict[str, str | int | float]:
+    chosen: dict[str, str | int | float] = {
+        "backpressure.waiting_room": ROOM,
+        "server.log_format": "json",
+        "stages.stt.params.decoders": DECODERS,
+    }
+    return {**chosen, **{f"backpressure.{key}": value for key, value in more.items()}}
+
+
+async def measure(port: int, script: Script, load: Load, seconds: float) -> Row:
     """One crowd, from the first call to the last goodbye."""
-    crowd = Crowd(port, script, size, now_ms)
-    settle_s = min(SETTLE_S, seconds / 3)
-    await crowd.run(seconds, arrive_s, settle_s)
-    tally, talkers = crowd.tally, crowd.talkers
-    refused = tally.counts["refused"] + tally.counts["failed"]
-    waited = sum(talker.has_waited for talker in talkers)
-    finals = tally.counts["finals"]
+    crowd = Crowd(port, script, load.arrivals_ms(), now_ms)
+    settle_s = max(min(SETTLE_S, seconds / 3), load.step_s)
+    total_s = seconds + (load.step_s if len(load.steps) > 1 else 0.0)
+    cpu_s, began_ms = cpu_seconds(), now_ms()
+    await crowd.run(total_s, settle_s)
+    spent = (cpu_seconds() - cpu_s) / ((now_ms() - began_ms) / 1000)
+    from_ms, to_ms = crowd.began_ms + settle_s * 1000, crowd.began_ms + total_s * 1000 - IN_TIME_MS
+    talkers, in_time = crowd.goodput(from_ms, to_ms)
+    tally = crowd.tally
     return Row(
-        load=load,
-        offered=size,
-        admitted=sum(talker.is_admitted and not talker.has_waited for talker in talkers),
-        waited=waited,
-        refused=refused,
-        lost=tally.counts["lost"],
-        goodput=tally.speech_in_time_s / (seconds - settle_s),
-        in_time=tally.counts["in_time"] / finals if finals else 0.0,
+        load=load.name,
+        offered=load.size,
+        talkers=round(talkers, 2),
+        in_time=round(in_time, 4),
+        goodput=round(talkers * in_time, 3),
+        waiting=sum(talker.has_waited for talker in crowd.talkers),
+        refusals=tally.counts["refused"],
+        lost=tally.counts["lost"] + tally.counts["failed"],
+        settled_s=settled_s(crowd.counts, crowd.began_ms + load.step_s * 1000),
         first_partial_ms=p50_p99(tally.ms["first_partial"]),
         final_ms=p50_p99(tally.ms["final"]),
         signal_ms=p50_p99(tally.ms["signal"]),
-        silence_s=tally.silence_s,
+        refusal_ms=p50_p99(tally.ms["refusal"]),
+        silence_s=round(tally.silence_s, 2),
         busy_signals=tally.counts["busy"],
         dropped_ms=tally.counts["dropped_ms"],
-        unaccounted_ms=unaccounted_ms(talkers) if tally.counts["books"] else None,
-        lateness_p99_ms=percentiles(crowd.lateness_ms)["p99"],
+        unaccounted_ms=unaccounted_ms(crowd.talkers) if tally.counts["books"] else None,
+        lateness_p99_ms=round(percentiles(crowd.lateness_ms)["p99"], 2),
+        generator_cpu=round(spent, 3),
     )
+
+
+def settled_s(counts: Sequence[tuple[float, int]], step_ms: float) -> float:
+    """How long after ``step_ms`` the number of talkers was last away from what it was in the end."""
+    after = [(at_ms, count) for at_ms, count in counts if at_ms >= step_ms]
+    late = [count for _, count in after[len(after) // 2 :]]
+    if not late:
+        return 0.0
+    mean = sum(late) / len(late)
+    away = [at_ms for at_ms, count in after if abs(count - mean) > max(mean * 0.05, 1.0)]
+    return round((away[-1] - step_ms) / 1000, 2) if away else 0.0
 
 
 def unaccounted_ms(talkers: Sequence[Talker]) -> float:
     """Audio that was sent and that no book tells of; all of it where the server left without closing its books."""
-    return sum(
-        talker.sent_ms if talker.unaccounted_ms is None else talker.unaccounted_ms for talker in talkers
-    )
+    lost = (talker.sent_ms if talker.unaccounted_ms is None else talker.unaccounted_ms for talker in talkers)
+    return round(sum(lost), 3)
 
 
-async def capacity_of(server: LocalServer) -> int:
-    """What the server has found that it can carry, once it has calibrated itself."""
+async def calibrated(server: LocalServer) -> int:
+    """What the server believes that it can carry, once it has calibrated itself."""
     deadline_s = time.monotonic() + 15
     while time.monotonic() < deadline_s and "calibrated" not in server.log_path.read_text(errors="replace"):
         await asyncio.sleep(0.1)
+    return await limit_of(server)
+
+
+async def limit_of(server: LocalServer) -> int:
     _, body = await server.get("/v1/capacity")
     return msgspec.json.decode(body, type=_Capacity).talkers_limit
 
@@ -129,32 +213,62 @@ class _Capacity(msgspec.Struct):
     talkers_limit: int = 0
 
 
-async def ours(script: Script, times: Sequence[float], seconds: float) -> tuple[int, list[Row]]:
-    settings: dict[str, str | int | float] = {"backpressure.waiting_room": ROOM, "server.log_format": "json"}
-    rows = []
-    async with LocalServer(settings) as server:
+async def ramp(script: Script, expected: int) -> tuple[int, list[tuple[float, float, float]]]:
+    """(the most talkers served in time, [(s, talkers, goodput)]) of a server that lets everybody in."""
+    size, arrivals_ms = max(round(expected * RAMP_FROM), 2), []
+    arrivals_ms = [ARRIVE_S * 1000 * index / size for index in range(size)]
+    at_s = ARRIVE_S
+    while at_s < RAMP_S:
+        at_s += 1.0 / (len(arrivals_ms) * (GROWTH - 1.0))
+        arrivals_ms.append(at_s * 1000)
+    async with LocalServer(settings(max_talkers=UNLIMITED)) as server:
         await server.wait_ready()
-        capacity = await capacity_of(server)
-        print(f"calibrated: {capacity} talkers")
-        for load, size, arrive_s in crowds(capacity, times):
-            rows.append(await measure(server.port, script, load, size, seconds, arrive_s))
-            print(f"  voiceserver {load}: {rows[-1].goodput:.2f} s of speech per s in time")
-    return capacity, rows
+        crowd = Crowd(server.port, script, arrivals_ms, now_ms)
+
+        def window(end_ms: float) -> tuple[float, float]:
+            end_ms -= IN_TIME_MS
+            return crowd.goodput(end_ms - WINDOW_S * 1000, end_ms)
+
+        def is_over(at_ms: float) -> bool:
+            is_begun = at_ms - crowd.began_ms > (ARRIVE_S + WINDOW_S) * 1000 + IN_TIME_MS
+            return is_begun and window(at_ms)[1] < 0.5
+
+        await crowd.run(RAMP_S, 0.0, is_over)
+        curve = []
+        end_ms = crowd.began_ms + (ARRIVE_S + WINDOW_S) * 1000 + IN_TIME_MS
+        while end_ms <= crowd.counts[-1][0]:
+            talkers, in_time = window(end_ms)
+            at_s = (end_ms - IN_TIME_MS - crowd.began_ms) / 1000
+            curve.append((round(at_s, 1), round(talkers, 2), round(talkers * in_time, 2)))
+            end_ms += 1_000
+    if not curve:
+        raise ServerFailed("nobody was heard in time, however few")
+    return max(round(max(goodput for _, _, goodput in curve)), 1), curve
+
+
+async def ours(script: Script, capacity: int, times: Sequence[float], seconds: float) -> list[Row]:
+    rows = []
+    async with LocalServer(settings()) as server:
+        await server.wait_ready()
+        begun = await calibrated(server)
+        print(f"calibrated itself to {begun} talkers to begin with")
+        for load in loads(capacity or begun, times):
+            rows.append(await measure(server.port, script, load, seconds))
+            told(rows[-1], f"limit {await limit_of(server)}")
+    return rows
+
+
+def told(row: Row, more: str = "") -> None:
+    print(f"  {row.load}: {row.goodput:.1f} of {row.offered} callers heard in time {more}", flush=True)
 
 
 async def theirs(script: Script, capacity: int, times: Sequence[float], seconds: float) -> list[Row]:
     rows = []
-    for load, size, arrive_s in crowds(capacity, times):
+    for load in loads(capacity, times):
         async with naive() as port:  # a new one each time: its queues would go on for minutes
-            rows.append(await measure(port, script, load, size, seconds, arrive_s))
-        print(f"  usual design {load}: {rows[-1].goodput:.2f} s of speech per s in time")
+            rows.append(await measure(port, script, load, seconds))
+        told(rows[-1])
     return rows
-
-
-def crowds(capacity: int, times: Sequence[float]) -> list[tuple[str, int, float]]:
-    """(name, callers, seconds in which they arrive): in steps, and the last one again as a storm."""
-    steps = [(f"{factor:g}x", max(round(capacity * factor), 1), ARRIVE_S) for factor in times]
-    return [*steps, (f"{times[-1]:g}x storm", steps[-1][1], 0.0)] if len(steps) > 1 else steps
 
 
 def now_ms() -> float:
@@ -170,33 +284,35 @@ def p50_p99(values: Sequence[float]) -> tuple[float, float] | None:
 
 def show(title: str, rows: Sequence[Row]) -> None:
     columns = (
-        "load", "calls", "in", "wait", "refused", "goodput", "in time", "partial", "final", "1st word",
-        "silent s", "shed ms", "unsaid ms",
+        "load", "calls", "talk", "in time", "goodput", "of peak", "503s", "settled", "partial", "final", "told", "refusal",
+        "silent", "unsaid", "CPU",
     )  # fmt: skip
+    peak = max(row.goodput for row in rows) or 1.0
     cells = [
         (
-            row.load, row.offered, row.admitted, row.waited, row.refused, row.goodput, f"{row.in_time:.0%}",
-            pair(row.first_partial_ms), pair(row.final_ms), pair(row.signal_ms), row.silence_s, row.dropped_ms,
-            "-" if row.unaccounted_ms is None else round(row.unaccounted_ms, 3),
+            row.load, row.offered, row.talkers, f"{row.in_time:.0%}", row.goodput, f"{row.goodput / peak:.0%}", row.refusals,
+            row.settled_s, pair(row.first_partial_ms), pair(row.final_ms), pair(row.signal_ms), pair(row.refusal_ms),
+            row.silence_s, "-" if row.unaccounted_ms is None else row.unaccounted_ms, f"{row.generator_cpu:.0%}",
         )
         for row in rows
     ]  # fmt: skip
     note = (
-        f"goodput: seconds of speech per second with a final within {IN_TIME_MS / 1000:g} s of its end; times in ms, p50 / p99:"
-        " first partial from the start of speech, final from its end, first word from the call;"
-        " silent: over 2 s without result or signal; unsaid: audio that no book tells of"
+        f"goodput: talkers times the part of their speech with a final within {IN_TIME_MS / 1000:g} s of its end; settled: s; "
+        "ms, p50/p99: partial from the start of speech, final from its end, told: first word from the call, refusal from the "
+        "request; silent: s, over 2 s without result or signal; unsaid: ms of audio that no book tells of; CPU: of the callers, "
+        "of one core"
     )
     print_table(title, columns, cells, note)
 
 
 def pair(found: tuple[float, float] | None) -> str:
-    return "-" if found is None else f"{found[0]:,.0f} / {found[1]:,.0f}"
+    if found is None:
+        return "-"
+    return "/".join(f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in found)
 
 
 def speech() -> tuple[Recording, ...]:
     """Recordings of people where they are, made speech elsewhere."""
-    from pathlib import Path
-
     folder = Path(__file__).resolve().parents[2] / "shared" / "audio"
     paths = [folder / name for name in SPEECH]
     if all(path.is_file() for path in paths):
@@ -205,32 +321,56 @@ def speech() -> tuple[Recording, ...]:
 
 
 def overload(
-    seconds: Annotated[float, typer.Option(min=4, help="Of each load.")] = 16.0,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke: two short loads.")] = False,
+    seconds: Annotated[float, typer.Option(min=6, help="Of each load.")] = 14.0,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke: one short load.")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without the usual design.")] = False,
+    capacity: Annotated[int, typer.Option(min=0, help="Talkers; 0: measured first.")] = 0,
 ) -> None:
     """Overload a server with its default engines, and the usual design beside it."""
     times = (4.0,) if quick else TIMES
-    seconds = min(seconds, 5.0) if quick else seconds
+    seconds = min(seconds, 6.0) if quick else seconds
 
-    async def run() -> tuple[int, list[Row], list[Row]]:
+    async def run() -> tuple[int, list[tuple[float, float, float]], list[Row], list[Row]]:
         script = Script.build(speech())
-        capacity, rows = await ours(script, times, seconds)
-        others = [] if alone else await theirs(script, capacity, times, seconds)
-        return capacity, rows, others
+        gc.freeze()  # what is here stays; the callers are not to stop for it
+        found, curve = (capacity, []) if capacity or quick else await measured(script)
+        rows = await ours(script, found, times, seconds)
+        found = found or rows[0].offered // 4
+        others = [] if alone else await theirs(script, found, times, max(seconds - 4.0, 6.0))
+        return found, curve, rows, others
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            capacity, rows, others = runner.run(run())
+            found, curve, rows, others = runner.run(run())
     except ServerFailed as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-    show(f"voiceserver (calibrated itself to {capacity} talkers)", rows)
+    show(f"voiceserver, which learns its limit; measured capacity {found} talkers", rows)
     if others:
         show("the usual design: run_in_executor for each chunk", others)
     if not quick:
-        figures = {"capacity": capacity, "seconds": seconds, "voiceserver": rows, "naive": others}
+        figures = {
+            "capacity": found,
+            "seconds": seconds,
+            "in_time_ms": IN_TIME_MS,
+            "chunk_ms": CHUNK_MS,
+            "ramp": curve,
+            "voiceserver": rows,
+            "naive": others,
+        }
         print(f"stored in {store('overload', msgspec.to_builtins(figures))}")
+
+
+async def measured(script: Script) -> tuple[int, list[tuple[float, float, float]]]:
+    async with LocalServer(settings()) as server:
+        await server.wait_ready()
+        expected = await calibrated(server)
+    found, curve = await ramp(script, expected)
+    last = curve[-1]
+    print(
+        f"without a limit: {found} talkers served in time at best, {last[2]:.1f} of {last[1]:.1f} in the end"
+    )
+    return found, curve
 
 
 if __name__ == "__main__":

@@ -153,10 +153,14 @@ def announce(session: SessionState, wait: Wait, now_ms: float) -> None:
     _tell(session, session.the_gate.announce(wait, session.credit_ms, now_ms))
 
 
-def serve_less(session: SessionState, stage: str, less: Less) -> None:
-    """The stage's new stream does less than it could: the caller hears so at the next timer."""
-    session.the_lanes.serve_less(stage, less)
-    session.lower_deadline(less.since_ms)
+def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: float) -> None:
+    """The stage has a new stream. If that does less than it could, the caller hears so at the next timer."""
+    is_final_only = stage == "stt" and session.goes_without_partials
+    if stage == "stt" and session.transcripts is not None:
+        session.transcripts.skips_partials = is_final_only
+    if is_lighter or is_final_only:
+        session.the_lanes.serve_less(stage, Less(now_ms, not is_final_only, is_lighter))
+        session.lower_deadline(now_ms)
 
 
 def _stop_partials(session: SessionState, now_ms: float) -> None:
@@ -193,7 +197,7 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
         session.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
 
 
-def send_again(session: SessionState, stage: str) -> None:
+def _send_again(session: SessionState, stage: str) -> None:
     """The stage's stream is gone, and what was not committed is for the next one."""
     reply = session.reply
     outbox = session.outbox_of(stage)
@@ -207,8 +211,11 @@ def send_again(session: SessionState, stage: str) -> None:
 
 
 def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
-    """The stage's worker is gone: the caller hears it at once, and what was not committed goes out again."""
-    send_again(session, stage)
+    """The stage's worker is gone: the caller hears it at once (but not of a stream that has "moved"), and what was not
+    committed goes out again."""
+    _send_again(session, stage)
+    if reason == "moved":
+        return
     outbox = session.outbox_of(stage)
     is_audio = stage in ("vad", session.settings.hears_with)
     until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0

@@ -204,6 +204,7 @@ class Server:
             log=self.log,
         )
         self.hub.auth = self._auth if self._auth.has_keys else None
+        self._join_exchange()
         self._cues = self.hub.cues = Cues(LINES, config.session.output_rate_hz)
         self._learner = self.hub.learner = Learner(
             self._pools,
@@ -237,6 +238,14 @@ class Server:
         if lighter is None:
             return pool
         return TieredPool(pool, self._make_pool(name, lighter, self._on_lighter_event))
+
+    def _join_exchange(self) -> None:
+        """With several processes: callers who come back here belong to the process that their token names."""
+        exchange = self._share.exchange if self._share is not None else None
+        if exchange is not None:
+            self.hub.exchange = exchange
+            self.hub.calls.process, self.hub.calls.processes = exchange.index, exchange.processes
+            exchange.listen(self._loop, lambda data: Connection(self.hub, data))
 
     async def _listen(self) -> None:
         server = self.config.server
@@ -396,6 +405,8 @@ class Server:
         for timer in self._timers.values():
             timer.cancel()
         self.hub.calls.end_all("stopped", self.hub.clock())
+        if self.hub.exchange is not None:
+            self.hub.exchange.close()
         self.hub.stop()
         for pool in self._pools.values():
             await pool.stop()

@@ -23,7 +23,6 @@ from voiceserver import events as ev
 from voiceserver.ear import Ear
 from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.gate import Wait
-from voiceserver.lanes import Less
 from voiceserver.mouth import failure_of
 from voiceserver.state import Phase, SessionState
 from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, unpack_speech, unpack_turn
@@ -333,11 +332,7 @@ class Session(SessionState):
         self.is_settled = False
         lanes = self.the_lanes
         lanes.opened(stage)
-        is_final_only = stage == "stt" and self.goes_without_partials
-        if stage == "stt" and self.transcripts is not None:
-            self.transcripts.skips_partials = is_final_only
-        if is_lighter or is_final_only:
-            pressure.serve_less(self, stage, Less(now_ms, not is_final_only, is_lighter))
+        pressure.note_service(self, stage, is_lighter, now_ms)
         outbox = self.outbox_of(stage)
         if outbox is not None and lanes.loss(stage) is not None and not outbox.has_unsent():
             lanes.found(stage, outbox.consumed_seq)
@@ -379,10 +374,7 @@ class Session(SessionState):
         if self.guess is not None and stage in ("reply", "tts"):
             ahead.drop(self)
         if self.needs(stage):
-            if reason == "moved":
-                pressure.send_again(self, stage)
-            else:
-                pressure.lose(self, stage, reason, now_ms)
+            pressure.lose(self, stage, reason, now_ms)
             self._after(now_ms)
 
     def next_request(self, stage: str) -> tuple[RequestKind, int, int, bytes] | None:  # hot

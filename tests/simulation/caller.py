@@ -13,6 +13,7 @@ from voiceserver import events as ev
 from voiceserver.backpressure import Ticket
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
+from voiceserver.resume import HOLD_MS, Said, is_worth_keeping
 from voiceserver.session import Session
 from workers.ipc.messages import Record
 
@@ -47,6 +48,13 @@ class Caller:
         self.is_impatient = rng.random() < 0.3
         self.gave_up = False
         self.closed_ms = 0.0
+        self.said = Said()  # what it was told, by number
+        self.on_the_way: list[int] = []
+        self.received: list[int] = []
+        self.drops = self._draw_drops(random.Random(f"drops {world.seed} {name}"))
+        self.is_away = False
+        self.away_from_ms = self.back_ms = 0.0
+        self.resumes = 0
 
     def _script(self, rng: random.Random) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
         parts = [np.zeros(rng.randrange(20, 300), np.int16)]
@@ -60,7 +68,14 @@ class Caller:
             parts.append(np.zeros(rng.choice([100, 320, 320, 700]), np.int16))
         return np.concatenate(parts)
 
-    # ---- the shell: as in voiceserver.connection
+    def _draw_drops(self, rng: random.Random) -> list[tuple[float, float]]:
+        """When the connection breaks, and how long it takes to come back: in one world of four."""
+        if self.world.seed % 4 != 3:
+            return []
+        times = sorted(self.start_ms + rng.uniform(50, HEALED_MS) for _ in range(rng.randrange(0, 5)))
+        return [(at_ms, rng.choice([20.0, 150.0, 600.0, HOLD_MS + 500.0])) for at_ms in times]
+
+    # ---- the shell: as in voiceserver.connection, and the resume of voiceserver.resume
 
     def on_result(self, stage: str, record: Record) -> None:
         assert self.session is not None
@@ -74,7 +89,7 @@ class Caller:
         self.session.lose_stream(stage, reason, self.world.now_ms)
         self.hear()
         told = self.audit.signals > signals or self.session.is_closed
-        is_quiet = reason == "moved"
+        is_quiet = reason == "moved" or self.is_away
         assert told or not needed or was_closed or is_quiet, f"{self.name} was not told that {stage} is lost"
 
     def on_room(self, stage: str) -> None:
@@ -121,11 +136,53 @@ class Caller:
     def hear(self) -> None:
         assert self.session is not None
         for event in self.session.events_to_send():
+            if self.is_away and not is_worth_keeping(event):
+                continue
             self.audit.take(event)
+            if not self.is_away:
+                self.on_the_way.append(self.said.count)
+            self.said.add(self.said.count.to_bytes(8, "big"))
             if type(event) is not ev.ReplyAudio:
                 self.world.diary.append(f"{self.name} {self.world.now_ms} {event}")
             if isinstance(event, ev.TranscriptFailed | ev.ErrorEvent):
                 self.lost_words = True
+
+    def break_off(self, away_ms: float) -> None:
+        """The connection is gone, and what was on its way in either direction with it."""
+        session, now_ms = self.session, self.world.now_ms
+        assert session is not None
+        self.is_away, self.away_from_ms, self.back_ms = True, now_ms, now_ms + away_ms
+        self.on_the_way.clear()
+        session.hold_output(True, now_ms)
+        self.world.diary.append(f"{self.name} {now_ms} away for {away_ms}")
+
+    def come_back(self) -> None:
+        session, now_ms = self.session, self.world.now_ms
+        assert session is not None
+        self.is_away = False
+        self.resumes += 1
+        ready = session.resume(f"token {self.resumes}", now_ms)
+        self.sent = int(ready.received_ms)
+        self.audit.degraded = ()  # ``session.ready`` begins afresh; who is still busy hears so again within a second
+        self.on_the_way = [int.from_bytes(frame, "big") for frame in self.said.after(len(self.received))]
+        self.pump()
+
+    def receive(self) -> None:
+        """What was on its way has arrived; now and then the server learns of it."""
+        self.received += self.on_the_way
+        self.on_the_way.clear()
+        if len(self.received) % 3 == 0:
+            self.said.acknowledge(len(self.received))
+
+    def be_away(self) -> None:
+        session, now_ms = self.session, self.world.now_ms
+        assert session is not None
+        if now_ms >= self.away_from_ms + HOLD_MS and not session.is_resting:
+            session.rest(now_ms)
+        if now_ms >= self.back_ms:
+            self.come_back()
+        else:
+            self.pump()
 
     # ---- the person
 
@@ -150,6 +207,15 @@ class Caller:
     def move(self) -> None:
         session, now_ms = self.session, self.world.now_ms
         assert session is not None
+        if self.drops and now_ms >= self.drops[0][0]:
+            _, away_ms = self.drops.pop(0)
+            if not self.is_away and not session.is_closed:
+                self.break_off(away_ms)
+        if self.is_away and not (now_ms >= self.leaves_ms and not session.is_closed):
+            self.be_away()
+            return
+        if not self.is_away:
+            self.receive()
         if session.is_closed:
             return
         if now_ms >= self.leaves_ms:
@@ -167,7 +233,7 @@ class Caller:
                 return
             self.gave_up = session.place is not None  # who leaves the waiting room is let go at once
             session.receive_event(ev.SessionClose(), now_ms)
-        if self.is_slow_reader and not session.is_closed:
+        if self.is_slow_reader and not session.is_closed and not self.is_away:
             session.hold_output(now_ms < HEALED_MS and int(now_ms / 500) % 2 == 0, now_ms)
         self.pump()
 
@@ -219,6 +285,9 @@ class Caller:
         session = self.session
         assert session is not None
         assert session.is_closed, f"{self.name} is still open: {session.stage_of_turn}, {session.deadline_ms}"
+        if session.close_code != 1006:
+            self.receive()
+            assert self.received == list(range(self.said.count)), "a message was lost, or came twice"
         closing = self.audit.closing
         assert closing is not None
         books = closing.accounting

@@ -79,6 +79,14 @@ def test_who_closes_before_the_transcript_is_ready_hears_that_there_will_be_none
     assert any("; 0 ms of the turn" not in entry for entry in diaries)
 
 
+def test_connections_break_and_their_callers_come_back_to_the_same_call() -> None:
+    callers = [caller for seed in range(3, 160, 4) for caller in play(seed).callers]
+    back = [caller for caller in callers if caller.resumes and caller.session is not None]
+    assert len(back) > 20
+    assert sum(bool(caller.audit.finals) for caller in back) > 15
+    assert any(caller.resumes > 2 for caller in back)
+
+
 def test_replies_are_begun_at_pauses_and_some_for_nothing() -> None:
     sessions = [
         caller.session

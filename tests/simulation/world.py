@@ -261,7 +261,9 @@ class World:
             while waiting and waiting[0].start_ms <= self.now_ms:
                 waiting.pop(0).arrive()
             self._tick()
-            if not waiting and all(c.session is None or c.session.is_closed for c in self.callers):
+            if not waiting and all(
+                c.session is None or (c.session.is_closed and not c.is_away) for c in self.callers
+            ):
                 break
         self.judge()
 

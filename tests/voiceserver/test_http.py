@@ -9,7 +9,7 @@ import pytest
 from tests.voiceserver.shell import Shell, upgrade
 from voiceserver.auth import Auth, hash_of
 from voiceserver.backpressure import Admission
-from voiceserver.config import AuthConfig
+from voiceserver.config import AuthConfig, BackpressureConfig
 from voiceserver.errors import ProtocolError
 from voiceserver.http import Caller, Response, Router, Upgrade, json_response
 from voiceserver.wire import Codec
@@ -146,3 +146,24 @@ def test_a_subprotocol_is_selected_only_if_offered() -> None:
     assert b"Sec-WebSocket-Protocol: realtime\r\n" in offered.data
     assert b"Protocol:" not in plain.data
     assert b"Protocol:" not in other.data
+
+
+def test_who_is_refused_hears_when_to_come_back_and_the_metrics_say_why() -> None:
+    shell = Shell("vad", limits=BackpressureConfig(max_connections=1, retry_after_ms=4_000))
+    shell.call()
+    assert shell.call().status == 503
+    told = [
+        shell.call(upgrade(path, "Origin: https://a.test\r\n")).events()[0]
+        for path in ("/v1/stream", "/v1/realtime")
+    ]
+    assert 4_000.0 <= told[0]["retry_after_ms"] <= 6_000.0
+    assert 4_000.0 <= told[1]["error"]["retry_after_ms"] <= 6_000.0
+    shell.router.is_draining = True
+    assert shell.call().status == 503
+    assert shell.call(get("/readyz")).status == 503, "a page that says no refuses nobody"
+    lines = shell.metrics.to_text().decode().splitlines()
+    refused = [line for line in lines if line.startswith("voiceserver_refused_total{")]
+    assert sorted(refused) == [
+        'voiceserver_refused_total{reason="at_capacity"} 3.0',
+        'voiceserver_refused_total{reason="draining"} 1.0',
+    ]

@@ -338,3 +338,58 @@ def test_a_realtime_conversation_that_nobody_asked_to_keep_is_gone() -> None:
     line.lose()
     assert shell.logged[-1]["event"] == "session closed"
     assert shell.call(upgrade("/v1/realtime?model=m&conversation_id=conv_1")).status == 404
+
+
+def figures(shell: Shell) -> dict[str, float]:
+    lines = shell.metrics.to_text().decode().splitlines()
+    return {
+        name.removeprefix("voiceserver_calls_"): float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines)
+        if name.startswith("voiceserver_calls_")
+    }
+
+
+def test_who_comes_back_hears_how_many_of_its_messages_came() -> None:
+    shell = Shell("stt")
+    first = begin(shell)
+    for instructions in ("a", "b"):
+        first.receive(text({"type": "session.update", "instructions": instructions}))
+    first.receive(text({"type": "no such thing"}))  # a mistake is a message too
+    first.lose()
+    second = resume(shell, token_of(first))
+    assert second.events()[0]["received_events"] == 3
+    commit(second)
+    second.lose()
+    assert resume(shell, token_of(second)).events()[0]["received_events"] == 4
+    assert "received_events" not in first.events()[0]
+
+
+def test_metrics_tell_what_became_of_broken_calls() -> None:
+    shell = Shell("stt")
+    calls = [begin(shell) for _ in range(3)]
+    for call in calls:
+        call.lose()
+    assert figures(shell)["detached"] == 3
+    back = resume(shell, token_of(calls[0]))
+    assert (figures(shell)["detached"], figures(shell)["resumed_total"]) == (2, 1)
+    shell.loop.advance(shell.hub.calls.window_ms + 1_000)
+    told = figures(shell)
+    assert (told["detached"], told['given_up_total{reason="expired"}']) == (0, 2)
+    assert back.close_code is None
+
+
+def test_a_token_names_the_process_that_keeps_its_call() -> None:
+    shell = Shell("stt")
+    calls = shell.hub.calls
+    calls.process, calls.processes = 1, 3
+    first = begin(shell)
+    token = token_of(first)
+    assert token.startswith("sess_1_")
+    assert calls.elsewhere(token) is None
+    assert calls.elsewhere(token.replace("_1_", "_2_")) == 2
+    assert calls.elsewhere(token.replace("_1_", "_3_")) is None, "there is no such process"
+    first.lose()
+    second = resume(shell, token)
+    assert second.events()[0]["is_resumed"]
+    away = resume(shell, token.replace("_1_", "_2_"))  # nobody to hand it to
+    assert (away.status, away.body["error"]["code"]) == (503, "process_busy")

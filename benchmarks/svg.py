@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 
 WIDTH = 720
-_LEFT = 190
+_LEFT = 215
 _RIGHT = 90
 _TOP = 46
 _BAR = 22

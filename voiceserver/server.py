@@ -391,9 +391,12 @@ class Server:
             connection.drain(within_ms)
         empty = asyncio.Event()
         self.hub.on_empty = empty.set
-        if self.hub.sessions:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(empty.wait(), (within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS) / 1000.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS) / 1000.0):
+                if self.hub.sessions:
+                    await empty.wait()
+                if self.hub.exchange is not None:
+                    await self.hub.exchange.wait_idle()
         await self.stop()
 
     async def stop(self) -> None:

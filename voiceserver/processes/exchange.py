@@ -47,6 +47,9 @@ class Exchange:
         self._loop: AbstractEventLoop | None = None
         self._welcome: Welcome | None = None
         self._arriving: set[asyncio.Task[None]] = set()
+        self._relays: set[_Relay] = set()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     def listen(self, loop: AbstractEventLoop, welcome: Welcome) -> None:
         """``welcome(data)``: the protocol of a connection whose first bytes were ``data``."""
@@ -60,6 +63,10 @@ class Exchange:
             self._loop = None
         for task in self._arriving:
             task.cancel()
+
+    async def wait_idle(self) -> None:
+        """Until no connection is carried on any more: the calls of other processes that came in here."""
+        await self._is_idle.wait()
 
     def hand_on(self, transport: Transport, process: int, data: bytes) -> bool:
         """Give the connection away; ``data``: all that it sent so far. The transport must not be used after True.
@@ -90,13 +97,20 @@ class Exchange:
             if not self._send(process, data, theirs.fileno()):
                 ours.close()
                 return False
-        near, far = _Relay(), _Relay()
+        near, far = _Relay(self._relay_ended), _Relay(lambda relay: None)
+        self._relays.add(near)
+        self._is_idle.clear()
         near.other, far.other = far, near
         transport.set_protocol(near)
         near.connection_made(transport)
         transport.pause_reading()
         self._run(self._join(far, near, ours))
         return True
+
+    def _relay_ended(self, relay: _Relay) -> None:
+        self._relays.discard(relay)
+        if not self._relays:
+            self._is_idle.set()
 
     async def _join(self, far: _Relay, near: _Relay, ours: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -137,8 +151,9 @@ class Exchange:
 class _Relay(asyncio.Protocol):
     """One end of a connection that is carried on to another process; what comes in goes out at ``other``."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[_Relay], None]) -> None:
         self.other: _Relay | None = None
+        self._on_end = on_end
         self._transport: Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -154,6 +169,7 @@ class _Relay(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._on_end(self)
         if self.other is not None:
             self.other.end()
 

@@ -57,13 +57,15 @@ def build_router(
     def stream(caller: Caller) -> Codec:
         return native.codec_from_query(caller.query, config.session.output_rate_hz)
 
+    def voices() -> frozenset[str]:
+        return getattr(pools.get("tts"), "voices", frozenset())
+
     def realtime(caller: Caller) -> Codec:
         headers = caller.headers
         offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
         beta = ",".join(headers.get_all("OpenAI-Beta"))
         request = openai.read_request(caller.query, beta, offered)
-        voices: frozenset[str] = getattr(pools.get("tts"), "voices", frozenset())
-        return openai.codec_for(request, secrets.token_hex(8), turn_detection, voices)
+        return openai.codec_for(request, secrets.token_hex(8), turn_detection, voices())
 
     clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
 
@@ -80,7 +82,7 @@ def build_router(
                 403, "bad_signature", f"{twilio.SIGNATURE_HEADER} is missing, or not of this account and URL."
             )
         clips.make(pools.get("tts"))
-        return twilio.TwilioCodec(clips.made)
+        return twilio.TwilioCodec(clips.made, voices())
 
     def transcription(caller: Caller) -> Codec:
         return whisperlive.WhisperLiveCodec()

@@ -127,6 +127,7 @@ class TwilioCodec:
         "_turn",
         "_turn_bytes",
         "_unmarked_bytes",
+        "_voices",
         "account_sid",
         "call_sid",
         "parameters",
@@ -141,8 +142,12 @@ class TwilioCodec:
     input_rate_hz = mulaw.RATE_HZ
     output_rate_hz = mulaw.RATE_HZ
 
-    def __init__(self, clips: Mapping[str, bytes] | None = None) -> None:
-        """``clips``: the spoken ``LINES`` that there are, as mu-law; shared by all calls."""
+    def __init__(
+        self, clips: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
+    ) -> None:
+        """``clips``: the spoken ``LINES`` that there are, as mu-law; shared by all calls. ``voices``: of the speech engine; a
+        call that names another is answered in the server's own, for nobody would hear the error. Empty: unknown."""
+        self._voices = voices
         self._clips: Mapping[str, bytes] = {} if clips is None else clips
         self.stream_sid = ""
         self.call_sid = ""
@@ -230,11 +235,16 @@ class TwilioCodec:
             self._own += self.encode(event)
         update = ev.SessionUpdate(
             audible_busy=True,
-            voice=self.parameters.get("voice", msgspec.UNSET),
+            voice=self._voice(),
             language=self.parameters.get("language", msgspec.UNSET),
             instructions=self.parameters.get("instructions", msgspec.UNSET),
         )
         return [update]
+
+    def _voice(self) -> str | msgspec.UnsetType:
+        voice = self.parameters.get("voice", "")
+        is_known = not self._voices or voice in self._voices or voice.partition("+")[0] in self._voices
+        return voice if voice and is_known else msgspec.UNSET
 
     def _receive_mark(self, mark: _Mark | None) -> list[ClientEvent | Audio]:
         """Everything up to this mark was played; a mark that is not expected was cleared."""

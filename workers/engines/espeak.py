@@ -157,13 +157,13 @@ class _Stream:
 
 class Espeak:
     """TTS engine. Params, and stream options: voice ("en-us", "de", "en-us+f3"), language (used where no voice is
-    named), rate (words per minute, 80 to 450), pitch (0 to 99)."""
+    named and there is one of it), rate (words per minute, 80 to 450), pitch (0 to 99)."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         for key in params:
             if key not in _SETTINGS:
                 raise ValueError(f"{key}: espeak has no such parameter; it has {', '.join(_SETTINGS)}")
-        self._voice = _voice({"voice": DEFAULT_VOICE, **params}, Voice(""))
+        self._voice = _configured(params)
         voices = tuple(sorted(voice_paths()))
         self.info = EngineInfo("espeak", "tts", RATE_HZ, 0, FRAME_SAMPLES, options=_SETTINGS, voices=voices)
         self._streams: dict[int, _Stream] = {}
@@ -175,7 +175,7 @@ class Espeak:
         """Index the voices and have the library's pages in memory: the first sentence is as quick as any."""
         if synthesiser.cache_info().currsize:
             return
-        Library(_voice({"voice": DEFAULT_VOICE, **params}, Voice(""))).close()
+        Library(_configured(params)).close()
 
     def open(self, stream: int, params: StreamParams) -> None:
         if stream in self._streams:
@@ -235,12 +235,15 @@ def _output(state: _Stream) -> Output:
     return Output(pieces, more=bool(state.sentences))
 
 
+def _configured(params: Mapping[str, object]) -> Voice:
+    return _voice(params, _voice({"voice": DEFAULT_VOICE}, Voice("")))
+
+
 def _voice(settings: Mapping[str, object], default: Voice) -> Voice:
     """Raises ValueError naming the key."""
-    path = default.path
-    for key in ("language", "voice"):
-        if key in settings:
-            path = _path(key, settings[key])
+    path = _path_of_language(settings.get("language")) or default.path
+    if "voice" in settings:
+        path = _path("voice", settings["voice"])
     rate_wpm = _number("rate", settings.get("rate", default.rate_wpm), *_RATES_WPM)
     if "speed" in settings:  # what a session asks of any voice: a factor
         factor = settings["speed"]
@@ -252,6 +255,13 @@ def _voice(settings: Mapping[str, object], default: Voice) -> Voice:
         rate_wpm,
         _number("pitch", settings.get("pitch", default.pitch), 0, 99),
     )
+
+
+def _path_of_language(language: object) -> str:
+    """A voice of the language, or of the language without its country; "" if there is none: it is a hint to all stages, and
+    what is heard in a language need not be spoken in it."""
+    name = language.lower().replace("_", "-") if isinstance(language, str) else ""
+    return voice_paths().get(name) or voice_paths().get(name.partition("-")[0]) or ""
 
 
 def _path(key: str, value: object) -> str:

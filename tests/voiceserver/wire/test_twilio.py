@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from voiceserver import events as ev
@@ -83,6 +84,24 @@ def played(codec: TwilioCodec, name: str) -> list[Any]:
 
 
 # --------------------------------------------------------------------------------------------------------- inward
+
+
+@pytest.mark.parametrize(
+    ("voice", "known", "told"),
+    [
+        ("de", {"de", "en-us"}, "de"),
+        ("en-us+f3", {"de", "en-us"}, "en-us+f3"),
+        ("anything", set(), "anything"),
+        ("Polly.Joanna", {"de", "en-us"}, msgspec.UNSET),
+    ],
+)
+def test_a_voice_that_there_is_not_leaves_the_call_with_the_servers_own(
+    voice: str, known: set[str], told: object
+) -> None:
+    codec = TwilioCodec({}, frozenset(known))
+    start = {**START, "start": {**START["start"], "customParameters": {"voice": voice}}}
+    (update,) = receive(codec, start)
+    assert update.voice == told
 
 
 def test_the_start_names_the_call_and_sets_what_its_parameters_say() -> None:

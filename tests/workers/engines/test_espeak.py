@@ -170,6 +170,19 @@ def test_options_change_the_voice(engine: Espeak) -> None:
     assert len({digest(frames) for frames in (plain, fast, high, german)}) == 4
 
 
+def test_a_language_without_a_voice_is_spoken_by_the_usual_one_and_its_country_may_be_unknown(
+    engine: Espeak,
+) -> None:
+    for stream, language in enumerate(("tlh-klingon", "de-ZZ", "de"), 2):
+        engine.open(stream, StreamParams(options={"language": language}))
+    plain, klingon, unknown, german = (digest(say(engine, stream, SENTENCE)) for stream in (1, 2, 3, 4))
+    assert (klingon, unknown) == (plain, german)
+    assert plain != german
+    configured = Espeak({"language": "de"})
+    configured.open(1, StreamParams())
+    assert digest(say(configured, 1, SENTENCE)) == german
+
+
 def test_a_wrong_voice_is_answered_with_near_ones(engine: Espeak) -> None:
     with pytest.raises(EngineError, match="en-us"):
         engine.open(2, StreamParams(options={"voice": "en-uss"}))

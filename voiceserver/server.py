@@ -183,7 +183,7 @@ class Server:
         self.router = build_router(
             config, self._pools, admission, self.metrics, lambda: self._loop_lag_ms, jitter
         )
-        self._auth = Auth(config.auth, time.time, "auth.keys_file")
+        self._auth = Auth(config.auth, time.time)
         self._files = self._stamps()
         self.router.auth = self._auth if self._auth.has_keys or config.auth.origins else None
         if config.twilio.auth_token:

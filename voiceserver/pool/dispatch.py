@@ -214,7 +214,8 @@ class ChannelPool(ABC):
         is_meant = self._is_stopping or (lane.is_trial and not lost)
         if is_meant:
             lane.state = LaneState.DEAD
-        fields = self._fields(lane, reason=reason, batch=flight.batch_size, streams=len(lost))
+        why = "stopped" if is_meant else reason
+        fields = self._fields(lane, reason=why, batch=flight.batch_size, streams=len(lost))
         self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
         self.restarts += not is_meant
         for stream in lost:

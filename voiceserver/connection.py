@@ -347,3 +347,7 @@ class Connection(Door, asyncio.Protocol):
     def peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
         return f"{peer[0]}:{peer[1]}" if peer else "unknown"
+
+    def address(self) -> str:
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return cast("str", peer[0]) if peer else ""

@@ -65,6 +65,10 @@ class Door(Resumable):
         """``address:port`` of the other end."""
         raise NotImplementedError
 
+    def address(self) -> str:
+        """Of the other end, without its port."""
+        raise NotImplementedError
+
     # ---------------------------------------------------------------------------------------------- the handshake
 
     def receive_head(self, data: bytes, now_ms: float) -> None:
@@ -75,6 +79,10 @@ class Door(Resumable):
             if is_tls_hello(data):
                 self._hub.log.warning("a client speaks TLS to the plain port", peer=self.peer())
                 self.abort()
+                return
+            end = data.find(HEAD_END) + len(HEAD_END)
+            if end == len(data) <= MAX_HEAD_BYTES and data.startswith(b"GET "):
+                self._ask(data, b"", b"", now_ms)  # all of it in one read and nothing else, as nearly always
                 return
             inbox = self._inbox = bytearray()
         inbox += data
@@ -91,17 +99,20 @@ class Door(Resumable):
             return
         if len(inbox) < end + length:
             return
-        head, body = bytes(inbox[:end]), bytes(inbox[end : end + length])
-        answer = self._hub.router.answer(head, now_ms, self.peer().rpartition(":")[0], body)
+        body_end = end + length
+        self._inbox = None
+        self._ask(bytes(inbox[:end]), bytes(inbox[end:body_end]), bytes(inbox[end:]), now_ms)
+
+    def _ask(self, head: bytes, body: bytes, rest: bytes, now_ms: float) -> None:
+        """Have the router answer a whole request. ``rest``: all that came after its head."""
+        answer = self._hub.router.answer(head, now_ms, self.address(), body)
         if isinstance(answer, Response):
             self._answer(answer)
             return
         if isinstance(answer, Elsewhere):
-            if not self.hand_on(answer.process, bytes(inbox)):
+            if not self.hand_on(answer.process, head + rest):
                 self._answer(CALL_IS_ELSEWHERE)
             return
-        rest = inbox[end:]
-        self._inbox = None
         call: Door = self
         if answer.claim is not None and answer.refusal is None:
             call = cast("Door", answer.claim.call)
@@ -109,7 +120,7 @@ class Door(Resumable):
         else:
             self._open(answer, now_ms)
         if rest:
-            call.data_received(bytes(rest))
+            call.data_received(rest)
 
     def _answer(self, response: Response) -> None:
         self._inbox = None

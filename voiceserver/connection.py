@@ -109,20 +109,12 @@ class Connection(Door, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         hub = self._hub
         now_ms = hub.now_ms = hub.clock()
-        self._transport = None
-        self._outbox = None
-        hub.connections.discard(self)
-        hub.metrics.connections.dec()
-        if self._codec is not None:
-            hub.leave()
+        self._leave_socket()
         if self._ticket is None and self._codec is not None:
             hub.admission.lingering -= 1
         session = self.session_made()
         if session is not None and self.detach(session, now_ms):
-            self.restart()
-            self._is_ended = self._is_waiting = False
-            self._close_by_ms = math.inf
-            self._ping_ms = self._held_ms = 0.0
+            self._start_over()
             return
         self.leave_places(now_ms)
         if session is not None:
@@ -130,6 +122,22 @@ class Connection(Door, asyncio.Protocol):
             self._pump(now_ms)
             self._account(session, now_ms)
             self._session = None
+
+    def _leave_socket(self) -> None:
+        hub = self._hub
+        self._transport = None
+        self._outbox = None
+        hub.connections.discard(self)
+        hub.metrics.connections.dec()
+        if self._codec is not None:
+            hub.leave()
+
+    def _start_over(self) -> None:
+        """Be ready for another socket."""
+        self.restart()
+        self._is_ended = self._is_waiting = False
+        self._close_by_ms = math.inf
+        self._ping_ms = self._held_ms = 0.0
 
     def hand_on(self, process: int, data: bytes) -> bool:
         transport, exchange = self._transport, self._hub.exchange
@@ -148,7 +156,11 @@ class Connection(Door, asyncio.Protocol):
             broken, self._transport = self._transport, None
             broken.set_protocol(asyncio.Protocol())
             broken.abort()
-            self.connection_lost(None)
+            if self.is_kept_if_lost(session):
+                self.connection_lost(None)
+            else:  # nothing was said that could be lost
+                self._leave_socket()
+                self._start_over()
         hub.connections.discard(other)
         hub.connections.add(self)
         other._transport, self._transport = None, transport

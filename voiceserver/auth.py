@@ -7,7 +7,8 @@
     POST /v1/realtime/client_secrets  with a key: a token for a page, good for ``auth.token_ttl_ms``
 
 A key is 256 random bits, so a plain SHA-256 of it is a safe thing to keep; comparisons take constant time. A token is its
-key's name and an end, signed with HMAC-SHA256: every process that has the secret can check it and none must remember it.
+key's name, an end, and the session that it opens, signed with HMAC-SHA256: every process that has the secret can check it and
+none must remember it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Final
 import msgspec
 
 from voiceserver.config import AuthConfig
-from voiceserver.errors import ConfigError
+from voiceserver.errors import ConfigError, ProtocolError
 from voiceserver.http import Caller, Response, error_response, json_response
 
 CLIENT_SECRETS: Final = "/v1/realtime/client_secrets"
@@ -34,6 +35,7 @@ TOKEN_PREFIX: Final = "ek_"
 HASH_PREFIX: Final = "sha256:"
 SUBPROTOCOL_PREFIXES: Final = ("openai-insecure-api-key.", "voiceserver-key.")
 MAX_TOKEN_TTL_S: Final = 7_200.0  # as the service that this endpoint is named after
+MAX_SESSION_BYTES: Final = 6_000  # of a token, which is sent in a header
 _DAY_S: Final = 86_400.0
 
 
@@ -54,6 +56,7 @@ class _Token(msgspec.Struct, frozen=True):
     key: str
     ends_s: float
     nonce: str
+    session: msgspec.Raw = msgspec.Raw()
 
 
 class _ExpiresAfter(msgspec.Struct, frozen=True):
@@ -63,7 +66,7 @@ class _ExpiresAfter(msgspec.Struct, frozen=True):
 
 class _SecretRequest(msgspec.Struct, frozen=True):
     expires_after: _ExpiresAfter = _ExpiresAfter()
-    session: dict[str, object] = {}
+    session: msgspec.Raw = msgspec.Raw()
 
 
 class _Usage:
@@ -115,6 +118,7 @@ class Auth:
         self._secret = config.token_secret.encode() or secrets.token_bytes(32)
         self._keys = read_keys(config.keys_file, source) if config.keys_file else {}
         self._usage: dict[str, _Usage] = {}
+        self.check_session: Callable[[bytes], object] = lambda session: None  # raises ProtocolError
 
     @property
     def has_keys(self) -> bool:
@@ -230,15 +234,38 @@ class Auth:
         if not 0 < ttl_s <= MAX_TOKEN_TTL_S:
             message = f"expires_after.seconds must be above 0 and at most {MAX_TOKEN_TTL_S:g}."
             return error_response(400, "invalid_value", message, param="expires_after.seconds")
+        session = bytes(request.session).removeprefix(b"null")
+        if len(session) > MAX_SESSION_BYTES:
+            message = f"A session in a token may have {MAX_SESSION_BYTES} bytes: it travels in a header."
+            return error_response(400, "invalid_value", message, param="session")
+        try:
+            if session:
+                self.check_session(session)
+        except ProtocolError as error:
+            return error_response(400, error.code, error.message, param=error.param)
         ends_s = self._wall_s() + ttl_s
-        value = self.make_token(name, ends_s)
-        return json_response(200, {"value": value, "expires_at": int(ends_s), "session": request.session})
+        value = self.make_token(name, ends_s, session)
+        shown = msgspec.Raw(session or b"{}")
+        return json_response(200, {"value": value, "expires_at": int(ends_s), "session": shown})
 
-    def make_token(self, name: str, ends_s: float) -> str:
-        claim = msgspec.json.encode(_Token(name, ends_s, secrets.token_hex(8)))
+    def make_token(self, name: str, ends_s: float, session: bytes = b"") -> str:
+        """``session``: JSON that its bearer's session begins with; the bearer can read it."""
+        token = _Token(name, ends_s, secrets.token_hex(8), msgspec.Raw(session or b"null"))
+        claim = msgspec.json.encode(token)
         return f"{TOKEN_PREFIX}{_text(claim)}.{_text(self._sign(claim))}"
 
+    def session_of(self, caller: Caller) -> bytes:
+        """The session object of the client token that an upgrade brings; empty without one."""
+        presented = presented_key(caller)
+        token = self._read_token(presented) if presented.startswith(TOKEN_PREFIX) else None
+        session = bytes(token.session) if token is not None else b""
+        return b"" if session == b"null" else session
+
     def _name_of_token(self, token: str) -> str | None:
+        read = self._read_token(token)
+        return read.key if read is not None and read.key in self._keys else None
+
+    def _read_token(self, token: str) -> _Token | None:
         claimed, _, signed = token.removeprefix(TOKEN_PREFIX).partition(".")
         try:
             claim, signature = _bytes(claimed), _bytes(signed)
@@ -247,7 +274,7 @@ class Auth:
             read = msgspec.json.decode(claim, type=_Token)
         except (ValueError, binascii.Error, msgspec.DecodeError):
             return None
-        return read.key if read.ends_s > self._wall_s() and read.key in self._keys else None
+        return read if read.ends_s > self._wall_s() else None
 
     def _sign(self, claim: bytes) -> bytes:
         return hmac.digest(self._secret, claim, "sha256")

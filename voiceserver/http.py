@@ -137,6 +137,9 @@ class Router:
         self.auth: Gatekeeper | None = None
         self.self_signed: frozenset[str] = frozenset()  # wires whose callers prove themselves otherwise
         self.claim: ClaimHook = lambda caller, codec, key: None
+        self.session_of: Callable[[Caller], bytes] = lambda caller: (
+            b""
+        )  # what its client token says of the session
         self.is_draining = False
         self.prepare: Callable[[], None] = lambda: None  # what to have ready before it is needed
         self._admission = admission

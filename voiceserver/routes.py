@@ -65,7 +65,9 @@ def build_router(
         offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
         beta = ",".join(headers.get_all("OpenAI-Beta"))
         request = openai.read_request(caller.query, beta, offered)
-        return openai.codec_for(request, secrets.token_hex(8), turn_detection, voices())
+        return openai.codec_for(
+            request, secrets.token_hex(8), turn_detection, voices(), session=router.session_of(caller)
+        )
 
     clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
 

@@ -40,7 +40,7 @@ from voiceserver.metrics import Metrics
 from voiceserver.pool.tiered import TieredPool
 from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
-from voiceserver.wire import twilio
+from voiceserver.wire import openai, twilio
 from voiceserver.wire.twilio import LINES
 from workers import registry
 from workers.ipc.channel import ChannelConfig
@@ -189,6 +189,8 @@ class Server:
         if config.twilio.auth_token:
             self.router.self_signed = frozenset({twilio.PATH})
         self.router.actions[CLIENT_SECRETS] = self._auth.client_secret
+        self.router.session_of = self._auth.session_of
+        self._auth.check_session = openai.read_session
         self._own_capacity = self.router.pages["/v1/capacity"]
         if self._share is not None:
             self.metrics.merge = self._share.merged

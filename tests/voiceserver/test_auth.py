@@ -11,10 +11,11 @@ from websockets.datastructures import Headers
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
-from voiceserver.auth import CLIENT_SECRETS, Auth, hash_of, new_key, presented_key
+from voiceserver.auth import CLIENT_SECRETS, MAX_SESSION_BYTES, Auth, hash_of, new_key, presented_key
 from voiceserver.config import AuthConfig
 from voiceserver.errors import ConfigError
 from voiceserver.http import Caller, Response
+from voiceserver.wire import openai
 from workers.ipc.messages import ResultKind
 
 NOON_S = 43_200.0
@@ -181,6 +182,55 @@ def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(
     half_a_day_s = 43_200.0
     expected = {"name": "tokens", "limit": 600, "remaining": 390, "reset_seconds": half_a_day_s}
     assert limits["rate_limits"] == [expected]
+
+
+def test_a_token_brings_the_session_that_a_backend_wrote_into_it(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    door.auth.check_session = openai.read_session
+    shell = Shell("reply")
+    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.session_of = door.auth.session_of
+    given = {
+        "type": "realtime",
+        "instructions": "Sing.",
+        "output_modalities": ["text"],
+        "max_output_tokens": 9,
+    }
+    made = door.mint(json.dumps({"session": given}).encode())
+    assert made["session"] == given
+    line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {made['value']}\r\n"))
+    (created,) = line.events()
+    assert created["session"]["instructions"] == "Sing."
+    assert created["session"]["output_modalities"] == ["text"]
+    line.receive(text({"type": "response.create"}))
+    (stream,) = shell.pools["reply"].streams
+    request = json.loads(stream.sent[0][3])
+    assert (request["instructions"], request["max_output_tokens"]) == ("Sing.", 9)
+    assert [event["type"] for event in line.events()] == ["session.created", "response.created"]
+
+
+def test_a_token_of_a_wrong_session_is_not_made(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    door.auth.check_session = openai.read_session
+    wrong = {"type": "realtime", "audio": {"input": {"turn_detection": {"threshold": 7}}}}
+    error = door.mint(json.dumps({"session": wrong}).encode())["error"]
+    assert error["param"] == "session.audio.input.turn_detection.threshold"  # type: ignore[index]
+    long = {"type": "realtime", "instructions": "a" * MAX_SESSION_BYTES}
+    assert door.mint(json.dumps({"session": long}).encode())["error"]["param"] == "session"  # type: ignore[index]
+    assert "value" in door.mint(b'{"session": null}')
+
+
+def test_a_token_that_was_changed_or_has_ended_brings_no_session(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    token = str(door.mint(b'{"session": {"type": "realtime"}, "expires_after": {"seconds": 60}}')["value"])
+
+    def session_of(presented: str) -> bytes:
+        return door.auth.session_of(Caller("/", {}, Headers({"Authorization": f"Bearer {presented}"})))
+
+    assert json.loads(session_of(token)) == {"type": "realtime"}
+    assert session_of(token[:-2]) == session_of(door.key) == session_of("") == b""
+    door.now_s += 61.0
+    assert session_of(token) == b""
 
 
 def test_a_post_with_a_body_in_two_pieces_is_answered(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
-from voiceserver.wire.openai.handshake import PATH, Request, codec_for, read_request
+from voiceserver.wire.openai.handshake import PATH, Request, codec_for, read_request, read_session
 from voiceserver.wire.openai.items import Conversation
 from voiceserver.wire.openai.schema import MAX_MESSAGE_BYTES
 
@@ -23,4 +23,5 @@ __all__ = [
     "Request",
     "codec_for",
     "read_request",
+    "read_session",
 ]

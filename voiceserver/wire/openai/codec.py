@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 import pybase64
@@ -23,7 +23,6 @@ from voiceserver.events import (
     ReplyCancel,
     ReplyPlayed,
     ServerEvent,
-    SessionUpdate,
     TurnDetection,
 )
 from voiceserver.wire import Audio, Frame
@@ -47,7 +46,8 @@ Received = list[ClientEvent | Audio]
 
 class OpenAICodec:
     """One connection. ``seed``: letters and digits of the session's own, for all ids; ``voices``: names that the speech engine
-    knows (the service's preset names mean "the server's own voice" otherwise); ``conversation``: of a resumed session."""
+    knows (the service's preset names mean "the server's own voice" otherwise); ``conversation``: of a resumed session;
+    ``given``: what its client token says of the session. Raises ProtocolError for what is wrong with that."""
 
     __slots__ = (
         "_answers",
@@ -81,18 +81,20 @@ class OpenAICodec:
         voices: frozenset[str] = frozenset(),
         has_vendor_events: bool = False,
         conversation: Conversation | None = None,
+        given: schema.SessionBody | None = None,
     ) -> None:
-        settings = WireSettings(
-            base=turn_detection or TurnDetection(),
-            model=model,
-            kind="transcription" if is_transcription else "realtime",
-        )
+        kind: Literal["realtime", "transcription"] = "transcription" if is_transcription else "realtime"
+        settings = WireSettings(base=turn_detection or TurnDetection(), model=model, kind=kind)
+        opening: dict[str, object] = {"replies": False} if is_transcription else {}
+        if given is not None:
+            settings, update = apply(settings, given, voices)
+            opening |= update
         self._out = Outbound(
             seed, dialect, settings, Conversation() if conversation is None else conversation
         )
         self._out.has_vendor_events = has_vendor_events
         self._voices = voices
-        self._opening = is_transcription
+        self._opening = opening
         self._answers: list[Frame] = []
         self._undo: Callable[[], None] | None = None
         self._event_id: str | None = None
@@ -124,9 +126,9 @@ class OpenAICodec:
         """What the session has to know before the client says anything. Taken once; else it comes with the first event."""
         if not self._opening:
             return []
-        self._opening = False
+        opening, self._opening = self._opening, {}
         self._out.updates.append(("", self._out.settings))
-        return [SessionUpdate(replies=False)]
+        return [to_update(opening)]
 
     def receive_text(self, message: bytes) -> Received:  # hot
         self._undo = None
@@ -285,13 +287,13 @@ class OpenAICodec:
             text = f"Error adding item: the previous item with id '{after}' does not exist."
             self._refuse("item_create_invalid_previous_item_id", text, "previous_item_id")
         item = parse_item(body, item_id, "item")
-        if item.type == "function_call_output" and not self._knows_call(item.call_id):
+        if item.type == "function_call_output" and not conversation.has_call(item.call_id):
             self._refuse(
                 "invalid_value", f"Tool call ID '{item.call_id}' not found in conversation.", "item.call_id"
             )
         if any(part.kind == "input_audio" and part.text is None for part in item.parts):
             return self._audio_item(body, item_id, after)
-        key = self._after_key(after)
+        key = conversation.key_of(after)
         self._answers += self._out.item_frames(item, conversation.add(item, after))
 
         def undo() -> None:
@@ -300,12 +302,6 @@ class OpenAICodec:
 
         self._undo = undo
         return [ItemAppend(item=item.to_history(), after_key=key, may_be_gone=True)]
-
-    def _after_key(self, after: str) -> str:
-        if not after or after == ROOT or after == self._out.conversation.last_id():
-            return ROOT if after == ROOT else ""
-        previous = self._out.conversation.get(after)
-        return previous.key if previous is not None else ""
 
     def _audio_item(self, body: schema.ItemBody, item_id: str, after: str) -> Received:
         """A user message of audio alone: heard like a turn by hand, under the item's id."""
@@ -326,10 +322,6 @@ class OpenAICodec:
         self._out.commits.append((heard_ms, item_id))
         self._undo = lambda: self._out.commits.clear()  # the session answers each commit at once
         return [Audio(pcm), InputCommit(key=item_id, creates_reply=False)]
-
-    def _knows_call(self, call_id: str) -> bool:
-        items = self._out.conversation.in_order()
-        return any(item.type == "function_call" and item.call_id == call_id for item in items)
 
     def _item(self, verb: str, item_id: str, code: str) -> Item:
         item = self._out.conversation.get(item_id)

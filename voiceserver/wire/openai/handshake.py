@@ -7,10 +7,13 @@ from typing import Final
 
 import msgspec
 
+from voiceserver.errors import ProtocolError
 from voiceserver.events import TurnDetection
 from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
+from voiceserver.wire.openai.errors import field_error
 from voiceserver.wire.openai.items import Conversation
+from voiceserver.wire.openai.schema import SessionBody
 
 PATH: Final = "/v1/realtime"
 SUBPROTOCOL: Final = "realtime"
@@ -53,8 +56,10 @@ def codec_for(
     turn_detection: TurnDetection | None = None,
     voices: frozenset[str] = frozenset(),
     conversation: Conversation | None = None,
+    session: bytes = b"",
 ) -> OpenAICodec:
-    """A connection's codec. ``turn_detection``: the server's own; ``seed``, ``voices``, ``conversation``: see ``OpenAICodec``."""
+    """A connection's codec. ``turn_detection``: the server's own; ``session``: of its client token, as ``read_session`` takes
+    it; the rest: see ``OpenAICodec``. Raises ProtocolError."""
     return OpenAICodec(
         seed,
         request.dialect,
@@ -64,4 +69,15 @@ def codec_for(
         voices=voices,
         has_vendor_events=request.has_vendor_events,
         conversation=conversation,
+        given=read_session(session) if session else None,
     )
+
+
+def read_session(session: bytes) -> SessionBody:
+    """The session object (JSON) of a client token. Raises ProtocolError naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(session, type=SessionBody)
+    except msgspec.ValidationError as error:
+        found = field_error(error, None, ())
+        param = f"session.{found.param}" if found.param else "session"
+        raise ProtocolError(found.code, found.message, param=param) from None

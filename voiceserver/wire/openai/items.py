@@ -158,6 +158,16 @@ class Conversation:
     def last_id(self) -> str | None:
         return self._order[-1] if self._order else None
 
+    def has_call(self, call_id: str) -> bool:
+        return any(one.type == "function_call" and one.call_id == call_id for one in self._items.values())
+
+    def key_of(self, after: str) -> str:
+        """Of the item ``after``, as ``ItemAppend.after_key`` wants it; "" for the end."""
+        if not after or after == ROOT or after == self.last_id():
+            return ROOT if after == ROOT else ""
+        previous = self._items.get(after)
+        return previous.key if previous is not None else ""
+
     def add(self, item: Item, after: str = "") -> str | None:
         """Insert after the item of that id ("": at the end; "root": first). The id before it."""
         index = len(self._order)

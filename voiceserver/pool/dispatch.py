@@ -6,8 +6,8 @@ puts processes behind it, ``inline`` a worker in the same thread. Rules:
 - Owners are called from ``drain``, ``bury`` and ``sweep`` only; each burst of calls ends in one ``on_tick`` per owner.
 - Results that were published before a worker died reach their owners before they hear of the death.
 - Whoever was told "full" is called back, first come, first called.
-- Streams that were in the batch of a crash go to a worker of their own kind (the trial lane), so that a second crash
-  of the same input meets none of the others.
+- Streams that were in the batch of a crash go to workers of their own kind (the trial lanes), each to one of its own as far
+  as there are some, so that a second crash of the same input meets none of the others.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ CallSoon = Callable[[Callable[[], None]], object]
 RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
 DEFAULT_TURNOVER_MS = 2_000.0  # between two places becoming free, before it was measured
 MAX_RETRY_MS = 60_000.0
+TRIAL_LANES = 2  # started when needed; as many as callers whom a worker of the default stt serves at once
 TRIAL_WAIT_MS = 500.0
 TRIAL_IDLE_MS = 10_000.0
 _BURST = 512
@@ -76,7 +77,8 @@ class ChannelPool(ABC):
         self._clock_ns = clock_ns
         self._on_event = on_event
         self.lanes = [Lane(index, call_soon, clock_ns) for index in range(workers)]
-        self.trial_lane = Lane(workers, call_soon, clock_ns, is_trial=True)
+        trials = range(workers, workers + TRIAL_LANES)
+        self.trial_lanes = [Lane(index, call_soon, clock_ns, is_trial=True) for index in trials]
         self._next_stream = CONTROL_STREAM + 1
         self._wants_place: dict[int, StreamOwner] = {}
         self._is_offer_due = False
@@ -164,8 +166,8 @@ class ChannelPool(ABC):
     # For whoever runs the workers
 
     def all_lanes(self) -> list[Lane]:
-        """The trial lane comes last."""
-        return [*self.lanes, self.trial_lane]
+        """The trial lanes come last."""
+        return [*self.lanes, *self.trial_lanes]
 
     def begin(self, lane: Lane) -> ServerEnd:
         """A fresh channel for the lane's next worker. Raises OSError when there is no memory for it."""
@@ -224,8 +226,8 @@ class ChannelPool(ABC):
                 told = "moved"  # they have had their hiccup
             touched[id(stream.owner)] = stream.owner
             self._call(stream.lose, self.stage, told)
-        if suspects - guilty and not self._is_stopping:
-            self._call_soon(self._start_trial)
+        if suspects - guilty:
+            self._call_soon(partial(self._start_trials, len(suspects - guilty)))
         for key in guilty:
             self._on_event("quarantined", self._fields(lane, key=key))
         self._tick(touched)
@@ -276,17 +278,22 @@ class ChannelPool(ABC):
         lanes = sorted(filter(Lane.has_place, self.lanes), key=lambda lane: len(lane.streams))
         if not is_on_trial:
             return lanes
-        trial = self.trial_lane
-        self._start_trial()
-        if trial.has_place():
-            return [trial, *lanes]
-        # Worth a short wait; an engine that loads for long must not keep its callers waiting.
-        is_coming = trial.state is not LaneState.READY and now_ms - trial.started_ms < TRIAL_WAIT_MS
-        return [] if is_coming else lanes
+        trials = sorted(filter(Lane.has_place, self.trial_lanes), key=lambda lane: len(lane.streams))
+        if not trials or trials[0].streams:
+            busy = sum(lane.state is not LaneState.DEAD for lane in self.trial_lanes)
+            self._start_trials(busy + 1)
+            # Worth a short wait; an engine that loads for long must not keep its callers waiting.
+            if any(
+                lane.state is not LaneState.READY and now_ms - lane.started_ms < TRIAL_WAIT_MS
+                for lane in self.trial_lanes
+            ):
+                return []
+        return [*trials, *lanes]
 
-    def _start_trial(self) -> None:
-        if self.trial_lane.state is LaneState.DEAD and not self._is_stopping:
-            self.spawn(self.trial_lane)
+    def _start_trials(self, count: int) -> None:
+        for lane in self.trial_lanes[:count]:
+            if lane.state is LaneState.DEAD and not self._is_stopping:
+                self.spawn(lane)
 
     def _retire_idle(self, lane: Lane, now_ms: float) -> None:
         if lane.streams:

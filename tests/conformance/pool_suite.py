@@ -1,4 +1,4 @@
-"""What every pool promises, as tests. Subclass ``StreamConformance`` or ``PoolConformance`` and say how to make and drive the pool.
+"""What every pool promises, as tests. Subclass ``StreamConformance`` or ``PoolConformance``, and say how to make and drive it.
 
 The engine behind the pool is ``tests.faults.broken_engines:Obedient`` (or does the same): it answers DATA with a TEXT of
 what it got and the number of items its stream has had, then DONE.

@@ -25,7 +25,9 @@ class Obedient:
             raise ValueError("load: 'bad params' is none of the values it can have")
         if params.get("load") == "exit":
             os._exit(3)
-        self.info = EngineInfo("obedient", "reply", max_streams=int(params.get("max_streams", 0)), options=("voice",))
+        self.info = EngineInfo(
+            "obedient", "reply", max_streams=int(params.get("max_streams", 0)), options=("voice",)
+        )
         self._count: dict[int, int] = {}
 
     @staticmethod

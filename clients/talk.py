@@ -123,7 +123,12 @@ async def _converse(recordings: list[Recording], options: Options) -> int:
             _write_reply(conversation, options.out)
     if not options.is_json:
         _print_summary(console, conversation, reports, options.out)
-    return 0 if conversation.exchange.is_answered else EXIT_UNANSWERED
+    if client.lost_ms:
+        _complain(
+            f"{client.lost_ms / 1000:.1f} s of speech went with a session that could not be picked up again",
+            EXIT_UNANSWERED,
+        )
+    return 0 if conversation.exchange.is_answered and not client.lost_ms else EXIT_UNANSWERED
 
 
 def _write_reply(conversation: Conversation, out: Path | None) -> None:

@@ -200,9 +200,13 @@ async def run_talk(
     out: Path | None = None,
     is_json: bool = False,
     refusals: tuple[tuple[int, str, str], ...] = (),
+    before: Callable[[Caller], Awaitable[None]] | None = None,
 ) -> int:
-    async with native_server(script, refusals=refusals) as server:
-        options = Options(server.url, 16_000, out, is_json, is_realtime=False, reconnects=False)
+    """``before``: a first connection, after which the client comes back for ``script``."""
+    scripts = (script,) if before is None else (before, script)
+    async with native_server(*scripts, refusals=refusals) as server:
+        reconnects = before is not None
+        options = Options(server.url, 16_000, out, is_json, is_realtime=False, reconnects=reconnects)
         recordings = [read_recording(path, 16_000)]
         return await asyncio.to_thread(talk.run, recordings, options)
 
@@ -250,6 +254,29 @@ class TestTalk:
 
         assert await run_talk(cut, tone(tmp_path / "t.wav", 16_000, 1)) == EXIT_LOST
         assert "connection lost (close code 1006)" in capsys.readouterr().err
+
+    async def test_words_that_went_with_a_session_are_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        async def cut(caller: Caller) -> None:
+            await caller.say(READY)
+            await caller.receive_audio(16_000)
+            caller.socket.transport.abort()
+
+        path = tone(tmp_path / "t.wav", 16_000, 1)
+        assert await run_talk(answer_all, path, before=cut) == EXIT_UNANSWERED
+        assert "s of speech went with a session that could not be picked up" in capsys.readouterr().err
+
+    async def test_a_session_that_the_server_ends_ends_the_conversation_with_its_reason(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        async def quarantine(caller: Caller) -> None:
+            await caller.say(READY, ErrorEvent("quarantined", "this audio made its worker fail"))
+            await caller.socket.close(1011, "quarantined")
+
+        path = tone(tmp_path / "t.wav", 16_000, 1)
+        assert await run_talk(answer_all, path, before=quarantine) == EXIT_LOST
+        assert "1011: quarantined: this audio made its worker fail" in capsys.readouterr().err
 
     async def test_silence_all_the_way_is_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -128,3 +128,11 @@ def test_links_within_the_repository_lead_somewhere() -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
     assert targets
     assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_links_within_readme_lead_to_a_heading() -> None:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    targets = re.findall(r"\]\(#([^)]+)\)", README)
+    assert targets
+    assert not set(targets) - anchors

@@ -63,7 +63,9 @@ def connection(document: Document) -> str:
 def _storm(storm: Document) -> str:
     """Whatever was counted when everybody came at once."""
     rows: Rows = [
-        [name.replace("_", " "), value] for name, value in storm.items() if not isinstance(value, dict)
+        [name.replace("_", " "), ("yes" if value else "NO") if isinstance(value, bool) else value]
+        for name, value in storm.items()
+        if not isinstance(value, dict)
     ]
     return table(["everybody connects at once", ""], rows)
 

@@ -83,6 +83,7 @@ CONNECTION: dict[str, Any] = {
     "machine": MACHINE,
     "connections": 15_000,
     "burst": 64,
+    "storm": {"callers": 20_000, "in": 10_000, "hanging": 0, "is_well_after": True, "answered_p99_s": 1.25},
     "figures": {
         "websockets": {
             "bytes_per_connection": 48_700,
@@ -298,6 +299,8 @@ def test_readme_holds_what_the_files_say_and_keeps_its_own_words(folder: Path) -
         "| reply worker hung | 14.5 / 39.2 | - | 14.5 / 39.2 | - | 0 | 0 |",
         "| connections held, lost | 50,000, 0 |",
         "| memory per idle connection (bytes) | 2,400 | 48,700 |",
+        "| is well after | yes |",
+        "| answered p99 s | 1.25 |",
         "| 10 times the callers that it can carry | 95% of its best goodput, 0 s of silence"
         " | process pool: 0% of its best goodput, 88.5 s |",
         "| a worker dies or hangs | answer late by 1.40 s at most, 0 words lost or doubled |  |",

@@ -105,6 +105,9 @@ def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
 
 def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:
     session.mouth.receive_played(event.turn, event.played_ms, event.is_final)
+    cut = session.interrupted
+    if cut is not None and cut.reply.turn == event.turn:  # the client knows better where it was cut off
+        cut.played_ms = min(event.played_ms, cut.reply.audio_ms)
 
 
 def _digit(session: Session, event: ev.Digit, now_ms: float) -> None:

@@ -218,6 +218,19 @@ def test_a_resumed_reply_that_is_cut_off_again_or_whose_stage_dies_still_says_ea
     assert bench.all(ev.ReplyText)[-1].text == " Last."
 
 
+def test_a_reply_goes_on_from_where_the_client_says_that_it_stopped() -> None:
+    bench = speaking()
+    bench.answer()
+    bench.pass_time(1_336)
+    bench.say(64)
+    bench.do(ev.ReplyPlayed(turn=1, played_ms=1_000.0, is_final=True))
+    bench.pause()
+    bench.take()
+    bench.transcribe("")
+    assert bench.one(ev.ReplyText).text == "Six seven eight nine ten."
+    assert ("assistant", "One two three four five.") in bench.roles()
+
+
 def test_sentences_are_put_together_as_their_script_wants() -> None:
     bench = Bench()
     bench.converse("question")

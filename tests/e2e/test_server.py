@@ -275,6 +275,21 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(setting: str, words: str, t
     assert "Traceback" not in done.stderr
 
 
+def test_a_parameter_that_an_engine_refuses_is_named_with_what_it_may_be(tmp_path: Path) -> None:
+    small = [part for setting in SMALL for part in ("--set", setting)]
+    wrong = ("--set", "stages.tts.engine=espeak", "--set", "stages.tts.params.voice=nobody")
+    done = run("serve", "--port", "0", *small, *wrong, cwd=tmp_path)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "voiceserver: error: stages.tts.params.voice: espeak has no voice 'nobody'; there is "
+    )
+    assert last.endswith("(from --set stages.tts.params.voice)")
+    assert "Traceback" not in done.stderr
+    told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {one["level"] for one in told if one["event"] == "bad_engine"} == {"error"}
+
+
 def test_a_port_in_use_is_one_line_and_exit_code_2(server: ServerProcess, tmp_path: Path) -> None:
     done = run("serve", "--port", str(server.port), cwd=tmp_path)
     assert done.returncode == 2

@@ -19,6 +19,7 @@ from voiceserver.events import (
     InputCommitted,
     ReplyAudio,
     ReplyDone,
+    ReplyFiller,
     ReplyStarted,
     ServerBusy,
     ServerEvent,
@@ -53,6 +54,7 @@ class TurnReport:
     done_ms: float | None = None
     transcript: str = ""
     is_answering: bool = False
+    is_filled: bool = False  # the next audio is a filler, and no answer
     reply: str = ""
     audio_bytes: int = 0
     done: ReplyDone | None = None
@@ -99,6 +101,8 @@ class Exchange:
                 self._turn(turn).final_ms = now_ms
             case ReplyStarted(turn=turn):
                 self._turn(turn).is_answering = True
+            case ReplyFiller(turn=turn):
+                self._turn(turn).is_filled = True
             case ReplyAudio(turn=turn, pcm=pcm):
                 self._hear(self._turn(turn), pcm, now_ms)
             case ReplyDone(turn=turn):
@@ -137,8 +141,9 @@ class Exchange:
         )
 
     def _hear(self, report: TurnReport, pcm: bytes, now_ms: float) -> None:
-        if report.first_audio_ms is None:
+        if report.first_audio_ms is None and not report.is_filled:
             report.first_audio_ms = now_ms
+        report.is_filled = False
         report.audio_bytes += len(pcm)
         self.reply_audio += pcm
         length_ms = len(pcm) / BYTES_PER_SAMPLE * 1000 / self.output_rate_hz

@@ -24,6 +24,7 @@ from voiceserver.events import (
     ErrorEvent,
     ReplyAudio,
     ReplyDone,
+    ReplyFiller,
     ReplyStarted,
     ReplyText,
     ServerBusy,
@@ -99,6 +100,20 @@ class TestRecording:
 
 
 class TestExchange:
+    def test_a_filler_is_heard_and_is_not_the_answer(self) -> None:
+        exchange = Exchange()
+        filled: list[tuple[float, ServerEvent]] = [
+            (0.0, SpeechStopped(1, 0.0)),
+            (5.0, ReplyStarted(1)),
+            (900.0, ReplyFiller(1, "One moment.", 400.0)),
+            (900.0, ReplyAudio(1, bytes(100))),
+            (1_500.0, ReplyAudio(1, bytes(200))),
+        ]
+        for now_ms, event in filled:
+            exchange.receive_event(event, now_ms)
+        assert exchange.turns[1].answer_ms == 1_500.0
+        assert exchange.turns[1].audio_bytes == 300
+
     def test_settled_when_every_turn_is_answered(self) -> None:
         exchange = Exchange()
         assert exchange.is_settled(0)

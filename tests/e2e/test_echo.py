@@ -15,18 +15,18 @@ from voiceserver.events import ReplyAudio, ReplyDone, SpeechStopped, TranscriptF
 ECHO = (
     "stages.vad.engine=silero",
     "stages.stt.engine=none",
-    "stages.reply.engine=echo",
     "stages.tts.engine=none",
 )
 
 
 @pytest.mark.timeout(120)
-async def test_the_caller_hears_itself() -> None:
+@pytest.mark.parametrize("engine", ["echo", "workers.engines.echo:Echo"])
+async def test_the_caller_hears_itself(engine: str) -> None:
     speech = (recordings.goforward().audio * 32_767).astype("<i2").tobytes()
     sent = speech + bytes(16_000 * 2)
     reply = bytearray()
     names = []
-    with serving(*ECHO) as server:
+    with serving(*ECHO, f"stages.reply.engine={engine}") as server:
         async with (
             asyncio.timeout(60),
             VoiceClient.connect(f"{server.url}?reply_rate=16000", rate_hz=16_000) as client,

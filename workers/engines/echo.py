@@ -36,6 +36,8 @@ class _Stream:
 class Echo:
     """Reply engine that takes audio. Takes no params and no stream options."""
 
+    takes_audio = True  # for the server, which reads this without running it
+
     def __init__(self, params: Mapping[str, object]) -> None:
         for key in params:
             raise ValueError(f"{key}: echo has no parameters")

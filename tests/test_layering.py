@@ -40,6 +40,7 @@ MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.logs": frozenset({"os", "time"}),
     "voiceserver.metrics": frozenset({"os", "time"}),
     "voiceserver.vitals": frozenset({"os"}),
+    "voiceserver.cores": frozenset({"os"}),
     "voiceserver.framing": SANS_IO,
     "voiceserver.handshake": SANS_IO,
     "voiceserver.http": SANS_IO,

@@ -33,10 +33,12 @@ ENOUGH_MS: Final = 2_500.0  # no further round after so much
 
 
 class Calibration:
-    """``begin``, then ``is_done`` after a while; ``costs`` has what was found by then. A ``StreamOwner``."""
+    """``begin``, then ``is_done`` after a while; ``costs`` has what was found by then. cores: that the workers share. A
+    ``StreamOwner``."""
 
-    def __init__(self, pools: Mapping[str, Pool], clock: Callable[[], float]) -> None:
+    def __init__(self, pools: Mapping[str, Pool], clock: Callable[[], float], cores: int) -> None:
         self._pools = pools
+        self._cores = cores
         self._clock = clock
         self._streams: dict[str, list[Stream]] = {}
         self._pcm = bytearray()
@@ -126,7 +128,12 @@ class Calibration:
         spent_s = (self._clock() - self._stage_ms) / 1000.0
         if seconds > 0:
             known = self.costs.get(stage)
-            work = min(spent_s / seconds, known.work) if known is not None else spent_s / seconds
+            work = spent_s / seconds
+            if (
+                stage == "stt"
+            ):  # workers that are more than the cores took turns: ``calibrate`` counts cores too
+                work *= min(self._cores / max(self._workers[stage], 1), 1.0)
+            work = min(work, known.work) if known is not None else work
             self.costs[stage] = Cost(stage, work, self._workers[stage], self._places[stage], stage != "vad")
         if stage != "vad":
             self._close(stage)

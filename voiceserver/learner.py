@@ -1,12 +1,13 @@
 """The server's look at itself: ten times a second it turns what pools and callers tell into the talkers' limit and the ladder.
 
-Pure: pools are asked for ``stats``, time is given. Rule: what is measured decides, never CPU load and never a typed-in number,
-unless the operator typed one (``max_talkers``).
+Pure: pools are asked for ``stats``, time is given. Rule: what is measured decides, never a typed-in number, unless the operator
+typed one (``max_talkers``). The ladder is climbed for queue ages and nothing else; how busy the processor is counts for the limit
+only, as what talkers cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Final
 
@@ -59,6 +60,7 @@ class Learner:
         self._busy_ms: dict[tuple[str, int], float] = {}
         self._looked_ms = now_ms
         self._refused = 0
+        self.workers: list[int] = []  # processes, as of the last look
 
     @property
     def level(self) -> int:
@@ -90,15 +92,19 @@ class Learner:
             self._limit.start_again(limit, now_ms, costs)
             self._admission.set_limit(self._limit.limit, now_ms)
 
-    def look(self, loop_lag_ms: float, now_ms: float) -> None:
-        """Call every ``LOOK_MS``."""
+    def look(self, loop_lag_ms: float, now_ms: float, cores_busy: float | None = None) -> None:
+        """Call every ``LOOK_MS``. cores_busy: part of the cores that this server and its ``workers`` used since the last
+        look; None where that is not known."""
         stats = [pool.stats() for pool in self._pools.values()]
         stats = [one for one in stats if one.workers]
+        self.workers = [worker.pid for one in stats for worker in one.workers if worker.pid]
         if self._is_learned and not self._has_start:
             first = first_limit(stats)
             if first:
                 self.start_with(first, now_ms)
         loads = [self._load(one, now_ms - self._looked_ms) for one in stats]
+        if cores_busy is not None and loads:
+            loads.append(_processor(loads, cores_busy))
         loads.append(Load("callers", self._lag_of_callers(now_ms), 0.0))
         self._looked_ms = now_ms
         admission = self._admission
@@ -146,6 +152,13 @@ class Learner:
 
     def _computes(self, stage: str) -> bool:
         return bool(self._pools[stage].stats().workers)
+
+
+def _processor(loads: Sequence[Load], cores_busy: float) -> Load:
+    """The processor as one more stage. More workers than cores wait for each other, and the time that their steps take tells
+    of it only when it is full. What it does follows the streams of the stage that works most."""
+    busiest = max(loads, key=lambda load: load.busy)
+    return Load("processor", 0.0, cores_busy, busiest.used)
 
 
 def first_limit(stats: list[PoolStats]) -> int:

@@ -14,7 +14,8 @@ is a model first, and a correction by delay second:
 - What counts as delay is a *standing* queue (CoDel, RFC 8289): the smallest queue age of an interval, which here is as long as
   people's turns are: that many of them speak at once for a moment is no sign of too many callers.
 
-Time is as the wall has it: a step that another process kept from the processor took long, and fewer callers will do.
+Time is as the wall has it: a step that another process kept from the processor took long, and fewer callers will do. The
+processor itself is one more stage (``learner``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Final, NamedTuple
 
 LOOK_MS: Final = 100.0  # how often to call ``learn``
 BUSY: Final = 0.75  # of its time: a stage whose delay may come from its callers
-SPARE: Final = 0.25  # see ``carried``
+SPARE: Final = 0.22  # see ``carried``
 TARGET_DELAY_MS: Final = 500.0
 TARGET_FULL: Final = 0.10  # how often a stage's places may all be taken
 INTERVAL_MS: Final = 5_000.0
@@ -188,7 +189,7 @@ class TalkerLimit:
 
     @property
     def limit(self) -> int:
-        return max(int(self._limit + 0.5), 1) if self._limit else 0
+        return max(int(self._limit + 0.2), 1) if self._limit else 0
 
     @property
     def standing_ms(self) -> float:

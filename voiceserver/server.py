@@ -29,6 +29,7 @@ from voiceserver.backpressure import Admission
 from voiceserver.calibration import Calibration
 from voiceserver.config import Config, Loaded, StageConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS, Connection
+from voiceserver.cores import Cores
 from voiceserver.cues import Cues
 from voiceserver.errors import ConfigError, StartError
 from voiceserver.http import Caller, Response
@@ -140,6 +141,7 @@ class Server:
         self._frozen = 0
         self._files: dict[str, float] = {}
         self._tls: ssl.SSLContext | None = None
+        self._cores = Cores(self.config.server.processes)
         self._calibration: Calibration | None = None
         self._is_calibrated = False
         self._has_lines = False  # that are said aloud when it is busy
@@ -295,7 +297,8 @@ class Server:
             self._calibrate()
         if self._has_lines and hub.settings.fillers is not None:
             hub.settings.fillers.make(self._pools.get("tts"))
-        self._learner.look(self._loop_lag_ms, hub.clock())
+        now_ms = hub.clock()
+        self._learner.look(self._loop_lag_ms, now_ms, self._cores.busy(self._learner.workers, now_ms))
         hub.place_freed()
         self._timers["learn"] = self._loop.call_later(LOOK_MS / 1000.0, self._learn)
 
@@ -303,15 +306,14 @@ class Server:
         """Once, as soon as every stage is there and before the first caller: what does a talker cost?"""
         found = self._calibration
         if found is None and self.is_ready and not self.hub.admission.talkers and self._has_lines:
-            self._calibration = Calibration(self._pools, self.hub.clock)
+            self._calibration = Calibration(self._pools, self.hub.clock, self._cores.share)
             self._calibration.begin()
         elif found is not None and not self._is_calibrated:
             found.give_up_if_late()
             if found.is_done:
                 self._is_calibrated = True
                 if "stt" in found.costs or "stt" not in self._pools:  # else the number of places will do
-                    cores = max(usable_cores() // self.config.server.processes, 1)
-                    limit = calibrate(found.costs.values(), cores) * CAUTION
+                    limit = calibrate(found.costs.values(), self._cores.share) * CAUTION
                     self._learner.start_with(math.ceil(limit), self.hub.clock(), found.costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
@@ -416,12 +418,6 @@ class Server:
         for pool in self._pools.values():
             await pool.stop()
         gc.unfreeze()
-
-
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def connections_that_fit() -> int:

@@ -33,10 +33,11 @@ BUSY_REPEAT_MS = 1_000.0
 
 @dataclass(frozen=True)
 class Machine:
-    """work: seconds of one worker per second of audio; cores: those that its neighbours leave to the workers."""
+    """work: seconds of one worker per second of audio; cores: those that its neighbours leave to the workers, of ``total``."""
 
     workers: int = 2
     cores: float = 1.8
+    total: int = 2
     work: float = 0.16
     places: int = 64
 
@@ -82,6 +83,7 @@ class TalkersAtWork:
         self._random = random.Random(seed)
         self._call_s = call_s
         self._busy_ms = [0.0] * machine.workers
+        self._cores_ms = 0.0  # since the last look, of all cores
         self._streams = [0] * machine.workers  # open, by worker
         self._heard: list[tuple[float, float]] = []  # speech in time: from, to
         self._ask_ms = 0.0
@@ -101,7 +103,7 @@ class TalkersAtWork:
             now_ms=0.0,
         )
         cost = Cost("stt", self.machine.work, self.machine.workers, self.machine.places, True)
-        first = start or int(calibrate([cost], self.machine.workers) * CAUTION)
+        first = start or int(calibrate([cost], self.machine.total) * CAUTION)
         self.learner.start_with(first, 0.0, {"stt": cost})
 
     def stats(self) -> PoolStats:
@@ -208,6 +210,8 @@ class TalkersAtWork:
                     left_ms -= done_ms
                 queue = [turn for turn in queue if turn.pending_ms > 1e-9]
             self._busy_ms[index] += TICK_MS * (1 - left_ms / given_ms)
+            self._cores_ms += (given_ms - left_ms) * self.machine.work
+        self._cores_ms += (self.machine.total - self.machine.cores) * TICK_MS
 
     def _look(self) -> None:
         self.counts.append(len(self.talkers))
@@ -219,7 +223,8 @@ class TalkersAtWork:
                 talker.told_ms = self.now_ms
                 busy = ServerBusy("stt", "slow", lag_ms, 0.0, lag_ms)
                 self.learner.note_busy(number, busy, self.now_ms)
-        self.learner.look(0.0, self.now_ms)
+        cores_busy, self._cores_ms = self._cores_ms / LOOK_MS / self.machine.total, 0.0
+        self.learner.look(0.0, self.now_ms, cores_busy)
 
 
 def mean_goodput(

@@ -16,7 +16,8 @@ SECONDS = 50.0
 SMALL = Machine()
 MACHINES = {
     "two workers": (SMALL, range(17, 20)),
-    "four workers": (Machine(workers=4, cores=3.8), range(38, 43, 2)),
+    "four workers": (Machine(workers=4, cores=3.8, total=4), range(38, 43, 2)),
+    "two workers on one core": (Machine(cores=0.8, total=1), range(7, 10)),
     "a fast engine": (Machine(work=0.03, places=400), range(98, 105, 3)),
 }
 
@@ -63,8 +64,8 @@ def test_a_step_of_twice_the_load_has_settled_within_a_second() -> None:
 def test_a_limit_that_began_too_low_finds_the_rest(seed: int) -> None:
     """As after a calibration while other programs had the machine."""
     server = TalkersAtWork(SMALL, seed, start=3)
-    server.run(36, 25)
-    assert 15 <= len(server.talkers) <= 19
+    server.run(36, 30)
+    assert 14 <= len(server.talkers) <= 19
 
 
 def test_when_neighbours_take_half_the_machine_the_limit_follows_and_comes_back() -> None:
@@ -75,5 +76,5 @@ def test_when_neighbours_take_half_the_machine_the_limit_follows_and_comes_back(
     server.run(40, 60)
     assert 6 <= server.admission.limit <= 11
     server.machine = SMALL
-    server.run(40, 80)
+    server.run(40, 100)
     assert 15 <= server.admission.limit <= 20

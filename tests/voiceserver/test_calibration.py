@@ -13,14 +13,14 @@ class Clock:
         return self.now_ms
 
 
-def make() -> tuple[Calibration, dict[str, MeasuredPool], Clock]:
+def make(cores: int = 2) -> tuple[Calibration, dict[str, MeasuredPool], Clock]:
     pools = {
         "vad": MeasuredPool("vad", None),
         "stt": MeasuredPool("stt", 4),
         "tts": MeasuredPool("tts", None),
     }
     clock = Clock()
-    calibration = Calibration(pools, clock)
+    calibration = Calibration(pools, clock, cores)
     calibration.begin()
     return calibration, pools, clock
 
@@ -71,6 +71,13 @@ def test_a_neighbours_moment_is_not_taken_for_the_machine() -> None:
     assert calibration.costs["stt"].work == 0.1
 
 
+def test_workers_that_took_turns_on_one_core_did_half_of_it_each() -> None:
+    calibration, pools, clock = make(cores=1)
+    speak(pools, clock)
+    hear(pools, clock, (500.0, 500.0))
+    assert calibration.costs["stt"].work == 0.25
+
+
 def test_it_gives_up_rather_than_wait_and_knows_at_least_so_much() -> None:
     calibration, pools, clock = make()
     speak(pools, clock)
@@ -94,7 +101,7 @@ def test_a_worker_that_dies_meanwhile_ends_it() -> None:
 
 
 def test_without_a_voice_there_is_nothing_to_measure() -> None:
-    calibration = Calibration({"stt": MeasuredPool("stt")}, Clock())
+    calibration = Calibration({"stt": MeasuredPool("stt")}, Clock(), 2)
     calibration.begin()
     assert calibration.is_done
     assert not calibration.costs

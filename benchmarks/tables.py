@@ -231,7 +231,11 @@ def _headlines(find: Find) -> Iterator[tuple[str, str, str]]:
     found = find("turn")
     row = found and found["milliseconds"].get("decision to first audio (client)")
     if row:
-        yield "end of turn to the first audio of the answer, p50 / p99", f"{_pair(row)} ms", ""
+        yield (
+            "from the decision that a turn is over to the first audio of its answer, p50 / p99",
+            f"{_pair(row)} ms",
+            "",
+        )
     found = find("sessions")
     if found is not None:
         loop = found["figures"]["server loop (% of a core)"]

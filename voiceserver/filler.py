@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TONE: Final = "tone"  # in place of a text
 RATES: Final = 8  # that lines are made for; callers with yet another one hear the tone
+GRACE_MS: Final = (
+    300.0  # after a transcript that was late; the answer may come before a filler would be through
+)
 DEFAULT_LANGUAGE: Final = "en"
 
 
@@ -74,7 +77,12 @@ def due_ms(session: SessionState) -> float:
         return math.inf
     if reply.fillers >= len(fillers.texts):
         return math.inf
-    return max(reply.decided_ms, reply.plays_until_ms) + fillers.after_ms
+    grace_ms = min(GRACE_MS, fillers.after_ms)
+    return max(
+        reply.decided_ms + fillers.after_ms,
+        reply.plays_until_ms + fillers.after_ms,
+        reply.asked_ms + grace_ms,
+    )
 
 
 def _is_wanted(session: SessionState, reply: Reply) -> bool:

@@ -14,7 +14,7 @@ from voiceserver import events as ev
 from voiceserver.clips import MAX_TRIES
 from voiceserver.config import Config, SessionConfig
 from voiceserver.cues import tone
-from voiceserver.filler import RATES, Fillers
+from voiceserver.filler import GRACE_MS, RATES, Fillers
 from voiceserver.settings import Settings
 from workers.ipc.messages import ResultKind
 
@@ -170,6 +170,19 @@ def test_no_filler_over_a_caller_who_speaks_or_into_a_connection_that_is_full() 
     assert not bench.all(ev.ReplyFiller)
     bench.session.hold_output(False, bench.now_ms)
     bench.pass_time(10)
+    assert bench.one(ev.ReplyFiller).text == "One moment."
+
+
+def test_an_answer_that_was_asked_for_just_now_is_not_put_off_by_a_filler() -> None:
+    bench = Bench(settings_of(fillers=made(*LINES)))
+    bench.say()
+    bench.pause()
+    bench.take_stt()
+    bench.pass_time(3_000)
+    bench.transcribe("question")
+    bench.pass_time(GRACE_MS - 1)
+    assert not bench.all(ev.ReplyFiller)
+    bench.pass_time(1)
     assert bench.one(ev.ReplyFiller).text == "One moment."
 
 

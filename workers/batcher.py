@@ -79,12 +79,14 @@ class Batcher:
 
     def put(self, work: Work, now_ms: float) -> None:
         """Queue ``work`` behind everything its stream already has."""
+        # hot
         queue = self._queues.get(work.stream)
         if queue is None:
-            queue = self._queues[work.stream] = deque()
-        queue.append(work)
+            self._queues[work.stream] = deque((work,))
+        else:
+            queue.append(work)
         self._pending += 1
-        self._be_due(now_ms if work.is_end else now_ms + self.limits.max_wait_ms)
+        self._be_due(now_ms if work.is_flush or work.is_pause else now_ms + self.limits.max_wait_ms)
 
     def put_continued(self, work: Work, now_ms: float) -> None:
         """The engine wants another step for what it got as ``work``: before the stream's next work, behind other streams."""
@@ -127,17 +129,23 @@ class Batcher:
             return []
         batch: list[Work] = []
         left: list[tuple[int, deque[Work]]] = []
-        while self._queues and len(batch) < self.limits.max_batch_size:
-            stream = next(iter(self._queues))
-            trial_items = self._on_trial.get(stream, 0)
-            if trial_items and batch:
+        queues, on_trial, most = self._queues, self._on_trial, self.limits.max_batch_size
+        while queues and len(batch) < most:
+            stream, queue = queues.popitem(last=False)
+            is_on_trial = stream in on_trial
+            if is_on_trial and batch:
+                queues[stream] = queue
+                queues.move_to_end(stream, last=False)
                 break
-            queue = self._queues.pop(stream)
-            batch.append(self._take_merged(queue))
-            if queue:
-                left.append((stream, queue))
-            if trial_items:
-                self._count_trial(stream, trial_items)
+            if len(queue) == 1:
+                self._pending -= 1
+                batch.append(queue[0])
+            else:
+                batch.append(self._take_merged(queue))
+                if queue:
+                    left.append((stream, queue))
+            if is_on_trial:
+                self._count_trial(stream)
                 break
         self._queues.update(left)
         # Whatever stays has already seen a batch leave without it.
@@ -151,11 +159,10 @@ class Batcher:
         if self._due_ms is None or due_ms < self._due_ms or self._pending == 1:
             self._due_ms = due_ms
 
-    def _count_trial(self, stream: int, trial_items: int) -> None:
-        if trial_items == 1:
+    def _count_trial(self, stream: int) -> None:
+        self._on_trial[stream] -= 1
+        if not self._on_trial[stream]:
             del self._on_trial[stream]
-        else:
-            self._on_trial[stream] = trial_items - 1
 
     def _take_merged(self, queue: deque[Work]) -> Work:
         first = queue.popleft()

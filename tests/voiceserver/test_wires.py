@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -36,6 +37,21 @@ def test_realtime_callers_without_an_origin_get_503_before_the_upgrade(path: str
     assert refused.status == 503
     assert b"Retry-After: " in refused.transport.data
     assert refused.body["error"]["code"] == "at_capacity"
+
+
+def test_a_realtime_client_of_a_server_without_vad_sees_that_turns_are_ended_by_hand() -> None:
+    shell = Shell("stt")
+    line = shell.call(upgrade(openai.PATH))
+    assert line.events()[-1]["session"]["audio"]["input"]["turn_detection"] is None
+    line.receive(text({"type": "session.update", "session": {"turn_detection": {"type": "server_vad"}}}))
+    assert line.events()[-1]["error"]["code"] == "turn_detection_unavailable"
+    pcm = base64.b64encode(bytes(48_000)).decode()
+    line.receive(text({"type": "input_audio_buffer.append", "audio": pcm}))
+    line.receive(text({"type": "input_audio_buffer.commit"}))
+    assert [event["type"] for event in line.events()][2:4] == [
+        "input_audio_buffer.committed",
+        "conversation.item.added",
+    ]
 
 
 def test_a_realtime_caller_is_told_that_the_speech_engine_has_no_such_voice() -> None:

@@ -47,7 +47,8 @@ Received = list[ClientEvent | Audio]
 class OpenAICodec:
     """One connection. ``seed``: letters and digits of the session's own, for all ids; ``voices``: names that the speech engine
     knows (the service's preset names mean "the server's own voice" otherwise); ``conversation``: of a resumed session;
-    ``given``: what its client token says of the session. Raises ProtocolError for what is wrong with that."""
+    ``given``: what its client token says of the session; ``detects_turns``: False on a server without vad. Raises ProtocolError
+    for what is wrong with ``given``."""
 
     __slots__ = (
         "_answers",
@@ -82,9 +83,15 @@ class OpenAICodec:
         has_vendor_events: bool = False,
         conversation: Conversation | None = None,
         given: schema.SessionBody | None = None,
+        detects_turns: bool = True,
     ) -> None:
         kind: Literal["realtime", "transcription"] = "transcription" if is_transcription else "realtime"
-        settings = WireSettings(base=turn_detection or TurnDetection(), model=model, kind=kind)
+        settings = WireSettings(
+            base=turn_detection or TurnDetection(),
+            model=model,
+            kind=kind,
+            turn_detection=schema.TurnDetectionBody() if detects_turns else None,
+        )
         opening: dict[str, object] = {"replies": False} if is_transcription else {}
         if given is not None:
             settings, update = apply(settings, given, voices)

@@ -58,8 +58,8 @@ def codec_for(
     conversation: Conversation | None = None,
     session: bytes = b"",
 ) -> OpenAICodec:
-    """A connection's codec. ``turn_detection``: the server's own; ``session``: of its client token, as ``read_session`` takes
-    it; the rest: see ``OpenAICodec``. Raises ProtocolError."""
+    """A connection's codec. ``turn_detection``: the server's own, None without vad; ``session``: of its client token, as
+    ``read_session`` takes it; the rest: see ``OpenAICodec``. Raises ProtocolError."""
     return OpenAICodec(
         seed,
         request.dialect,
@@ -70,6 +70,7 @@ def codec_for(
         has_vendor_events=request.has_vendor_events,
         conversation=conversation,
         given=read_session(session) if session else None,
+        detects_turns=turn_detection is not None,
     )
 
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from voiceserver.session import Session
 
 REPLY_QUEUE = 8
-ALLOWED_WHILE_DRAINING = (ev.ReplyCancel, ev.ReplyPlayed, ev.SessionClose)
+_ALLOWED_WHILE_DRAINING = (ev.ReplyCancel, ev.ReplyPlayed, ev.SessionClose)
+
+
+def is_allowed_while_draining(session: Session, event: ev.ClientEvent, now_ms: float) -> bool:
+    """What ends something; nothing begins any more."""
+    ends_turn = isinstance(event, ev.InputCommit) and session.is_finishing_turn(now_ms)
+    return ends_turn or isinstance(event, _ALLOWED_WHILE_DRAINING)
 
 
 def handle(session: Session, event: ev.ClientEvent, now_ms: float) -> None:

@@ -75,6 +75,8 @@ def is_partial(session: SessionState, ear: Ear, stage: str, record: Record) -> b
 def decide(session: SessionState, ear: Ear, decision: Decision, now_ms: float) -> None:
     """What the detector found. A pause is only of use to an stt that works ahead."""
     if isinstance(decision, Start):
+        if -math.inf < session.hear_until_ms <= now_ms:
+            return  # the server is going, and there is no time for another turn
         start_speech(session, ear, decision, now_ms)
     elif not ear.capturing_turn:
         return

@@ -87,6 +87,7 @@ def next_deadline_ms(session: SessionState) -> float:
     gate_ms = due_ms if gate is None else gate.deadline_ms(waiting)
     return min(
         session.close_by_ms,
+        hearing_due_ms(session),
         gate_ms,
         lanes.retry_ms if lanes is not None else math.inf,
         answer_due_ms(session),
@@ -114,6 +115,12 @@ def answer_due_ms(session: SessionState) -> float:
     if reply is None or session.place is not None or session.is_output_held:
         return math.inf
     return max(reply.progress_ms, session.mouth.answers_until_ms) + session.settings.reply_timeout_ms
+
+
+def hearing_due_ms(session: SessionState) -> float:
+    """When the turn of a caller in a draining server is ended, spoken out or not."""
+    is_limited = session.hear_until_ms > -math.inf and session.ear is not None and session.ear.capturing_turn
+    return session.hear_until_ms if is_limited else math.inf
 
 
 def idle_due_ms(session: SessionState) -> float:

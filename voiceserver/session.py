@@ -7,7 +7,7 @@
     flow        READY <-> BUSY                               (gate.py)
 
     receive_audio, receive_event, receive_result, lose_stream, handle_timer                     in
-    stages_wanted, stages_unwanted, stages_with_requests, next_request, events_to_send, deadline_ms    out
+    stages_wanted, stages_unwanted, stages_with_requests, outbox_of, events_to_send, deadline_ms       out
 
 What it remembers is in ``state``, what a turn leads to in ``conversation``, what it says of waiting in ``pressure``, what a
 client may ask in ``commands``. Rules: audio is never lost unsaid (``accounting``); results of an older turn are dropped at
@@ -25,7 +25,7 @@ from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.gate import Wait
 from voiceserver.mouth import failure_of
 from voiceserver.state import Phase, SessionState
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, unpack_speech, unpack_turn
+from workers.ipc.messages import Record, ResultKind, StreamParams, unpack_speech, unpack_turn
 
 __all__ = ["Phase", "Session"]
 
@@ -33,6 +33,7 @@ SPEECH = int(ResultKind.SPEECH)
 OPENED = int(ResultKind.OPENED)
 AUDIO = int(ResultKind.AUDIO)
 OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
+HEARING_SHARE = 0.5  # of the time to drain: in it a caller may end the sentence; the rest is for the answer
 
 PHASES: dict[Phase, frozenset[Phase]] = {
     Phase.OPENING: frozenset({Phase.OPEN, Phase.CLOSED}),
@@ -91,10 +92,12 @@ class Session(SessionState):
             self.emit(ev.ServerDraining(deadline_ms=round(within_ms, 1)))
             if self.options.audible_busy and self.reply is None:
                 self.emit(ev.BusyCue(cue="draining"))
+            if self.ear is not None:
+                self.hear_until_ms = now_ms + within_ms * HEARING_SHARE
             self.begin_close(1012, "draining", within_ms, now_ms)
 
     def begin_close(self, code: int, reason: str, within_ms: float, now_ms: float) -> None:
-        """Take no more audio, finish the turn in progress, close at ``within_ms`` from now at the latest."""
+        """Finish the turn in progress, take no more audio, close at ``within_ms`` from now at the latest."""
         self._move(Phase.DRAINING)
         self.close_code, self.close_reason = code, reason
         self.close_by_ms = min(self.close_by_ms, now_ms + within_ms)
@@ -103,10 +106,12 @@ class Session(SessionState):
     def _close_when_done(self, now_ms: float) -> None:
         ear = self.ear
         if now_ms < self.close_by_ms and self.place is None:  # who waits for a place is kept no longer
+            if ear is not None and ear.capturing_turn:
+                if now_ms < self.hear_until_ms or (self.hear_until_ms == -math.inf and ear.outbox.backlog):
+                    return
+                conversation.end_turn(self, "close", now_ms)
             if ear is not None and ear.outbox.backlog:
                 return
-            if ear is not None and ear.capturing_turn:
-                conversation.end_turn(self, "close", now_ms)
             if self.transcripts or self.reply is not None or self.queue:
                 return
         self._close(now_ms)
@@ -179,7 +184,7 @@ class Session(SessionState):
                 return
             self.is_settled = False
             ear = ear or self._make_ear()
-            if self.phase is not OPEN:
+            if self.phase is not OPEN and not self.is_finishing_turn(now_ms):
                 ear.outbox.refuse(len(pcm) >> 1)
                 return
         if not ear.outbox.backlog:
@@ -199,7 +204,7 @@ class Session(SessionState):
         """Raises ProtocolError for what is not allowed now; nothing has changed then."""
         if self.phase in (Phase.OPENING, Phase.CLOSED):
             raise ProtocolError("session_not_open", f"the session is {self.phase.value}")
-        if self.phase is Phase.DRAINING and not isinstance(event, commands.ALLOWED_WHILE_DRAINING):
+        if self.phase is Phase.DRAINING and not commands.is_allowed_while_draining(self, event, now_ms):
             raise ProtocolError(
                 "session_draining", "the session is ending: only cancel, played and close are taken"
             )
@@ -376,16 +381,6 @@ class Session(SessionState):
         if self.needs(stage):
             pressure.lose(self, stage, reason, now_ms)
             self._after(now_ms)
-
-    def next_request(self, stage: str) -> tuple[RequestKind, int, int, bytes] | None:  # hot
-        outbox = self.outbox_of(stage)
-        entry = outbox.next_unsent() if outbox is not None else None
-        return None if entry is None else entry[:4]
-
-    def request_sent(self, stage: str, now_ms: float) -> None:  # hot
-        outbox = self.outbox_of(stage)
-        if outbox is not None:
-            outbox.mark_sent()
 
     # ----------------------------------------------------------------------------------------- time and pressure
 

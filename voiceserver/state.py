@@ -48,6 +48,7 @@ class SessionState:
         "gate",
         "guess",
         "guesses",
+        "hear_until_ms",
         "idle_from_ms",
         "input_rate_hz",
         "key",
@@ -93,6 +94,7 @@ class SessionState:
         self.close_code = 1000
         self.close_reason = ""
         self.close_by_ms = math.inf
+        self.hear_until_ms = -math.inf  # of a server that is going: the turn in progress may be spoken out
         self.deadline_ms = math.inf  # never later than the next time handle_timer has something to do
         self.idle_from_ms = math.inf  # since when neither side has said anything
         self.turn = 0
@@ -121,6 +123,15 @@ class SessionState:
     @property
     def is_open(self) -> bool:
         return self.phase is Phase.OPEN
+
+    def is_finishing_turn(self, now_ms: float) -> bool:
+        """The server is going, and the caller may still say the sentence to its end."""
+        ear = self.ear
+        return (
+            now_ms < self.hear_until_ms
+            and ear is not None
+            and (ear.capturing_turn > 0 or ear.outbox.backlog > 0)
+        )
 
     @property
     def stage_of_turn(self) -> Literal["idle", "listening", "thinking", "speaking"]:

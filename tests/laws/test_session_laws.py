@@ -91,9 +91,10 @@ class SessionUnderAnything(RuleBasedStateMachine):
         else:
             raise AssertionError("the pump does not come to rest")
         for stage in session.stages_with_requests():
-            while (request := session.next_request(stage)) is not None:
-                self.streams[stage].append(request)
-                session.request_sent(stage, self.now_ms)
+            outbox = session.outbox_of(stage)
+            assert outbox is not None
+            sent = self.streams[stage]
+            outbox.send_to(lambda *request: sent.append(request) is None)  # noqa: B023
         self.hear_events()
 
     def hear_events(self) -> None:

@@ -123,9 +123,9 @@ class Caller:
         else:
             raise AssertionError("the pump does not come to rest")
         for stage in session.stages_with_requests():
-            send = self.streams[stage].send
-            while (request := session.next_request(stage)) is not None and send(*request):
-                session.request_sent(stage, now_ms)
+            outbox = session.outbox_of(stage)
+            assert outbox is not None
+            outbox.send_to(self.streams[stage].send)
         self.hear()
         if session.is_closed and self.ticket is not None:
             assert not self.streams

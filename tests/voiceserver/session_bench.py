@@ -84,9 +84,10 @@ class Bench:
             raise AssertionError("the pump does not come to rest")
         for stage in session.stages_with_requests():
             assert stage in self.open_stages
-            while (request := session.next_request(stage)) is not None:
-                self.sent.setdefault(stage, []).append(tuple(request))
-                session.request_sent(stage, self.now_ms)
+            outbox = session.outbox_of(stage)
+            assert outbox is not None
+            sent = self.sent.setdefault(stage, [])
+            outbox.send_to(lambda *request: sent.append(request) is None)  # noqa: B023
         self.events += session.events_to_send()
 
     def pass_time(self, ms: float) -> None:

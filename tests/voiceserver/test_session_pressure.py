@@ -479,3 +479,55 @@ def test_a_caller_who_wants_no_transcripts_hears_of_none() -> None:
     bench.pass_time(500.0)
     assert bench.all(ev.TranscriptFailed) == []
     assert bench.all(ev.SessionClosing)
+
+
+def test_who_speaks_when_the_server_drains_may_end_the_sentence() -> None:
+    bench = Bench()
+    bench.say()
+    bench.session.drain(10_000.0, bench.now_ms)
+    bench.pump()
+    bench.say(1_600)
+    bench.pause()
+    assert bench.one(ev.SpeechStopped).reason == "silence"
+    bench.take_stt()
+    bench.transcribe("all of it")
+    bench.answer("Yes.")
+    bench.speak(1, 100)
+    assert bench.one(ev.ReplyDone).reason == "completed"
+    closing = bench.one(ev.SessionClosing)
+    assert (closing.reason, bench.session.close_code) == ("draining", 1012)
+    assert closing.accounting.consumed_ms >= 640 + 1_600
+
+
+def test_who_does_not_stop_is_stopped_in_time_for_the_answer() -> None:
+    bench = Bench()
+    bench.say()
+    bench.session.drain(10_000.0, bench.now_ms)
+    bench.pump()
+    bench.say(6_000)
+    assert bench.one(ev.SpeechStopped).reason == "close"
+    assert 4_900 <= bench.one(ev.SpeechStopped).at_ms <= 5_800
+    bench.take_stt()
+    bench.transcribe("and so on")
+    assert len(bench.all(ev.ReplyStarted)) == 1
+
+
+def test_who_is_silent_when_the_server_drains_is_not_waited_for() -> None:
+    bench = Bench()
+    bench.pause(640)
+    bench.session.drain(10_000.0, bench.now_ms)
+    bench.pump()
+    assert bench.one(ev.SessionClosing).reason == "draining"
+
+
+def test_an_utterance_by_hand_may_be_ended_while_the_server_drains() -> None:
+    bench = Bench(turn_detection=None)
+    bench.vad_answers = False
+    bench.say(320)
+    bench.session.drain(10_000.0, bench.now_ms)
+    bench.say(320)
+    bench.do(ev.InputCommit(creates_reply=False))
+    bench.take_stt()
+    bench.transcribe("ended by hand")
+    assert bench.one(ev.TranscriptFinal).text == "ended by hand"
+    assert bench.one(ev.SessionClosing).accounting.consumed_ms == 640.0

@@ -16,7 +16,7 @@ import pytest
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import AnsweredStream, Line, Shell, masked, upgrade
-from voiceserver.config import BackpressureConfig
+from voiceserver.config import BackpressureConfig, SessionConfig
 from voiceserver.errors import Refusal
 from workers.ipc.messages import RequestKind, ResultKind, pack_speech
 
@@ -192,7 +192,10 @@ def lose(stream: AnsweredStream) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_caller_who_says_anything_meets_protocol_errors_only(path: str, seed: int) -> None:
     rng = random.Random(f"{path} {seed}")
-    shell = Shell(*STAGES, limits=BackpressureConfig(max_backlog_ms=2_000))
+    session = SessionConfig(
+        filler="One moment.|tone" if seed % 2 else "", filler_after_ms=40, preemptive=seed % 3 == 0
+    )
+    shell = Shell(*STAGES, limits=BackpressureConfig(max_backlog_ms=2_000), session=session)
     line = shell.call(upgrade(path))
     for _ in range(STEPS):
         if line.close_code is not None:

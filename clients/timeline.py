@@ -95,6 +95,8 @@ def _describe_done(done: ReplyDone) -> Row:
 
 def _describe_server(event: ServerEvent) -> Row | None:
     match event:
+        case ServerBusy() if not event.is_late:
+            return Row("server", f"busy; degraded for now: {', '.join(event.degraded)}")
         case ServerBusy():
             parts = [f"busy: {event.stage or 'server'}, {event.reason}", f"{event.lag_ms:.0f} ms behind"]
             parts.append(f"credit {event.credit_ms:.0f} ms")

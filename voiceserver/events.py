@@ -313,8 +313,8 @@ DEGRADED_REASONS: Final = ("no_partials", "lighter_engine")
 class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
     """The promise. ``lag_ms``: how far behind, by the audio that waits or by its age; ``credit_ms``: audio that may be sent
     now; ``dropped_ms``: audio shed since the last signal; ``position``: place in the waiting room, 0 if not
-    waiting. ``step``: how far down the ladder. ``degraded``: what this caller goes without until ``server.ready``: ``partials``
-    (transcripts come when they are final) and ``STAGE engine`` (a lighter engine does the stage's work for this turn).
+    waiting. ``step``: how far down the ladder. ``degraded``: what is less than it could be until ``server.ready``: ``partials``
+    (transcripts come when they are final) and ``STAGE engine`` (a lighter one does the stage's work for this turn).
     A caller who is not late but degraded with the whole server hears so by the reason ``no_partials`` or ``lighter_engine``."""
 
     stage: str

@@ -173,6 +173,19 @@ class TestExchange:
 
 class TestTimeline:
     def test_busy_is_told_with_its_numbers(self) -> None:
+        row = describe(
+            ServerBusy(
+                "stt",
+                "lighter_engine",
+                0.0,
+                10_000.0,
+                250.0,
+                step="degraded",
+                degraded=("partials", "stt engine"),
+            )
+        )
+        assert row is not None
+        assert row.text == "busy; degraded for now: partials, stt engine"
         row = describe(ServerBusy("stt", "no_free_stream", 412, 90, 1_500, dropped_ms=20, position=3))
         assert row is not None
         for number in ("412 ms behind", "credit 90 ms", "20 ms dropped", "place 3", "1.5 s"):

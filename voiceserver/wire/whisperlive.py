@@ -196,7 +196,7 @@ class WhisperLiveCodec:
 
     def _busy(self, event: ev.ServerBusy) -> list[Frame]:
         if not event.is_late:
-            text = f"The server is busy; this goes without: {', '.join(event.degraded)}."
+            text = f"The server is busy; degraded for now: {', '.join(event.degraded)}."
             return self._status("WARNING", text) if self._is_ready else []
         if self._is_ready:
             text = f"The server is busy ({event.stage}): {event.lag_ms:.0f} ms behind"

@@ -236,6 +236,23 @@ def test_busy_is_a_tone_and_is_not_piled_up() -> None:
     assert kinds(codec.encode(BUSY)) == ["media", "mark"]
 
 
+def test_a_caller_who_is_not_late_hears_no_tone() -> None:
+    assert (
+        started().encode(
+            ev.ServerBusy(
+                "stt",
+                "lighter_engine",
+                0.0,
+                10_000.0,
+                250.0,
+                step="degraded",
+                degraded=("partials", "stt engine"),
+            )
+        )
+        == []
+    )
+
+
 def test_a_tone_does_not_go_into_a_reply() -> None:
     codec = started()
     reply(codec, 1)

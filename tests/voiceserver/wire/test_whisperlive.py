@@ -183,6 +183,25 @@ def test_busy_in_a_session_is_a_warning_with_its_numbers() -> None:
     assert all(number in warning["message"] for number in ("400 ms", "40 ms", "90000 ms"))
 
 
+def test_a_server_that_makes_do_with_less_says_with_what() -> None:
+    (warning,) = said(
+        opened().encode(
+            ev.ServerBusy(
+                "stt",
+                "lighter_engine",
+                0.0,
+                10_000.0,
+                250.0,
+                step="degraded",
+                degraded=("partials", "stt engine"),
+            )
+        )
+    )
+    assert warning["status"] == "WARNING"
+    assert "partials, stt engine" in warning["message"]
+    assert "behind" not in warning["message"]
+
+
 def test_trouble_is_told_and_does_not_end_a_client_that_goes_on() -> None:
     codec = opened()
     for event in (

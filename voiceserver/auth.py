@@ -228,8 +228,10 @@ class Auth:
             return name
         try:
             request = msgspec.json.decode(caller.body or b"{}", type=_SecretRequest)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return error_response(400, "invalid_request_error", str(error))
+        except RecursionError:
+            return error_response(400, "invalid_request_error", "The body is nested too deep.")
         ttl_s = request.expires_after.seconds or self._config.token_ttl_ms / 1000.0
         if not 0 < ttl_s <= MAX_TOKEN_TTL_S:
             message = f"expires_after.seconds must be above 0 and at most {MAX_TOKEN_TTL_S:g}."

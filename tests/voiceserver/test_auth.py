@@ -220,6 +220,23 @@ def test_a_token_of_a_wrong_session_is_not_made(tmp_path: Path) -> None:
     assert "value" in door.mint(b'{"session": null}')
 
 
+@pytest.mark.parametrize(
+    "session",
+    [
+        b"[" * 30_000 + b"]" * 30_000,
+        b'{"tracing": ' + b"[" * 2_900 + b"]" * 2_900 + b"}",
+        b'"\xff"',
+        b"1",
+        b"{",
+    ],
+    ids=["deep", "deep-within", "not-utf-8", "number", "open"],
+)
+def test_whatever_is_asked_to_be_put_into_a_token_is_answered(tmp_path: Path, session: bytes) -> None:
+    door = Door(tmp_path)
+    door.auth.check_session = openai.read_session
+    assert "error" in door.mint(b'{"session": ' + session + b"}")
+
+
 def test_a_token_that_was_changed_or_has_ended_brings_no_session(tmp_path: Path) -> None:
     door = Door(tmp_path)
     token = str(door.mint(b'{"session": {"type": "realtime"}, "expires_after": {"seconds": 60}}')["value"])

@@ -82,3 +82,5 @@ def read_session(session: bytes) -> SessionBody:
         found = field_error(error, None, ())
         param = f"session.{found.param}" if found.param else "session"
         raise ProtocolError(found.code, found.message, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError("invalid_value", "The session cannot be read as JSON.", param="session") from None

@@ -185,7 +185,7 @@ class TestTimeline:
             )
         )
         assert row is not None
-        assert row.text == "busy; degraded for now: partials, stt engine"
+        assert row.what == "busy; degraded for now: partials, stt engine"
         row = describe(ServerBusy("stt", "no_free_stream", 412, 90, 1_500, dropped_ms=20, position=3))
         assert row is not None
         for number in ("412 ms behind", "credit 90 ms", "20 ms dropped", "place 3", "1.5 s"):

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.report import cpu_seconds, pss_bytes
@@ -85,6 +86,20 @@ async def get_page(server: LocalServer, path: str) -> bytes:
             return body
         await asyncio.sleep(0.1)
     raise ServerFailed(f"{path} was not answered within {PATIENCE_S:.0f} s")
+
+
+class _Stage(msgspec.Struct):
+    mean_batch: float
+
+
+class _Capacity(msgspec.Struct):
+    stages: dict[str, _Stage]
+
+
+async def mean_batch_of(server: LocalServer, stage: str) -> float:
+    """How many items a batch of ``stage`` had so far."""
+    body = await get_page(server, "/v1/capacity")
+    return msgspec.json.decode(body, type=_Capacity).stages[stage].mean_batch
 
 
 async def samples_of(server: LocalServer, name: str) -> list[tuple[dict[str, str], float]]:

@@ -24,6 +24,8 @@ CHANNELS = 64
 KERNEL, STRIDE = 400, 160  # 25 ms every 10 ms
 HIDDEN = 256
 SESSIONS = 1_024
+_NOTHING: Audio = np.empty(0, np.float32)
+_TEXT, _FINAL = ResultKind.TEXT, ResultKind.FINAL
 
 
 class Net(nn.Module):
@@ -82,30 +84,30 @@ class Engine:
     def open(self, stream: int, params: StreamParams) -> None:
         row = self._rows[stream] = self._free.pop()
         self._told[stream] = 0
-        self._rest[stream] = np.empty(0, np.float32)
         self._net.state[:, row] = 0
 
     def step(self, batch: Sequence[Item]) -> Sequence[Output]:  # hot
-        outputs = [Output() for _ in batch]
-        waiting = {}
-        for index, item in enumerate(batch):
-            rest = self._rest[item.stream]
-            waiting[index] = np.concatenate((rest, item.audio)) if len(rest) else item.audio
-        while True:
-            ready = [index for index, audio in waiting.items() if len(audio) >= CHUNK_SAMPLES]
-            if not ready:
-                break
-            audio = np.stack([waiting[index][:CHUNK_SAMPLES] for index in ready])
-            rows = torch.tensor([self._rows[batch[index].stream] for index in ready])
-            self._net.step(torch.from_numpy(audio), rows).tolist()
-            for index in ready:
-                waiting[index] = waiting[index][CHUNK_SAMPLES:]
-                self._told[batch[index].stream] += 1
-        for index, item in enumerate(batch):
-            self._rest[item.stream] = waiting[index].copy()
-            kind = ResultKind.FINAL if item.is_flush else ResultKind.TEXT
-            outputs[index].pieces.append(Piece(kind, b"." * self._told[item.stream]))
-        return outputs
+        streams = [item.stream for item in batch]
+        waiting = [item.audio for item in batch]
+        if self._rest:
+            waiting = [
+                np.concatenate((self._rest.pop(stream, _NOTHING), audio))
+                for stream, audio in zip(streams, waiting, strict=True)
+            ]
+        while ready := [at for at, audio in enumerate(waiting) if len(audio) >= CHUNK_SAMPLES]:
+            audio = np.concatenate([waiting[at][:CHUNK_SAMPLES] for at in ready])
+            rows = torch.tensor([self._rows[streams[at]] for at in ready])
+            self._net.step(torch.from_numpy(audio.reshape(len(ready), CHUNK_SAMPLES)), rows).tolist()
+            for at in ready:
+                waiting[at] = waiting[at][CHUNK_SAMPLES:]
+                self._told[streams[at]] += 1
+        self._rest.update(
+            (stream, audio.copy()) for stream, audio in zip(streams, waiting, strict=True) if len(audio)
+        )
+        return [
+            Output([Piece(_FINAL if item.is_flush else _TEXT, b"." * self._told[item.stream])])
+            for item in batch
+        ]
 
     def cancel(self, stream: int, turn: int) -> None:
         pass
@@ -114,4 +116,5 @@ class Engine:
         row = self._rows.pop(stream, None)
         if row is not None:
             self._free.append(row)
-            del self._told[stream], self._rest[stream]
+            del self._told[stream]
+            self._rest.pop(stream, None)

@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-import msgspec
 import typer
 import uvloop
 
 from benchmarks import realtime_callers as realtime
 from benchmarks.report import cpu_seconds, print_table, store
-from benchmarks.server_process import bucket_percentile, cpu_by_process, get_page, histogram_of
+from benchmarks.server_process import bucket_percentile, cpu_by_process, histogram_of, mean_batch_of
 from benchmarks.speech import speech
 from clients.callers import Tally
 from clients.load import RATE_HZ, Load, Plan
@@ -83,26 +82,13 @@ async def measure(plan: Plan, server: LocalServer, make_load: Callable[[Plan], L
     # While the callers still talk: their workers are gone from the figures once they said goodbye.
     cpu_after, own_s = cpu_by_process(server.pid), cpu_seconds() - own_before
     seconds = loop.time() - began_s
-    mean_batch = await _mean_batch(server)
+    mean_batch = await mean_batch_of(server, "vad")
     after = await histogram_of(server, LOOP_LAG)
     tally = await running
     spent = {pid: cpu_after[pid] - cpu_before.get(pid, 0.0) for pid in cpu_after}
     server_cpu_s = spent.pop(server.pid)
     lag = {bound: after[bound] - before.get(bound, 0.0) for bound in after}
     return Outcome(tally, seconds, mean_batch, lag, server_cpu_s, sum(spent.values()), own_s)
-
-
-async def _mean_batch(server: LocalServer) -> float:
-    body = await get_page(server, "/v1/capacity")
-    return msgspec.json.decode(body, type=_Capacity).stages["vad"].mean_batch
-
-
-class _Stage(msgspec.Struct):
-    mean_batch: float
-
-
-class _Capacity(msgspec.Struct):
-    stages: dict[str, _Stage]
 
 
 def show(outcome: Outcome, plan: Plan) -> dict[str, float]:

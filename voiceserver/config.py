@@ -147,7 +147,7 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    vad: StageConfig = StageConfig(engine="silero", max_wait_ms=4.0, max_batch_size=256)
+    vad: StageConfig = StageConfig(engine="silero", max_wait_ms=10.0, max_batch_size=256)
     stt: StageConfig = StageConfig(engine="pocketsphinx", workers=2, max_batch_size=8)
     reply: StageConfig = StageConfig(engine="concierge")
     tts: StageConfig = StageConfig(engine="espeak")

@@ -247,12 +247,27 @@ def test_the_beta_way_into_a_transcription_session() -> None:
     assert client.asked == [ev.SessionUpdate(replies=False, turn_detection=None)]
 
 
-def test_idle_time_is_told_and_its_item_is_the_next_turn() -> None:
+def test_idle_time_is_told_and_its_silence_is_committed_as_an_item() -> None:
     client = Client()
-    (frame,) = client.hear(ev.InputIdle(from_ms=1000.0, to_ms=6000.0))
-    assert frame["type"] == "input_audio_buffer.timeout_triggered"
-    assert (frame["audio_start_ms"], frame["audio_end_ms"]) == (1000, 6000)
-    assert client.speech(1)[0]["item_id"] == frame["item_id"]
+    told, *rest = client.hear(ev.InputIdle(from_ms=1000.0, to_ms=6000.0))
+    assert told["type"] == "input_audio_buffer.timeout_triggered"
+    assert (told["audio_start_ms"], told["audio_end_ms"]) == (1000, 6000)
+    assert [frame["type"] for frame in rest] == [
+        "input_audio_buffer.committed",
+        "conversation.item.added",
+        "conversation.item.done",
+    ]
+    item = rest[-1]["item"]
+    assert rest[0]["item_id"] == item["id"] == told["item_id"]
+    assert item["content"] == [{"type": "input_audio", "transcript": ""}]
+    assert client.speech(1)[0]["item_id"] != item["id"]
+
+
+def test_the_id_of_a_session_stays_what_it_is() -> None:
+    client = Client()
+    (created,) = client.hear(ev.SessionReady("sess_7", 24_000, 24_000, resume_token="sess_7.token"))
+    (updated,) = client.update(instructions="x")
+    assert created["session"]["id"] == updated["session"]["id"] == "sess_7"
 
 
 def test_a_failed_transcript_says_so_for_its_item() -> None:

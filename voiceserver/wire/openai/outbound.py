@@ -55,7 +55,6 @@ class Outbound:
     """The half of a connection that speaks. ``settings`` and ``conversation`` are changed by the half that listens."""
 
     __slots__ = (
-        "_idle_item_id",
         "_turns",
         "_unanswered_ms",
         "awaited_response",
@@ -68,6 +67,7 @@ class Outbound:
         "is_conversation_told",
         "rate_limits",
         "responses",
+        "session_id",
         "settings",
         "updates",
         "writer",
@@ -80,6 +80,7 @@ class Outbound:
         self.settings = settings
         self.conversation = conversation
         self.conversation_id = f"conv_{seed}"
+        self.session_id = f"sess_{seed}"
         self.is_conversation_told = False
         self.has_vendor_events = False
         self.rate_limits: tuple[RateLimit, ...] = ()
@@ -92,7 +93,6 @@ class Outbound:
         # Commits by hand on their way: ms of audio, and the item if the client put the audio into one itself.
         self.commits: list[tuple[float, str]] = []
         self._turns: dict[int, HeardTurn] = {}
-        self._idle_item_id = ""
         self._unanswered_ms = 0.0
 
     def encode(self, event: ev.ServerEvent) -> list[Frame]:  # hot
@@ -122,10 +122,8 @@ class Outbound:
     # ------------------------------------------------------------------------------------------------- session
 
     def _session(self, name: str, settings: WireSettings) -> str:
-        session_id = self.conversation_id.replace("conv_", "sess_", 1)
-        return self.writer.frame(
-            name, {"session": describe_session(settings, session_id, self.writer.is_beta)}
-        )
+        shown = describe_session(settings, self.session_id, self.writer.is_beta)
+        return self.writer.frame(name, {"session": shown})
 
     def _tell_conversation(self) -> list[Frame]:
         if self.is_conversation_told:
@@ -137,6 +135,7 @@ class Outbound:
     def _ready(self, event: ev.SessionReady) -> list[Frame]:
         is_beta_transcription = self.writer.is_beta and self.settings.is_transcription
         name = "transcription_session.created" if is_beta_transcription else "session.created"
+        self.session_id = event.session_id or self.session_id  # the one of the server's log
         frames: list[Frame] = [self._session(name, self.settings)]
         if event.resume_token:
             self.conversation_id = event.resume_token
@@ -164,9 +163,7 @@ class Outbound:
     def _turn(self, turn: int, item_id: str = "") -> HeardTurn:
         heard = self._turns.get(turn)
         if heard is None:
-            item_id = item_id or self._idle_item_id or self.writer.new_id("item")
-            self._idle_item_id = ""
-            heard = self._turns[turn] = HeardTurn(item_id)
+            heard = self._turns[turn] = HeardTurn(item_id or self.writer.new_id("item"))
             if len(self._turns) > REMEMBERED_TURNS:
                 del self._turns[next(iter(self._turns))]
         return heard
@@ -219,10 +216,18 @@ class Outbound:
         return [self.writer.frame("input_audio_buffer.cleared", {})]
 
     def _idle(self, event: ev.InputIdle) -> list[Frame]:
-        self._idle_item_id = self.writer.new_id("item")
+        """The silence is an item of its own, as on the service; the history of the session knows nothing of it."""
+        item = Item(self.writer.new_id("item"), "message", "user")
+        item.parts.append(Part("input_audio", None if self.settings.transcription is None else ""))
         span = {"audio_start_ms": round(event.from_ms), "audio_end_ms": round(event.to_ms)}
-        fields = {**span, "item_id": self._idle_item_id}
-        return [self.writer.frame("input_audio_buffer.timeout_triggered", fields)]
+        previous = self.conversation.add(item)
+        return [
+            self.writer.frame("input_audio_buffer.timeout_triggered", {**span, "item_id": item.id}),
+            self.writer.frame(
+                "input_audio_buffer.committed", {"previous_item_id": previous, "item_id": item.id}
+            ),
+            *self.item_frames(item, previous),
+        ]
 
     # ------------------------------------------------------------------------------------------- transcripts
 

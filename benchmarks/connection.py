@@ -8,6 +8,7 @@ Sides take turns, and a figure is the median of its turns.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import resource
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import connection_tls
 from benchmarks.connection_clients import (
     MESSAGE_BYTES,
     ClientFailed,
@@ -33,12 +35,16 @@ from benchmarks.connection_clients import (
     send_bursts,
 )
 from benchmarks.connection_sides import TALK_MESSAGES
+from benchmarks.connection_storm import is_calm, storm
 from benchmarks.report import print_table, store
+from clients.local_server import ServerFailed
 
 TALKERS = 32
 BURST = 16
 TURNS = 3
 RING_ROUNDS = 20
+DEFLATING = "websockets_deflate"
+MOST_DEFLATING = 3_000  # of 50 KB each
 _SPARE_FILES = 200
 Figures = dict[str, Any]
 
@@ -119,18 +125,20 @@ def available_sides() -> list[str]:
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def idle(name: str, connections: int) -> Figures:
-    """Bytes per connection, handshakes, and collections, of a fresh server."""
+def idle(name: str, connections: int, *, deflate: bool = False) -> Figures:
+    """Bytes per connection, handshakes, and collections, of a fresh server. deflate: the clients offer compression."""
     with running(name) as side:
         port = side.ports.get("ring", side.ports["callback"])
         close(connect(port, 500))  # what is only paid once
-        before = side.settle()
+        side.settle()
+        before = side.ask("memory")
         began_s = time.monotonic()
-        sockets = connect(port, connections)
+        sockets = connect(port, connections, deflate=deflate)
         took_s = time.monotonic() - began_s
         opened = side.ask()
         time.sleep(1.5)  # the collector is told once a second what is here to stay
-        after = side.settle()
+        side.settle()
+        after = side.ask("memory")
         collections = side.ask("collect")
         close(sockets)
         handshake_us = (opened["cpu_s"] - before["cpu_s"]) / connections * 1e6
@@ -208,6 +216,22 @@ def speak(side: SideProcess) -> float:
     return float(spent_s / (TALKERS * TALK_MESSAGES) * 1e6)
 
 
+def collector(frozen: Figures, connections: int) -> Figures:
+    """What freezing the collector after the ramp gains: the same server once more, without."""
+    plain = idle("ours_unfrozen", connections)
+    wanted = ("worst_collection_ms", "handshake_us", "collection_as_it_runs_ms")
+    return {f"{kind}_{key}": of[key] for kind, of in (("frozen", frozen), ("plain", plain)) for key in wanted}
+
+
+def tls() -> Figures:
+    """See ``benchmarks.connection_tls``; nothing where there is no openssl to make a certificate."""
+    if not connection_tls.can_measure():
+        print("openssl is missing: TLS is not measured", file=sys.stderr)
+        return {}
+    with running("ours_with_tls") as side:
+        return connection_tls.measure(side)
+
+
 def messages(names: list[str]) -> dict[str, Figures]:
     """The sides take turns, so that a busy minute of the machine meets all of them."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
@@ -237,7 +261,7 @@ def _one_turn(side: SideProcess) -> dict[str, float]:
         figures["speak_us"] = speak(side)
         figures["callback_us"] = receive(side, "callback", BURST)
     else:
-        figures["receive_us"] = receive(side, "callback", BURST)
+        figures["receive_us"] = figures["to_ring_us"] = receive(side, "callback", BURST)
         figures["receive_single_us"] = receive(side, "callback", 1)
     figures["echo_us"] = receive(side, "echo", BURST, reads=True)
     return figures
@@ -247,9 +271,9 @@ def _one_turn(side: SideProcess) -> dict[str, float]:
 
 _ROWS = (
     ("memory per idle connection (bytes)", "bytes_per_connection"),
-    ("message from the socket into the ring, bursts (us of CPU)", "to_ring_us"),
+    ("message from the socket to where it belongs, bursts (us of CPU)", "to_ring_us"),
     ("  and what the worker answers to it", "answer_us"),
-    ("message received, bursts (us of CPU)", "receive_us"),
+    ("message received, and a worker's answer to it (us of CPU)", "receive_us"),
     ("  the same without session and ring", "callback_us"),
     ("message received, one at a time (us of CPU)", "receive_single_us"),
     ("received and echoed, bursts (us of CPU)", "echo_us"),
@@ -275,7 +299,7 @@ def show(figures: dict[str, Figures], connections: int) -> dict[str, Figures]:
         f"{connections:,} connections, messages of {MESSAGE_BYTES:,} bytes",
         ("", *names),
         rows,
-        "ours: delivered to the ring and consumed by a worker; websockets: to a coroutine; picows: to a callback",
+        "a message belongs, ours: in the ring's slot; websockets: with a coroutine; picows: with a callback",
     )
     ours = figures["ours"]
     return {
@@ -291,6 +315,9 @@ def show(figures: dict[str, Figures], connections: int) -> dict[str, Figures]:
 
 def connection(
     connections: Annotated[int, typer.Option(min=1_000)] = 15_000,
+    callers: Annotated[
+        int, typer.Option("--storm", min=0, help="That connect at once; 0: leave out.")
+    ] = 20_000,
 ) -> None:
     """Measure connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -305,12 +332,22 @@ def connection(
         figures = messages(names)
         for name in names:
             figures[name] |= idle(name, fitting)
-    except ClientFailed as error:
+        if "websockets" in figures:
+            figures[DEFLATING] = idle("websockets", min(fitting, MOST_DEFLATING), deflate=True)
+        more = {"collector": collector(figures["ours"], fitting), "tls": tls()}
+        if callers:
+            more["storm"] = asyncio.run(storm(callers))
+    except (ClientFailed, ServerFailed) as error:
         print(f"connection: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     ratios = show(figures, fitting)
-    path = store("connection", {"connections": fitting, "burst": BURST, "figures": figures, "ratios": ratios})
+    for title, part in more.items():
+        print_table(title, ("", ""), [(key.replace("_", " "), str(value)) for key, value in part.items()])
+    document = {"connections": fitting, "burst": BURST, "figures": figures, "ratios": ratios, **more}
+    path = store("connection", document)
     print(f"stored in {path}")
+    if callers and not is_calm(more["storm"]):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,19 @@ def frame(payload: bytes, opcode: int = 2) -> bytes:
     return head + mask + masked.to_bytes(length, "big")
 
 
-def connect(port: int, count: int, timeout_s: float = 600.0) -> list[socket.socket]:
-    """``count`` open WebSockets; ``_CONCURRENCY`` handshakes are in progress at any time."""
-    request = (
+def request_head(port: int, *, deflate: bool = False) -> bytes:
+    """deflate: offer compression, as browsers do."""
+    offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if deflate else ""
+    return (
         f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{offer}"
         "User-Agent: Python/3.11 websockets/15.0\r\n\r\n"
     ).encode()
+
+
+def connect(port: int, count: int, timeout_s: float = 600.0, *, deflate: bool = False) -> list[socket.socket]:
+    """``count`` open WebSockets; ``_CONCURRENCY`` handshakes are in progress at any time."""
+    request = request_head(port, deflate=deflate)
     poll = select.epoll()
     coming: dict[int, socket.socket] = {}
     heads: dict[int, bytes] = {}

@@ -5,6 +5,7 @@ ours           the whole server: session, codec, shared-memory ring to a worker;
                the same connection with the session left out (``callback``, ``echo``)
 websockets     ``websockets.asyncio.server.serve`` with its defaults, on uvloop: a coroutine per connection
 picows         ``picows.ws_create_server``: a callback per frame
+ours_unfrozen  ours, with the collector as Python has it; ours_with_tls: see ``benchmarks.connection_tls``
 =============  ======================================================================================================
 
 It prints one JSON line with its ports, then answers each line of standard input with one of its own figures.
@@ -23,12 +24,18 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvloop
 
 from benchmarks.connection_engines import RATE_HZ
 from benchmarks.report import cpu_seconds, pss_bytes
+
+if TYPE_CHECKING:
+    from voiceserver.config import Config
+    from voiceserver.events import Accounting
+    from voiceserver.hub import Hub
+    from voiceserver.server import Server
 
 BACKLOG = 4_096
 HOST = "127.0.0.1"
@@ -59,7 +66,6 @@ class Ours:
     async def start(self) -> None:
         from voiceserver.config import load
         from voiceserver.logs import configure
-        from voiceserver.server import Server
 
         configure("error", "json")
         flags = [
@@ -73,17 +79,26 @@ class Ours:
         for stage, (engine, params) in _STAGES.items():
             flags.append((f"stages.{stage}.engine", f"benchmarks.connection_engines:{engine}", "--set"))
             flags += [(f"stages.{stage}.params.{name}", value, "--set") for name, value in params.items()]
-        self._server = server = Server(load(None, {}, flags).config)
+        self._server = server = self.make_server(load(None, {}, flags).config)
         await server.start()
         while not server.is_ready:
             await asyncio.sleep(0.05)
         self.ports["ring"] = server.port
         loop = asyncio.get_running_loop()
-        for name, kind in self._without_session().items():
+        for name, kind in self.without_session().items():
             listener = await loop.create_server(partial(kind, server.hub), HOST, 0, backlog=BACKLOG)
             self.ports[name] = listener.sockets[0].getsockname()[1]
 
-    def _without_session(self) -> dict[str, Callable[..., asyncio.Protocol]]:
+    def make_server(self, config: Config) -> Server:
+        from voiceserver.server import Server
+
+        return Server(config)
+
+    @property
+    def hub(self) -> Hub:
+        return self._server.hub
+
+    def without_session(self) -> dict[str, Callable[..., asyncio.Protocol]]:
         from voiceserver.connection import Connection
         from voiceserver.wire.frames import build_frame
 
@@ -106,13 +121,17 @@ class Ours:
         return {"callback": Callback, "echo": Echo}
 
     def received(self) -> int:
-        return self._counted + round(sum(one.consumed_ms for one in self._server.hub.live_books()) / 100)
+        return self._counted + round(sum(one.consumed_ms for one in self._books()) / 100)
+
+    def _books(self) -> list[Accounting]:
+        """Of open connections; calls that are kept for a resume come to an end some time."""
+        return [books for one in self.hub.connections if (books := one.books()) is not None]
 
     def ring(self) -> dict[str, float]:
         """Messages that open connections have received, and those that the worker has taken. Asking costs time: take what
         happened between ``cpu_after_s`` of one answer and ``cpu_before_s`` of the next."""
         before_s = cpu_seconds()
-        books = list(self._server.hub.live_books())
+        books = self._books()
         received_ms, consumed_ms = (
             sum(one.received_ms for one in books),
             sum(one.consumed_ms for one in books),
@@ -128,6 +147,24 @@ class Ours:
         """Stop the worker that takes audio, or let it go on: what it answers is then not measured with what it is given."""
         for worker in self._server._pools["vad"].stats().workers:
             os.kill(worker.pid, signal.SIGSTOP if is_held else signal.SIGCONT)
+
+
+class OursUnfrozen(Ours):
+    """The same, with a collector that looks at every connection each time."""
+
+    def make_server(self, config: Config) -> Server:
+        from voiceserver.server import Server
+
+        class Unfrozen(Server):
+            def _freeze(self) -> None: ...
+
+        return Unfrozen(config)
+
+
+def _ours_with_tls() -> Side:
+    from benchmarks.connection_tls import OursWithTls
+
+    return OursWithTls()
 
 
 class Websockets:
@@ -189,7 +226,13 @@ class Picows:
         return self._counted
 
 
-SIDES: dict[str, Callable[[], Side]] = {"ours": Ours, "websockets": Websockets, "picows": Picows}
+SIDES: dict[str, Callable[[], Side]] = {
+    "ours": Ours,
+    "ours_unfrozen": OursUnfrozen,
+    "ours_with_tls": _ours_with_tls,
+    "websockets": Websockets,
+    "picows": Picows,
+}
 
 
 class Pauses:
@@ -247,10 +290,11 @@ async def _run(side: Side) -> None:
             side.hold_worker(what == "hold")
             _say({})
         else:
+            memory = {"memory_bytes": pss_bytes()} if what == "memory" else {}
             _say(
                 {
                     "cpu_s": cpu_seconds(),
-                    "memory_bytes": pss_bytes(),
+                    **memory,
                     "received": side.received(),
                     "worst_collection_ms": pauses.worst_ms,
                 }

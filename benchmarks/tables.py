@@ -44,7 +44,8 @@ def connection(document: Document) -> str:
     names = ["ours", *(name for name in figures if name != "ours")]
     wanted = {
         "memory per idle connection (bytes)": "bytes_per_connection",
-        "message received, in bursts (us of CPU)": "receive_us",
+        "message from the socket to where it belongs, in bursts (us of CPU)": "to_ring_us",
+        "and a worker's answer to it (us of CPU)": "receive_us",
         "received and echoed (us of CPU)": "echo_us",
         "result to the socket (us of CPU)": "speak_us",
         "handshakes per second and core": "handshakes_per_core_second",

@@ -178,10 +178,10 @@ def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record,
             transcripts.forget(turn)
         session.mouth.receive_reply(record, now_ms)
         return
-    utterance = transcripts.find(turn)
+    utterance = transcripts.find(turn) if is_last else None
     text = transcripts.receive(record)
     ahead.receive_text(session, ear, record, now_ms)
-    if utterance is not None and is_last:
+    if utterance is not None:
         _finish_utterance(session, utterance, text, now_ms)
         ahead.drop(session)  # unless it was adopted
 

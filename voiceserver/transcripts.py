@@ -74,8 +74,11 @@ class Transcripts:
         if not self.is_silent:
             self._events.append(TranscriptFailed(turn=turn, code=code, message=message))
 
-    def find(self, turn: int) -> Utterance | None:
-        return next((one for one in self._waiting if one.turn == turn), None)
+    def find(self, turn: int) -> Utterance | None:  # hot
+        for one in self._waiting:
+            if one.turn == turn:
+                return one
+        return None
 
     def forget(self, turn: int) -> None:
         self._waiting = deque(one for one in self._waiting if one.turn != turn)

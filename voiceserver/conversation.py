@@ -170,6 +170,7 @@ def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record,
         if ear.capturing_turn == turn:  # the engine gave up on a turn that is still being spoken
             end_turn(session, "close", now_ms)
         ear.capture.commit_turn(turn)
+        _change_engine(session, stage)
     if stage == "reply":  # speech to speech: the turn is answered by audio
         if kind == ResultKind.FINAL:
             transcripts.receive(record, is_last=False)
@@ -184,6 +185,17 @@ def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record,
     if utterance is not None:
         _finish_utterance(session, utterance, text, now_ms)
         ahead.drop(session)  # unless it was adopted
+
+
+def _change_engine(session: SessionState, stage: str) -> None:
+    """A turn is through, and the next one waits already: is the stage's stream still where a new one would be opened? Who is
+    behind keeps a stream for turn after turn, and would never come to the lighter engine otherwise, or never back."""
+    lanes = session.the_lanes
+    less = lanes.less.get(stage)
+    is_lighter, has_partials = (less.is_lighter, less.has_partials) if less is not None else (False, True)
+    is_better = stage == "stt" and not has_partials and not session.goes_without_partials
+    if is_lighter != (stage in session.facts.lighter) or is_better:
+        lanes.reset(stage)
 
 
 def _finish_utterance(session: SessionState, utterance: Utterance, text: str | None, now_ms: float) -> None:

@@ -140,6 +140,8 @@ class Learner:
     def _retreat(self) -> None:
         level = self._ladder.level
         self._facts.degrade_level = level
+        lighter = (stage for stage, pool in self._pools.items() if hasattr(pool, "set_lighter"))
+        self._facts.lighter = frozenset(lighter) if level >= 3 else frozenset()
         self._on_change("degrade", {"degrade_level": level, "step": Ladder.STEPS[level]})
         for stage, pool in self._pools.items():
             widen = getattr(pool, "set_max_wait_ms", None)

@@ -166,8 +166,11 @@ def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: fl
     if stage == "stt" and session.transcripts is not None:
         session.transcripts.skips_partials = is_final_only
     if is_lighter or is_final_only:
-        session.the_lanes.serve_less(stage, Less(now_ms, not is_final_only, is_lighter))
+        less = Less(now_ms, not is_final_only, is_lighter)
+        session.the_lanes.serve_less(stage, less)
         session.lower_deadline(now_ms)
+        if is_lighter and session.gate is not None and session.gate.is_busy:
+            announce(session, _less(session, stage, less), now_ms)  # the next signal would be due in a second
 
 
 def _stop_partials(session: SessionState, now_ms: float) -> None:

@@ -220,6 +220,7 @@ class World:
     def _retreat(self, level: int) -> None:
         self.diary.append(f"ladder {level} at {self.now_ms}")
         self.facts.degrade_level = level
+        self.facts.lighter = frozenset({"stt"} if level >= 3 else ())
         tiered = self.tiers["stt"]
         assert isinstance(tiered, TieredPool)
         tiered.set_lighter(level >= 3)

@@ -153,3 +153,42 @@ def test_without_partials_silence_does_not_mean_that_there_were_no_words() -> No
     assert len(bench.all(ev.ReplyStarted)) == 1, "the reply must not go on before the transcript says so"
     bench.transcribe("stop it", turn)
     assert [one.text for one in bench.all(ev.TranscriptFinal)] == ["hello", "stop it"]
+
+
+def two_turns(bench: Bench) -> None:
+    """stt is so late that the second turn has begun before the first one is through."""
+    bench.stt_answers = False
+    bench.say()
+    bench.pause()
+    bench.say()
+
+
+def test_who_is_behind_comes_to_the_lighter_engine_with_the_next_turn() -> None:
+    bench = Bench()
+    two_turns(bench)
+    bench.lighter = {"stt"}
+    bench.session.facts.degrade_level, bench.session.facts.lighter = 3, frozenset({"stt"})
+    sent = len(bench.sent["stt"])
+    assert bench.opened.count("stt") == 1
+    bench.transcribe("the first", turn=1)
+    assert bench.opened.count("stt") == 2
+    assert {turn for _, turn, _, _ in bench.sent["stt"][sent:]} == {2}, "all of the second turn goes to it"
+    bench.pass_time(5.0)
+    assert bench.all(ev.ServerBusy)[-1].degraded == ("partials", "stt engine")
+    assert bench.session.accounting().dropped_ms == 0.0
+    bench.pause()
+    bench.transcribe("the second", turn=2)
+    assert [one.text for one in bench.all(ev.TranscriptFinal)] == ["the first", "the second"]
+
+
+def test_and_back_from_it_with_a_turn_too() -> None:
+    bench = degraded(3)
+    bench.session.facts.lighter = frozenset({"stt"})
+    bench.lighter = {"stt"}
+    two_turns(bench)
+    bench.lighter = set()
+    bench.session.facts.degrade_level, bench.session.facts.lighter = 0, frozenset()
+    bench.session.the_gate.is_degraded = False
+    bench.transcribe("the first", turn=1)
+    assert bench.opened.count("stt") == 2
+    assert not bench.params["stt"].is_final_only

@@ -145,3 +145,26 @@ def test_who_waits_too_long_is_found_by_the_look() -> None:
     bench.look(60.0)
     assert isinstance(waiting, Ticket)
     assert waiting.state == "expired"
+
+
+class TieredMeasuredPool(MeasuredPool):
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage, places=None)
+        self.tiers: list[bool] = []
+
+    def set_lighter(self, is_lighter: bool) -> None:
+        self.tiers.append(is_lighter)
+
+
+def test_the_last_step_of_the_ladder_is_the_lighter_engine_where_there_is_one() -> None:
+    stt, vad = TieredMeasuredPool("stt"), MeasuredPool("vad", places=None)
+    bench = Bench(stt, vad)
+    stt.lag_ms = 2_000.0
+    bench.look(5.0)
+    assert (bench.facts.degrade_level, bench.facts.lighter) == (3, frozenset({"stt"}))
+    assert stt.tiers == [False, False, True]
+    stt.lag_ms = 0.0
+    bench.look(9.0)
+    assert bench.facts.degrade_level == 3, "calm proves little there"
+    bench.look(8.0)
+    assert (bench.facts.degrade_level, bench.facts.lighter, stt.tiers[-1]) == (0, frozenset(), False)

@@ -321,14 +321,14 @@ def speech() -> tuple[Recording, ...]:
 
 
 def overload(
-    seconds: Annotated[float, typer.Option(min=6, help="Of each load.")] = 14.0,
+    seconds: Annotated[float, typer.Option(min=8, help="Of each load.")] = 12.0,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke: one short load.")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without the usual design.")] = False,
     capacity: Annotated[int, typer.Option(min=0, help="Talkers; 0: measured first.")] = 0,
 ) -> None:
     """Overload a server with its default engines, and the usual design beside it."""
     times = (4.0,) if quick else TIMES
-    seconds = min(seconds, 6.0) if quick else seconds
+    seconds = min(seconds, 8.0) if quick else seconds
 
     async def run() -> tuple[int, list[tuple[float, float, float]], list[Row], list[Row]]:
         script = Script.build(speech())
@@ -336,7 +336,7 @@ def overload(
         found, curve = (capacity, []) if capacity or quick else await measured(script)
         rows = await ours(script, found, times, seconds)
         found = found or rows[0].offered // 4
-        others = [] if alone else await theirs(script, found, times, max(seconds - 4.0, 6.0))
+        others = [] if alone else await theirs(script, found, times, seconds)
         return found, curve, rows, others
 
     try:

@@ -13,7 +13,7 @@ from typing import Final
 
 from voiceserver.backpressure import Admission
 from voiceserver.events import ServerBusy
-from voiceserver.limit import SPEECH_SHARE, Cost, Ladder, Load, TalkerLimit, talkers_for
+from voiceserver.limit import PROCESSOR, SPEECH_SHARE, Cost, Ladder, Load, TalkerLimit, talkers_for
 from voiceserver.pool import Pool, PoolStats
 from voiceserver.settings import Facts
 
@@ -160,7 +160,7 @@ def _processor(loads: Sequence[Load], cores_busy: float) -> Load:
     """The processor as one more stage. More workers than cores wait for each other, and the time that their steps take tells
     of it only when it is full. What it does follows the streams of the stage that works most."""
     busiest = max(loads, key=lambda load: load.busy)
-    return Load("processor", 0.0, cores_busy, busiest.used)
+    return Load(PROCESSOR, 0.0, cores_busy, busiest.used)
 
 
 def first_limit(stats: list[PoolStats]) -> int:

@@ -36,6 +36,8 @@ SETTLE_MS: Final = 2_000.0  # until the work of a talker who has come begins to 
 MOVE_MS: Final = 1_000.0
 # Of a call, before it was measured: half of it, and what is heard around each turn.
 SPEECH_SHARE: Final = 0.6
+AROUND: Final = 1.15  # the loop, rings, and batches that are smaller than calibration's
+PROCESSOR: Final = "processor"
 CAUTION: Final = 0.85  # of what calibration says, to begin with; the rest is added by what is seen
 _GROWTH: Final = 0.1  # for one move
 _SURE_MOVES: Final = 5  # in a row that want more, before there is more
@@ -45,7 +47,7 @@ _SHARE_MEMORY_S: Final = 1_200.0  # of talkers' time: a minute of twenty
 _LONGEST_MEMORY_S: Final = 60.0
 _WORK_MEMORY_S: Final = 100.0  # of streams' time: ten seconds of ten
 _PRIOR_TALK_S: Final = 150.0  # what calibration weighs
-_PRIOR_OPEN_S: Final = 20.0
+_PRIOR_OPEN_S: Final = 10.0
 _LEAST_TALK_S: Final = 5.0  # before a cost is believed that was not calibrated
 _LEAST_OPEN_S: Final = 2.0
 
@@ -79,17 +81,20 @@ class Cost(NamedTuple):
 def calibrate(costs: Iterable[Cost], cores: int) -> int:
     """The limit to begin with; 0 when nothing limits."""
     limits: list[float] = []
-    total = 0.0
-    for cost in costs:
+    stages = list(costs)
+    for cost in (*stages, processor_of(stages, cores)):
         work = cost.work * cost.share
-        total += work
         if work > 0:
             limits.append(carried(cost.workers / work))
         if cost.places is not None:
             limits.append(talkers_for(cost.places, cost.share))
-    if total > 0:
-        limits.append(carried(cores / total))
     return max(int(min(limits)), 1) if limits else 0
+
+
+def processor_of(costs: Iterable[Cost], cores: int) -> Cost:
+    """The cores as one more stage, which does the work of all others and what is around it."""
+    work = sum(cost.work * cost.share for cost in costs) * AROUND
+    return Cost(PROCESSOR, work / SPEECH_SHARE, cores, None, True)
 
 
 def carried(talkers: float) -> float:

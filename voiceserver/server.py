@@ -35,7 +35,7 @@ from voiceserver.errors import ConfigError, StartError
 from voiceserver.http import Caller, Response
 from voiceserver.hub import Hub
 from voiceserver.learner import Learner
-from voiceserver.limit import CAUTION, LOOK_MS, calibrate
+from voiceserver.limit import CAUTION, LOOK_MS, PROCESSOR, calibrate, processor_of
 from voiceserver.logs import get_logger, level_of
 from voiceserver.metrics import Metrics
 from voiceserver.pool.tiered import TieredPool
@@ -313,8 +313,10 @@ class Server:
             if found.is_done:
                 self._is_calibrated = True
                 if "stt" in found.costs or "stt" not in self._pools:  # else the number of places will do
-                    limit = calibrate(found.costs.values(), self._cores.share) * CAUTION
-                    self._learner.start_with(math.ceil(limit), self.hub.clock(), found.costs)
+                    costs, cores = found.costs, self._cores.share
+                    limit = calibrate(costs.values(), cores) * CAUTION
+                    costs = {**costs, PROCESSOR: processor_of(costs.values(), cores)}
+                    self._learner.start_with(math.ceil(limit), self.hub.clock(), costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
 

@@ -15,7 +15,7 @@ from statistics import fmean
 from voiceserver.backpressure import Admission, Ticket
 from voiceserver.events import ServerBusy
 from voiceserver.learner import Learner
-from voiceserver.limit import CAUTION, LOOK_MS, Cost, calibrate
+from voiceserver.limit import CAUTION, LOOK_MS, PROCESSOR, Cost, calibrate, processor_of
 from voiceserver.pool import Pool, PoolStats, WorkerStats
 from voiceserver.settings import Facts
 
@@ -104,7 +104,8 @@ class TalkersAtWork:
         )
         cost = Cost("stt", self.machine.work, self.machine.workers, self.machine.places, True)
         first = start or int(calibrate([cost], self.machine.total) * CAUTION)
-        self.learner.start_with(first, 0.0, {"stt": cost})
+        costs = {"stt": cost, PROCESSOR: processor_of([cost], self.machine.total)}
+        self.learner.start_with(first, 0.0, costs)
 
     def stats(self) -> PoolStats:
         open_ = sum(self._streams)
@@ -230,10 +231,10 @@ class TalkersAtWork:
 def mean_goodput(
     machine: Machine, offered: int, seconds: float, seeds: range, *, limit: int = 0, call_s: float = 0.0
 ) -> float:
-    """Of several crowds, from 15 s on."""
+    """Of several crowds, from 25 s on."""
     found = []
     for seed in seeds:
         server = TalkersAtWork(machine, seed, limit=limit, call_s=call_s)
         server.run(offered, seconds)
-        found.append(server.goodput(15_000.0, seconds * 1000 - 5_000))
+        found.append(server.goodput(25_000.0, seconds * 1000 - 5_000))
     return fmean(found)

@@ -8,6 +8,7 @@ event, in any order, can be encoded.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import math
@@ -420,6 +421,19 @@ class CodecSuite:
         for _ in range(20):
             for frame in (*wire.valid, wire.say(wire.encode(bytes(64)))):
                 expect_events_or_protocol_error(codec, spoil(frame, rng))
+
+    @pytest.mark.parametrize("seed", range(10))
+    def test_bytes_that_are_not_utf8_give_only_a_protocol_error(self, wire: Wire, seed: int) -> None:
+        """The transport lets none through; a codec does not rely on it."""
+        rng = random.Random(seed)
+        codec = wire.open()
+        for frame in (one.encode() for one in wire.valid if isinstance(one, str)):
+            for _ in range(20):
+                data = bytearray(frame)
+                data[rng.randrange(len(data))] = rng.randrange(0x80, 0x100)
+                with contextlib.suppress(ProtocolError):
+                    codec.receive_text(bytes(data))
+                codec.encode(ev.SessionUpdated())
 
     def test_deep_nesting_gives_a_protocol_error(self, wire: Wire) -> None:
         codec = wire.open()

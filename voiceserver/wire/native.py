@@ -68,7 +68,7 @@ class NativeCodec:
             raise ProtocolError(
                 "invalid_event", "A text message must be a JSON object with a 'type'."
             ) from None
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
             raise ProtocolError("invalid_json", f"A text message must be JSON: {reason}.") from None
         event_id = _text_field(fields, "event_id", None)
@@ -78,6 +78,8 @@ class NativeCodec:
             return [_events.decode(message)]
         except RecursionError:
             raise ProtocolError("invalid_json", "The event is nested too deep.", event_id=event_id) from None
+        except UnicodeDecodeError:
+            raise ProtocolError("invalid_json", "The event is not UTF-8.", event_id=event_id) from None
         except msgspec.ValidationError as error:
             raise _field_error(error, event_id) from None
 
@@ -157,7 +159,7 @@ def _text_field(fields: Mapping[str, msgspec.Raw], name: str, event_id: str | No
         return None
     try:
         return msgspec.json.decode(raw, type=str)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise ProtocolError(
             "invalid_field", f"{name!r} must be a string.", param=name, event_id=event_id
         ) from None

@@ -10,7 +10,7 @@ import pytest
 from tests.voiceserver.wire.openai_client import Client, text_item
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
-from voiceserver.wire.openai import Dialect, OpenAICodec, read_request, schema
+from voiceserver.wire.openai import Dialect, OpenAICodec, read_request, read_session, schema
 
 
 def session_param(**session: Any) -> dict[str, Any]:
@@ -288,3 +288,15 @@ def test_the_upgrade_request_says_which_dialect_and_key() -> None:
     )
     assert (browser.dialect, browser.subprotocol, browser.api_key) == (Dialect.BETA, "realtime", "sk-1")
     assert (browser.is_transcription, browser.conversation_id, browser.has_vendor_events) == (True, "c", True)
+
+
+@pytest.mark.parametrize("name", ["tracing", "input_audio_noise_reduction"])
+def test_what_is_kept_to_be_told_back_is_text_or_refused(name: str) -> None:
+    """A field that is kept raw is not decoded before it is told back, where bytes that are no text would be a fault."""
+    bad = b'{"%s":"\xed\xa0\x80"}' % name.encode()
+    codec = OpenAICodec("abc")
+    with pytest.raises(ProtocolError) as refused:
+        codec.receive_text(b'{"type":"session.update","session":%s}' % bad)
+    assert refused.value.code == "invalid_json"
+    with pytest.raises(ProtocolError):
+        read_session(bad)

@@ -77,6 +77,7 @@ def codec_for(
 def read_session(session: bytes) -> SessionBody:
     """The session object (JSON) of a client token. Raises ProtocolError naming the field that is wrong."""
     try:
+        session.decode()  # the fields that are kept raw are not looked into
         return msgspec.json.decode(session, type=SessionBody)
     except msgspec.ValidationError as error:
         found = field_error(error, None, ())

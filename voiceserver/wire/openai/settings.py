@@ -158,13 +158,22 @@ def apply(
     if body.resumption is not None:
         changes["resumes"] = body.resumption.enabled
     passive: dict[str, Raw | bool] = {
-        name: value.copy() for name in _PASSIVE if (value := getattr(body, name)) is not UNSET
+        name: _kept(value, name) for name in _PASSIVE if (value := getattr(body, name)) is not UNSET
     }
     if body.parallel_tool_calls is not None:
         passive["parallel_tool_calls"] = body.parallel_tool_calls
     if passive:
         changes["passive"] = settings.passive | passive
     return msgspec.structs.replace(settings, **changes), update
+
+
+def _kept(value: Raw, name: str) -> Raw:
+    """A copy, for a Raw is a view into the whole message. What could not be told back is refused: a Raw was not decoded."""
+    try:
+        bytes(value).decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("invalid_json", "The event is not UTF-8.", param=f"session.{name}") from None
+    return value.copy()
 
 
 def _apply_reply(
@@ -226,7 +235,7 @@ def _apply_audio(
             update["language"] = transcription.language
     noise = heard.noise_reduction if heard.noise_reduction is not UNSET else body.input_audio_noise_reduction
     if noise is not UNSET:
-        changes["noise_reduction"] = noise.copy()  # a Raw is a view into the whole message
+        changes["noise_reduction"] = _kept(noise, "audio.input.noise_reduction")
     voice = voice_name(spoken.voice) or voice_name(body.voice)
     if voice is not None and voice != settings.voice:
         _check_voice(voice, voices, "session.voice" if spoken.voice is None else "session.audio.output.voice")

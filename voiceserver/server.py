@@ -340,8 +340,7 @@ class Server:
         try:
             self._auth.reload()
             if self._tls is not None:
-                tls_context(server.tls_cert, server.tls_key)  # both files fit together before they are taken
-                self._tls.load_cert_chain(server.tls_cert, server.tls_key or None)
+                use_instead(self._tls, tls_context(server.tls_cert, server.tls_key))
         except ConfigError as error:
             self.log.error("reload failed", reason=str(error))
         else:
@@ -440,3 +439,12 @@ def tls_context(cert: str, key: str) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError("server.tls_cert", f"{cert!r} with key {key!r} cannot be used: {error}") from None
     return context
+
+
+def use_instead(served: ssl.SSLContext, fresh: ssl.SSLContext) -> None:
+    """``served`` greets with what ``fresh`` has. To load that into ``served`` would leave the old beside it: RSA beside EC."""
+
+    def greet(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = fresh
+
+    served.sni_callback = greet  # asked for each connection, also where the client names no server

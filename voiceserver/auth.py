@@ -70,14 +70,15 @@ class _SecretRequest(msgspec.Struct, frozen=True):
 
 
 class _Usage:
-    """What a key has used: sessions now, ms of audio since the day began."""
+    """What a key has used: sessions now, ms of audio since the day began, and of each open session so far."""
 
-    __slots__ = ("day", "sessions", "talk_ms")
+    __slots__ = ("day", "open_ms", "sessions", "talk_ms")
 
     def __init__(self) -> None:
         self.sessions = 0
         self.day = 0
         self.talk_ms = 0.0
+        self.open_ms: dict[str, float] = {}
 
 
 def new_key() -> tuple[str, str]:
@@ -197,27 +198,35 @@ class Auth:
         """A session of the key has begun."""
         self._used(name).sessions += 1
 
-    def leave(self, name: str, talk_ms: float) -> None:
+    def note(self, name: str, session_id: str, talk_ms: float) -> None:
+        """An open session has sent so much audio by now: many at once have one limit together."""
+        key = self._keys.get(name)
+        if key is not None and key.talk_minutes_per_day:
+            self._used(name).open_ms[session_id] = talk_ms
+
+    def leave(self, name: str, talk_ms: float, session_id: str = "") -> None:
         """It has ended; ``talk_ms``: the audio that it sent."""
         usage = self._used(name)
         usage.sessions -= 1
         usage.talk_ms += talk_ms
+        usage.open_ms.pop(session_id, None)
 
     def talk_left_ms(self, name: str) -> float:
-        """How much audio sessions of the key may still send today, beyond those that are open."""
+        """How much audio sessions of the key may still send today, as far as open ones were noted."""
         key = self._keys.get(name)
         if key is None or not key.talk_minutes_per_day:
             return float("inf")
-        return key.talk_minutes_per_day * 60_000.0 - self._used(name).talk_ms
+        usage = self._used(name)
+        return key.talk_minutes_per_day * 60_000.0 - usage.talk_ms - sum(usage.open_ms.values())
 
-    def talk_limit(self, name: str, spoken_ms: float) -> tuple[float, float, float] | None:
-        """Of a key with a daily limit: ms of audio a day, ms that are left after ``spoken_ms`` of an open session, and seconds
-        until they are all there again. None without one."""
+    def talk_limit(self, name: str) -> tuple[float, float, float] | None:
+        """Of a key with a daily limit: ms of audio a day, ms that are left, and seconds until they are all there again. None
+        without one."""
         left_ms = self.talk_left_ms(name)
         if left_ms == float("inf"):
             return None
         daily_ms = self._keys[name].talk_minutes_per_day * 60_000.0
-        return daily_ms, max(left_ms - spoken_ms, 0.0), _DAY_S - self._wall_s() % _DAY_S
+        return daily_ms, max(left_ms, 0.0), _DAY_S - self._wall_s() % _DAY_S
 
     # ----------------------------------------------------------------------------------------------------- tokens
 

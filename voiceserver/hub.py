@@ -181,13 +181,15 @@ class Hub:
         """Whether the API key of a session allows no more audio today."""
         if self.auth is None or not session.key:
             return False
-        return session.accounting().received_ms >= self.auth.talk_left_ms(session.key)
+        self.auth.note(session.key, session.session_id, session.accounting().received_ms)
+        return self.auth.talk_left_ms(session.key) <= 0
 
     def tell_limits(self, session: Session, codec: Codec) -> None:
         """What the session's API key may still send today, to a wire that has words for it."""
         told: Callable[[float, float, float], None] | None = getattr(codec, "set_talk_limit", None)
         if self.auth is not None and session.key and told is not None:
-            limit = self.auth.talk_limit(session.key, session.accounting().received_ms)
+            self.auth.note(session.key, session.session_id, session.accounting().received_ms)
+            limit = self.auth.talk_limit(session.key)
             if limit is not None:
                 told(*limit)
 

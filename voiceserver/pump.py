@@ -402,7 +402,7 @@ class Pump(Framing):
         books = session.accounting()
         hub.metrics.count_closed(codec.name, session.close_code, books)
         if hub.auth is not None and session.key:
-            hub.auth.leave(session.key, books.received_ms)
+            hub.auth.leave(session.key, books.received_ms, session.session_id)
         hub.log.info(
             "session closed",
             session=session.session_id,

@@ -165,6 +165,21 @@ def test_sessions_of_a_key_are_counted_through_the_shell(tmp_path: Path) -> None
     assert not any(door.key in str(entry) for entry in shell.logged)
 
 
+def test_sessions_that_talk_at_once_share_the_minutes_of_their_key(tmp_path: Path) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 1")
+    auth = door.auth
+    for name in ("a", "b"):
+        auth.enter("app")
+        auth.note("app", name, 25_000.0)
+    assert auth.talk_limit("app") == (60_000.0, 10_000.0, 43_200.0)
+    auth.leave("app", 26_000.0, "a")
+    assert auth.talk_left_ms("app") == 9_000.0
+    auth.note("app", "b", 34_000.0)
+    assert auth.talk_left_ms("app") == 0.0
+    auth.leave("app", 34_000.0, "b")
+    assert auth.talk_left_ms("app") == 0.0
+
+
 def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(tmp_path: Path) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
     shell = Shell("vad", "reply")

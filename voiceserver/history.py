@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import HistoryItem
 
+# Far more than an LLM reads. Without it a client could keep the longest message that there may be in every item.
+MAX_CHARACTERS: Final = 1_000_000
+
 
 class History:
-    __slots__ = ("_items", "_limit")
+    """``limit`` items, and of ``max_characters`` in all; the newest item stays whatever its length."""
 
-    def __init__(self, limit: int) -> None:
+    __slots__ = ("_characters", "_items", "_limit", "_max_characters")
+
+    def __init__(self, limit: int, max_characters: int = MAX_CHARACTERS) -> None:
         self._items: list[HistoryItem] = []
         self._limit = limit
+        self._max_characters = max_characters
+        self._characters = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -46,29 +55,37 @@ class History:
 
     def with_record(self, item: HistoryItem) -> tuple[HistoryItem, ...]:
         """The items as ``record`` would leave them; nothing changes."""
-        future = History(self._limit)
+        future = History(self._limit, self._max_characters)
         future._items = self._items[:]
+        future._characters = self._characters
         future.record(item)
         return future.items
 
     def _insert(self, position: int, item: HistoryItem) -> None:
         self._items.insert(position, item)
+        self._characters += _length(item)
         if len(self._items) > self._limit:
-            oldest = next((i for i, one in enumerate(self._items) if one.role != "system"), 0)
-            del self._items[oldest]
+            self._drop(next((i for i, one in enumerate(self._items) if one.role != "system"), 0))
+        while self._characters > self._max_characters and len(self._items) > 1:
+            others = [i for i, one in enumerate(self._items) if one is not item]
+            self._drop(next((i for i in others if self._items[i].role != "system"), others[0]))
+
+    def _drop(self, index: int) -> None:
+        self._characters -= _length(self._items.pop(index))
 
     def delete(self, key: str) -> None:
-        del self._items[self._find(key)]
+        self._drop(self._find(key))
 
     def cut(self, turn: int, text: str) -> None:
         """The reply of ``turn`` was heard only as far as ``text``; unheard replies leave the history."""
         for index in range(len(self._items) - 1, -1, -1):
             item = self._items[index]
             if item.role == "assistant" and item.turn == turn and not item.call_id:
+                self._drop(index)
                 if text:
-                    self._items[index] = HistoryItem(role="assistant", text=text, turn=turn, key=item.key)
-                else:
-                    del self._items[index]
+                    heard = HistoryItem(role="assistant", text=text, turn=turn, key=item.key)
+                    self._items.insert(index, heard)
+                    self._characters += _length(heard)
                 return
 
     def _find(self, key: str) -> int:
@@ -76,6 +93,10 @@ class History:
             if item.key == key:
                 return index
         raise ProtocolError("item_not_found", f"no item has the key {key!r}", param="key")
+
+
+def _length(item: HistoryItem) -> int:
+    return len(item.text) + len(item.arguments) + len(item.name) + len(item.call_id) + len(item.key)
 
 
 def chat_messages(items: tuple[HistoryItem, ...]) -> list[dict[str, object]]:

@@ -224,7 +224,8 @@ class Router:
 
     def _jittered_ms(self, refusal: Refusal) -> float:
         """So that those who were refused at once do not come back at once."""
-        return refusal.retry_after_ms * self._jitter.uniform(1.0, 1.5)
+        spread_ms = max(refusal.retry_after_ms / 2, SPREAD_MIN_MS)
+        return refusal.retry_after_ms + self._jitter.uniform(0.0, spread_ms)
 
     def _tenant(self, caller: Caller, key: str) -> str:
         return self.auth.tenant(key) if self.auth is not None and key else tenant_of(caller)
@@ -246,6 +247,9 @@ def tenant_of(caller: Caller) -> str:
     """Who shares a tenant's places: callers of one address. This machine's own tools and proxies are nobody in particular."""
     return "" if caller.peer.startswith("127.") or caller.peer in ("::1", "::ffff:127.0.0.1") else caller.peer
 
+
+# The header counts whole seconds: a spread that fits into one of them would bring everybody back in the same one.
+SPREAD_MIN_MS: Final = 3_000.0
 
 CALL_IS_ELSEWHERE: Final = replace(
     error_response(

@@ -28,6 +28,26 @@ def test_a_history_of_instructions_only_still_is_bounded() -> None:
     assert texts(history) == ["b", "c"]
 
 
+def test_the_length_of_the_items_is_bounded_too() -> None:
+    """A client that appends its largest message again and again keeps no more than one of them."""
+    history = History(200, max_characters=10)
+    history.append(HistoryItem(role="system", text="rule"))
+    for text in ("aaaa", "bbbb", "cc"):
+        history.append(HistoryItem(role="user", text=text))
+    assert texts(history) == ["rule", "bbbb", "cc"]
+    history.append(HistoryItem(role="user", text="d" * 20))
+    assert texts(history) == ["d" * 20], "the newest stays, or there would be nothing to answer"
+    history.append(HistoryItem(role="user", text="e", key="k"))
+    assert texts(history) == ["e"]
+    history.delete("k")
+    history.record(HistoryItem(role="assistant", text="0123456789", turn=1))
+    history.cut(1, "0123")
+    history.append(HistoryItem(role="user", text="456789"))
+    assert texts(history) == ["0123", "456789"], "what was cut or deleted does not count"
+    assert [one.text for one in history.with_record(HistoryItem(role="user", text="!"))] == ["456789", "!"]
+    assert texts(history) == ["0123", "456789"]
+
+
 def test_a_key_is_used_once() -> None:
     history = History(9)
     history.append(HistoryItem(role="user", text="a", key="k"))

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +29,7 @@ import uvloop
 
 from benchmarks.paced_talkers import CHUNK_MS, IN_TIME_MS, Crowd, Script, Talker
 from benchmarks.report import cpu_seconds, percentiles, print_table, store
+from benchmarks.server_process import bucket_percentile, histogram_of
 from clients.local_server import LocalServer, ServerFailed, free_port
 from clients.made_speech import LINES, make_speech
 from clients.recording import Recording, read_recording
@@ -44,6 +45,7 @@ DECODERS = (
     8  # for each stt worker: more than the processor can feed, so that it and not the places are the limit
 )
 UNLIMITED = 100_000
+REFUSAL = "voiceserver_refusal_seconds"
 GROWTH = 1.026  # of the ramp, a second
 RAMP_FROM = 0.7  # of what the server believes it can carry before anybody called
 RAMP_S = 60.0
@@ -55,7 +57,8 @@ class Row:
     """What one crowd saw. talkers: with a place, on average; in_time: part of their speech; goodput: the product; settled_s: from
     the last arrivals until the number of talkers stayed within 5 % (or 1) of what it was in the end; silence_s: audio was sent,
     and for over 2 s came neither result nor signal; unaccounted_ms: audio sent that the server's books do not have, None where
-    it keeps none; generator_cpu: of one core."""
+    it keeps none; generator_cpu: of one core; decision_p99_ms: of refusals, from reading the request to the answer, as the
+    server measures it (the upper end of a bucket)."""
 
     load: str
     offered: int
@@ -76,6 +79,7 @@ class Row:
     unaccounted_ms: float | None
     lateness_p99_ms: float
     generator_cpu: float
+    decision_p99_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +257,17 @@ async def ours(script: Script, capacity: int, times: Sequence[float], seconds: f
         begun = await calibrated(server)
         print(f"calibrated itself to {begun} talkers to begin with")
         for load in loads(capacity or begun, times):
-            rows.append(await measure(server.port, script, load, seconds))
+            before = await histogram_of(server, REFUSAL)
+            row = await measure(server.port, script, load, seconds)
+            after = await histogram_of(server, REFUSAL)
+            rows.append(replace(row, decision_p99_ms=decision_p99_ms(before, after)))
             told(rows[-1], f"limit {await limit_of(server)}")
     return rows
+
+
+def decision_p99_ms(before: dict[float, float], after: dict[float, float]) -> float | None:
+    since = {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
+    return round(bucket_percentile(since, 99), 3) if max(since.values(), default=0.0) else None
 
 
 def told(row: Row, more: str = "") -> None:
@@ -285,22 +297,23 @@ def p50_p99(values: Sequence[float]) -> tuple[float, float] | None:
 def show(title: str, rows: Sequence[Row]) -> None:
     columns = (
         "load", "calls", "talk", "in time", "goodput", "of peak", "503s", "settled", "partial", "final", "told", "refusal",
-        "silent", "unsaid", "CPU",
+        "decided", "silent", "unsaid", "CPU",
     )  # fmt: skip
     peak = max(row.goodput for row in rows) or 1.0
     cells = [
         (
             row.load, row.offered, row.talkers, f"{row.in_time:.0%}", row.goodput, f"{row.goodput / peak:.0%}", row.refusals,
             row.settled_s, pair(row.first_partial_ms), pair(row.final_ms), pair(row.signal_ms), pair(row.refusal_ms),
-            row.silence_s, "-" if row.unaccounted_ms is None else row.unaccounted_ms, f"{row.generator_cpu:.0%}",
+            "-" if row.decision_p99_ms is None else f"<{row.decision_p99_ms:g}", row.silence_s,
+            "-" if row.unaccounted_ms is None else row.unaccounted_ms, f"{row.generator_cpu:.0%}",
         )
         for row in rows
     ]  # fmt: skip
     note = (
         f"goodput: talkers times the part of their speech with a final within {IN_TIME_MS / 1000:g} s of its end; settled: s; "
         "ms, p50/p99: partial from the start of speech, final from its end, told: first word from the call, refusal from the "
-        "request; silent: s, over 2 s without result or signal; unsaid: ms of audio that no book tells of; CPU: of the callers, "
-        "of one core"
+        "request, decided: p99 of it inside the server; silent: s, over 2 s without result or signal; unsaid: ms of audio that "
+        "no book tells of; CPU: of the callers, of one core"
     )
     print_table(title, columns, cells, note)
 

@@ -125,10 +125,15 @@ class Door(Resumable):
     def _answer(self, response: Response) -> None:
         self._inbox = None
         self._hub.metrics.count_http(response.status)
-        if response.refused:
-            self._hub.metrics.count_refused(response.refused)
         self.write(response.to_bytes())
+        if response.refused:
+            self._count_refused(response.refused)
         self.end_stream()
+
+    def _count_refused(self, reason: str) -> None:
+        hub = self._hub
+        hub.metrics.count_refused(reason)
+        hub.metrics.refusal.observe((hub.clock() - hub.now_ms) / 1000.0)
 
     def _open(self, upgrade: Upgrade, now_ms: float) -> None:
         hub = self._hub
@@ -188,7 +193,7 @@ class Door(Resumable):
     def _tell(self, refusal: Refusal, now_ms: float) -> None:
         hub = self._hub
         hub.admission.lingering += 1
-        hub.metrics.count_refused(refusal.reason)
+        self._count_refused(refusal.reason)
         assert self._codec is not None
         is_spoken = getattr(self._codec, "tells_refusal", False)
         for event in refusal_events(refusal, is_spoken=is_spoken):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from voiceserver.learner import Learner
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_REFUSAL_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _TURN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0)
 _PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
@@ -72,7 +73,10 @@ class Metrics(Collector):
             registry=registry,
         )
         self._calls_given_up = Counter(
-            "voiceserver_calls_given_up", "Kept calls that nobody came back to.", ["reason"], registry=registry
+            "voiceserver_calls_given_up",
+            "Kept calls that nobody came back to.",
+            ["reason"],
+            registry=registry,
         )
         self._http = Counter(
             "voiceserver_http_responses", "Plain HTTP answers.", ["status"], registry=registry
@@ -109,6 +113,12 @@ class Metrics(Collector):
             "voiceserver_loop_lag_seconds",
             "How late the event loop runs what is due.",
             buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+        self.refusal = Histogram(
+            "voiceserver_refusal_seconds",
+            "From reading a request to its refusal, written.",
+            buckets=_REFUSAL_BUCKETS,
             registry=registry,
         )
         self._children: dict[tuple[str, ...], Counter] = {}

@@ -300,3 +300,19 @@ def test_what_is_kept_to_be_told_back_is_text_or_refused(name: str) -> None:
     assert refused.value.code == "invalid_json"
     with pytest.raises(ProtocolError):
         read_session(bad)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (b"[]", "Invalid type for the event: expected `object`, but got `array` instead."),
+        (
+            b'{"type":"session.update","session":{"output_modalities":["video"]}}',
+            "Invalid value: 'video'.",
+        ),
+    ],
+)
+def test_the_sentence_names_what_is_wrong(message: bytes, text: str) -> None:
+    with pytest.raises(ProtocolError) as refused:
+        OpenAICodec("abc").receive_text(message)
+    assert refused.value.message == text

@@ -159,5 +159,8 @@ def _worded(message: str, path: str) -> tuple[str, str]:
         return f"{kind}_{which}_value", text
     if message.startswith("Expected `") and ", got `" in message:
         wanted, got = message.removeprefix("Expected ").split(", got ", 1)
-        return "invalid_type", f"Invalid type for '{path}': expected {wanted}, but got {got} instead."
+        where = f"'{path}'" if path else "the event"
+        return "invalid_type", f"Invalid type for {where}: expected {wanted}, but got {got} instead."
+    if message.startswith("Invalid enum value "):
+        return "invalid_value", f"Invalid value: {message.removeprefix('Invalid enum value ')[:90]}."
     return "invalid_value", f"Invalid '{path}': {message}." if path else f"{message}."

@@ -128,6 +128,9 @@ async def naive() -> AsyncIterator[int]:
         sys.executable, "-m", "benchmarks.naive_server", f"--port={port}",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)  # who is ended stops its server first
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), READY_S)
@@ -135,6 +138,7 @@ async def naive() -> AsyncIterator[int]:
             raise ServerFailed("the naive server did not start")
         yield port
     finally:
+        loop.remove_signal_handler(signal.SIGTERM)
         # Its pools' processes outlive it otherwise, each waiting for work.
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import msgspec
 import pytest
 
 from tests.voiceserver.wire.openai_client import Client
@@ -280,6 +281,17 @@ def test_a_failed_transcript_says_so_for_its_item() -> None:
     (frame,) = client.hear(ev.TranscriptFailed(turn=1, code="engine_failed", message="the engine failed"))
     assert frame["type"] == "conversation.item.input_audio_transcription.failed"
     assert frame["error"]["code"] == "engine_failed"
+
+
+def test_a_stage_without_a_worker_is_late_until_audio_is_lost() -> None:
+    """Some stock clients end their session at an ``error``, and here is nothing that a moment's patience does not mend."""
+    client = Client()
+    busy = ev.ServerBusy("vad", "no_worker", lag_ms=900.0, credit_ms=9_000.0, retry_after_ms=500.0)
+    (frame,) = client.hear(busy)
+    assert frame["type"] == "rate_limits.updated"
+    assert (frame["busy"]["reason"], frame["busy"]["lag_ms"]) == ("no_worker", 900.0)
+    (frame,) = client.hear(msgspec.structs.replace(busy, dropped_ms=20.0))
+    assert (frame["type"], frame["error"]["type"]) == ("error", "server_overloaded")
 
 
 def test_busy_draining_and_vendor_events() -> None:

@@ -48,6 +48,7 @@ _ROOM: Final = frozenset(
         "no_workers",
     }
 )
+_STARTING: Final = frozenset({"no_worker", "no_workers"})
 _WHERE: Final = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
 
@@ -79,8 +80,10 @@ def _has_no_room(event: ServerBusy) -> bool:
 
 
 def is_loss(event: ServerBusy) -> bool:
-    """Audio was dropped, or nothing will be done for this caller until there is room."""
-    return event.dropped_ms > 0 or event.step == "shed" or _has_no_room(event)
+    """Audio was dropped, or nothing will be done for this caller until there is room. A stage whose workers are just being
+    started is late and no more: its audio is kept."""
+    is_refused = _has_no_room(event) and event.reason not in _STARTING
+    return event.dropped_ms > 0 or event.step == "shed" or is_refused
 
 
 def describe_limit(event: ServerBusy) -> dict[str, object]:

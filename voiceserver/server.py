@@ -416,8 +416,7 @@ class Server:
         if self.hub.exchange is not None:
             self.hub.exchange.close()
         self.hub.stop()
-        for pool in self._pools.values():
-            await pool.stop()
+        await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
         gc.unfreeze()
 
 

@@ -123,7 +123,8 @@ def error_response(
     param: str | None = None,
     **extra: float | str,
 ) -> Response:
-    body = {"error": {"code": code, "message": message, "param": param, **extra}}
+    kind = "server_error" if status >= 500 else "invalid_request_error"  # a field that OpenAI's clients know
+    body = {"error": {"type": kind, "code": code, "message": message, "param": param, **extra}}
     return json_response(status, body, *headers)
 
 

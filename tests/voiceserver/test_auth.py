@@ -56,6 +56,16 @@ def test_a_caller_without_a_key_or_with_a_wrong_one_stays_outside(tmp_path: Path
     assert door.ask(door.key) == "app"
 
 
+def test_a_refusal_has_the_fields_of_an_error_of_the_service(tmp_path: Path) -> None:
+    shell = Shell("reply")
+    shell.router.auth = shell.hub.auth = Door(tmp_path).auth
+    line = shell.call(upgrade("/v1/realtime"))
+    error = line.body["error"]
+    assert line.status == 401
+    assert (error["type"], error["code"]) == ("invalid_request_error", "missing_key")
+    assert {"message", "param"} <= error.keys()
+
+
 def test_a_browser_brings_its_key_among_the_subprotocols(tmp_path: Path) -> None:
     door = Door(tmp_path)
     for prefix in ("openai-insecure-api-key.", "voiceserver-key."):

@@ -53,8 +53,10 @@ def _wait(session: SessionState, stage: str) -> Wait | None:
     lag_ms = ear.ms(outbox.backlog) if hears and ear is not None else None
     patience_ms = float(settings.backpressure.busy_after_ms)
     loss = lanes.loss(stage) if lanes is not None else None
+    refusal = lanes.refusal(stage) if lanes is not None else None
     if loss is not None:
-        return Wait(stage, loss.reason, loss.since_ms, 0.0, lag_ms, patience_ms, session.turn, step="lost")
+        retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
+        return Wait(stage, loss.reason, loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost")
     since_ms = outbox.oldest_at_ms
     if since_ms is None:
         since_ms, lag_ms, patience_ms = _silent_since_ms(session, stage), None, settings.reply_slow_ms
@@ -62,7 +64,6 @@ def _wait(session: SessionState, stage: str) -> Wait | None:
         patience_ms = settings.reply_slow_ms
     if since_ms is None:
         return None
-    refusal = lanes.refusal(stage) if lanes is not None else None
     reason = "slow" if refusal is None else refusal.reason
     retry_ms = 0.0 if refusal is None else refusal.retry_after_ms
     return Wait(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)

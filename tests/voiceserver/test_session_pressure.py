@@ -290,6 +290,20 @@ def test_a_lost_worker_is_told_at_once_and_ready_follows_its_successor(reason: s
     assert bench.all(ev.ServerReady)
 
 
+def test_while_no_worker_comes_back_each_signal_says_anew_when_one_may() -> None:
+    bench = Bench()
+    bench.pause(64)
+    bench.vad_answers = False
+    bench.refuses["vad"] = Refusal("no_worker", 700.0, "vad")
+    bench.hear(64, 0.0)
+    bench.lose("vad")
+    bench.pass_time(1_000)
+    bench.refuses["vad"] = Refusal("no_worker", 1_500.0, "vad")
+    bench.pass_time(1_000)
+    told = [(event.step, event.retry_after_ms) for event in bench.all(ev.ServerBusy)]
+    assert told[1:] == [("lost", 700.0), ("lost", 1_500.0)]
+
+
 def test_a_stage_that_has_nothing_to_do_is_not_missed() -> None:
     bench = Bench()
     bench.converse()

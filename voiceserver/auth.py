@@ -219,6 +219,11 @@ class Auth:
         usage = self._used(name)
         return key.talk_minutes_per_day * 60_000.0 - usage.talk_ms - sum(usage.open_ms.values())
 
+    def talk_check_ms(self, name: str) -> float:
+        """How soon the key's audio may be used up, all its sessions talking; at least a second. Infinite without a limit."""
+        left_ms = self.talk_left_ms(name)
+        return max(left_ms / max(self._used(name).sessions, 1), 1_000.0)
+
     def talk_limit(self, name: str) -> tuple[float, float, float] | None:
         """Of a key with a daily limit: ms of audio a day, ms that are left, and seconds until they are all there again. None
         without one."""

@@ -292,6 +292,8 @@ class Connection(Door, asyncio.Protocol):
             due_ms = min(due_ms, self._active_ms + server.idle_timeout_ms)
         if server.max_session_ms:
             due_ms = min(due_ms, self._opened_ms + server.max_session_ms)
+        if self._session is not None and self._hub.auth is not None and self._session.key:
+            due_ms = min(due_ms, now_ms + self._hub.auth.talk_check_ms(self._session.key))
         self._hub.keep_at(due_ms, self)
 
     def on_keepalive(self, now_ms: float) -> None:

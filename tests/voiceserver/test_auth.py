@@ -190,6 +190,26 @@ def test_sessions_that_talk_at_once_share_the_minutes_of_their_key(tmp_path: Pat
     assert auth.talk_left_ms("app") == 0.0
 
 
+def test_a_key_whose_minutes_are_used_up_ends_the_session_within_seconds_also_without_pings(
+    tmp_path: Path,
+) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 1")
+    shell = Shell("vad", ping_interval_ms=0, idle_timeout_ms=0, max_session_ms=0)
+    shell.router.auth = shell.hub.auth = door.auth
+    door.auth.enter("app")
+    door.auth.leave("app", 57_000.0)
+    line = shell.call(upgrade("/v1/stream", f"Authorization: Bearer {door.key}\r\n"))
+    for _ in range(20):
+        line.receive(audio(bytes(3_200)))
+        shell.loop.advance(100.0)
+    assert line.close_code is None
+    for _ in range(40):
+        line.receive(audio(bytes(3_200)))
+        shell.loop.advance(100.0)
+    assert "key_talk_exhausted" in [event.get("code") for event in line.events()]
+    assert line.close_code == 1008
+
+
 def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(tmp_path: Path) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
     shell = Shell("vad", "reply")

@@ -175,6 +175,7 @@ class Connection(Door, asyncio.Protocol):
         self.attach(session, claim.after, now_ms)
         if upgrade.ticket is not None and upgrade.ticket.is_waiting:
             session.waiting(upgrade.ticket.position, upgrade.ticket.estimate_ms, now_ms)
+        self.on_outage(now_ms, is_back=True)
         self._pump(now_ms)
 
     def pause_writing(self) -> None:

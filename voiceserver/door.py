@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
+from voiceserver import outage
 from voiceserver.errors import ProtocolError
+from voiceserver.events import ServerReady
 from voiceserver.handshake import HEAD_END, MAX_BODY_BYTES, MAX_HEAD_BYTES, body_length, is_tls_hello
 from voiceserver.http import CALL_IS_ELSEWHERE, Elsewhere, Response, Upgrade, error_response, refusal_events
 from voiceserver.resume import Resumable
@@ -28,13 +30,14 @@ LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time t
 class Door(Resumable):
     """A connection as it begins. ``Connection`` adds the socket and time."""
 
-    __slots__ = ("_heard_ms", "_is_ended", "_seed")
+    __slots__ = ("_gone", "_heard_ms", "_is_ended", "_seed")
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self._is_ended = False  # nothing more is written after what the outbox holds
         self._heard_ms = 0.0
         self._seed = b""  # of a session that is not made yet
+        self._gone = ""  # what such a caller was told of: see ``SessionState.gone``
 
     # ------------------------------------------------------------------------------------------------------- hooks
 
@@ -156,6 +159,8 @@ class Door(Resumable):
             self._greet(hub.greeting(codec, seed))
         else:
             self._begin(upgrade, now_ms)
+        if hub.outage.gone:
+            self.on_outage(now_ms)
         self.keep(now_ms)
 
     def _begin(self, upgrade: Upgrade, now_ms: float) -> None:
@@ -187,6 +192,7 @@ class Door(Resumable):
             self._session = session = hub.make_session(codec, seed)
             session.open(hub.now_ms)
             session.events_to_send()  # was said by ``_open``
+            session.gone = self._gone
             hub.calls.grow(seed, session.session_id, self)
         return self._session
 
@@ -199,6 +205,26 @@ class Door(Resumable):
         for event in refusal_events(refusal, is_spoken=is_spoken):
             self._queue(self._codec.encode(event))
         self.close_by(now_ms + TOLD_MS)
+
+    def on_outage(self, now_ms: float, *, is_back: bool = False) -> None:
+        """A stage has no worker, or has one again. For ``Hub``. is_back: the caller resumes, and hears it all the same."""
+        hub, session, codec = self._hub, self._session, self._codec
+        if codec is None or self.is_closing or self._is_ended:
+            return
+        if session is not None:
+            outage.tell(session, hub.outage.gone_of(session.options), is_back=is_back)
+            self._pump(now_ms)
+        elif self._seed:
+            gone = hub.outage.gone_of(hub.settings.options)
+            credit_ms = float(self._hub.settings.backpressure.max_backlog_ms)
+            if gone is None and not self._gone:
+                return
+            event = ServerReady(self._gone, credit_ms) if gone is None else gone.signal(credit_ms)
+            self._gone = gone.stage if gone is not None else ""
+            self._shared += 1
+            self._active_ms = now_ms
+            hub.metrics.observe(event)
+            self.write(hub.outage.shared_frame(event, codec))
 
     def on_unopened(self, now_ms: float) -> None:
         """No complete request came in time, if none came."""

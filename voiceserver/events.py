@@ -343,6 +343,8 @@ class BusyCue(_Event, frozen=True, tag="server.cue"):
 
 
 class ServerReady(_Event, frozen=True, tag="server.ready", omit_defaults=False):
+    """All that ``server.busy`` said is over, whichever stages it named. ``stage``: the one that it named last."""
+
     stage: str = ""
     credit_ms: float = 0.0
 

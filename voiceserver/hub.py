@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from voiceserver.backpressure import Admission
@@ -17,6 +17,7 @@ from voiceserver.events import Accounting, ServerBusy, SessionReady
 from voiceserver.http import Router
 from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
+from voiceserver.outage import Outage, slices
 from voiceserver.pool import Pool
 from voiceserver.resume import Calls, new_seed
 from voiceserver.session import Session
@@ -60,6 +61,8 @@ class Member(Protocol):
 
     def on_unopened(self, now_ms: float) -> None: ...
 
+    def on_outage(self, now_ms: float) -> None: ...
+
     def on_fault(self, error: Exception) -> None: ...
 
     def drain(self, within_ms: float) -> None: ...
@@ -88,6 +91,7 @@ class Hub:
         "_has_news",
         "_keepalives",
         "_loop",
+        "_round",
         "_timer",
         "_timer_due_ms",
         "_turns",
@@ -106,6 +110,7 @@ class Hub:
         "metrics",
         "now_ms",
         "on_empty",
+        "outage",
         "pools",
         "router",
         "sessions",
@@ -146,6 +151,8 @@ class Hub:
         self.on_empty: Callable[[], None] | None = None
         self.learner: Learner | None = None
         self.cues: Cues | None = None
+        self.outage = Outage(pools, config.backpressure.busy_after_ms)
+        self._round: Iterator[Sequence[Member]] | None = None  # of those who are told of an outage
         self._has_news = False
         self._dirty: list[Member] = []
         self._turns: list[Member] = []
@@ -234,6 +241,30 @@ class Hub:
     def note_busy(self, caller: object, event: ServerBusy) -> None:
         if self.learner is not None:
             self.learner.note_busy(id(caller), event, self.now_ms)
+
+    # ---------------------------------------------------------------------------------------------------- outages
+
+    def look_for_outage(self) -> None:
+        """Call a few times in ``busy_after_ms``: a stage without workers is told to all, a slice of them in each tick."""
+        known = set(self.outage.gone)
+        if not self.outage.look(self.clock()):
+            return
+        if self.outage.gone.keys() != known:
+            self.log.warning("stages without workers", stages=sorted(self.outage.gone))
+        is_under_way = self._round is not None
+        self._round = slices(list(self.connections))
+        if not is_under_way:
+            self._loop.call_soon(self._tell_of_outage)
+
+    def _tell_of_outage(self) -> None:
+        members = next(self._round, None) if self._round is not None else None
+        if members is None:
+            self._round = None
+            return
+        self.now_ms = now_ms = self.clock()
+        for member in members:
+            _guard(member, member.on_outage, now_ms)
+        self._loop.call_soon(self._tell_of_outage)
 
     # -------------------------------------------------------------------------------------------- end of the tick
 

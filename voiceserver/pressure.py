@@ -197,6 +197,8 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
     if isinstance(said, ev.ServerBusy):
         less = degraded(session)
         said = msgspec.structs.replace(said, degraded=less) if less else said
+    else:
+        session.gone = ""  # "ready" ends all that was told
     session.emit(said)
     if session.transcripts is not None:
         session.transcripts.skips_partials = "partials" in degraded(session)

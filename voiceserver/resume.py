@@ -53,12 +53,13 @@ class Said:
     """What one call was told and is not known to have received. ``count``: messages ever; ``cut``: how many had left when the
     connection broke; ``heard``: text messages that it has sent, ever."""
 
-    __slots__ = ("_asked", "_frames", "count", "cut", "heard", "size", "spare_token")
+    __slots__ = ("_asked", "_frames", "base", "count", "cut", "heard", "size", "spare_token")
 
-    def __init__(self) -> None:
+    def __init__(self, base: int = 0) -> None:
+        """base: messages that were said before and are not kept: they were about their moment."""
         self._frames: deque[bytes] = deque()
         self._asked = 0
-        self.count = 0
+        self.base = self.count = base
         self.cut = 0
         self.heard = 0
         self.size = 0
@@ -100,11 +101,12 @@ class Said:
 class Resumable(Pump):
     """A call that can be kept. ``Connection`` adds the socket."""
 
-    __slots__ = ("_detached_ms", "_said")
+    __slots__ = ("_detached_ms", "_said", "_shared")
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self._said: Said | None = None
+        self._shared = 0  # messages that were said to all, before there was a session
         self._detached_ms = 0.0  # since when; 0 while there is a connection
 
     @property
@@ -129,7 +131,7 @@ class Resumable(Pump):
     @property
     def said(self) -> Said:
         if self._said is None:
-            self._said = Said()
+            self._said = Said(self._shared)
         return self._said
 
     def is_claimed_by(self, token: str) -> bool:
@@ -242,7 +244,7 @@ class Resumable(Pump):
         for frame in codec.encode(ready):
             self.write(build_frame(frame))
         heard = said.cut if after is None else after
-        missing = said.acknowledged - heard
+        missing = said.acknowledged - max(heard, said.base)
         for data in said.after(heard):
             self.write(data)
         if missing > 0:

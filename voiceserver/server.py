@@ -284,6 +284,7 @@ class Server:
         lag = max(self._loop.time() - due, 0.0)
         self.metrics.loop_lag.observe(lag)
         self._loop_lag_ms += (lag * 1000.0 - self._loop_lag_ms) * 0.2
+        self.hub.look_for_outage()
         due = self._loop.time() + PROBE_MS / 1000.0
         self._timers["probe"] = self._loop.call_at(due, self._probe, due)
 

@@ -46,6 +46,7 @@ class SessionState:
         "ear",
         "facts",
         "gate",
+        "gone",
         "guess",
         "guesses",
         "hear_until_ms",
@@ -109,6 +110,7 @@ class SessionState:
         self.transcripts: Transcripts | None = None
         self.lanes: Lanes | None = None
         self.gate: BusyGate | None = None
+        self.gone = ""  # the stage of which ``outage`` told the caller that it has no worker
         self.place: Wait | None = None  # in the waiting room
         self.interrupted: Interrupted | None = None
         self.guess: Guess | None = None  # only while there is no reply

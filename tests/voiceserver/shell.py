@@ -184,6 +184,9 @@ class AnsweredPool:
     def is_ready(self) -> bool:
         return self.ready
 
+    def back_in_ms(self) -> float | None:
+        return None if self.ready else 700.0
+
     def stats(self) -> PoolStats:
         return PoolStats(self.stage, "answered", (), len(self.streams), None, 0.0, 0, 0.0)
 

@@ -88,6 +88,9 @@ class Pool(Protocol):
     def is_ready(self) -> bool:
         """At least one worker has loaded its engine and answers."""
 
+    def back_in_ms(self) -> float | None:
+        """None while there is a worker to open streams on; otherwise in how many ms there may be one."""
+
     def stats(self) -> PoolStats: ...
 
     async def start(self) -> None:

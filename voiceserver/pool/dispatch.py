@@ -130,6 +130,10 @@ class ChannelPool(ABC):
     def is_ready(self) -> bool:
         return any(lane.state is LaneState.READY for lane in self.lanes)
 
+    def back_in_ms(self) -> float | None:
+        """See ``Pool``."""
+        return None if self.is_ready() else self._next_worker_ms()
+
     def stats(self) -> PoolStats:
         workers = tuple(
             lane.stats() for lane in self.all_lanes() if not lane.is_trial or lane.end is not None
@@ -368,11 +372,14 @@ class ChannelPool(ABC):
     def _refuse(self, owner: StreamOwner, is_on_trial: bool) -> Refusal:
         self._wants_place[id(owner)] = owner
         if not self.is_ready() or is_on_trial:
-            now_ms = self._now_ms()
-            waits = [lane.respawn_ms - now_ms for lane in self.lanes if lane.state is LaneState.BACKOFF]
-            return Refusal("no_worker", RESPAWN_MS + max(0.0, min(waits, default=0.0)), self.stage)
+            return Refusal("no_worker", self._next_worker_ms(), self.stage)
         retry_ms = max(RESPAWN_MS, min(MAX_RETRY_MS, self._turnover_ms * len(self._wants_place)))
         return Refusal("full", retry_ms, self.stage)
+
+    def _next_worker_ms(self) -> float:
+        now_ms = self._now_ms()
+        waits = [lane.respawn_ms - now_ms for lane in self.lanes if lane.state is LaneState.BACKOFF]
+        return RESPAWN_MS + max(0.0, min(waits, default=0.0))
 
     def _free_places(self) -> int | None:
         ready = [lane for lane in self.lanes if lane.state is LaneState.READY]

@@ -227,6 +227,10 @@ class HttpPool:
         """Started, and the other side was reached at the last attempt."""
         return self._loop is not None and not self._is_stopping and self.remote.is_up()
 
+    def back_in_ms(self) -> float | None:
+        """See ``Pool``. It has no workers: whoever asks while the other side is down is answered so at once."""
+        return None
+
     def stats(self) -> PoolStats:
         now_ms = self._now_ms()
         silent = [request.sent_ms for request in self._requests if request.spoke_ms is None]

@@ -60,6 +60,10 @@ class TieredPool:
         """See ``Pool``: of the stage's own engine; the lighter one is an extra."""
         return self.own.is_ready()
 
+    def back_in_ms(self) -> float | None:
+        """See ``Pool``: of the engine that new streams would open on."""
+        return None if self._prefers_lighter and self.lighter.is_ready() else self.own.back_in_ms()
+
     def stats(self) -> PoolStats:
         """Of both; the workers of the lighter engine are counted on from the others."""
         own, lighter = self.own.stats(), self.lighter.stats()

@@ -125,3 +125,30 @@ def test_with_no_worker_left_the_server_stays_and_says_so(tmp_path: Path) -> Non
             assert new.events[-1]["text"] == "You said is anybody there."
         while server.get("/readyz")[0] != 200:
             time.sleep(0.01)
+
+
+def test_with_no_worker_left_the_silent_are_told_too(tmp_path: Path) -> None:
+    flag = tmp_path / "no-worker"
+    with serving(*SETTINGS, f"stages.reply.params.flag={flag}") as server, Chat(server.url) as idle:
+        with Chat(server.url) as killer:
+            killer.ask(
+                "kill"
+            )  # and another worker is there before anybody who waits for nothing needs to know
+            assert killer.read_end() == 1011
+        with Chat(server.url) as killer:
+            assert killer.talk("hello") == "You said hello."
+            flag.touch()
+            killer.ask("kill")
+            told = idle.read_type("server.busy")
+            assert (told["stage"], told["reason"], told["lag_ms"]) == ("reply", "no_worker", 0)
+            assert told["retry_after_ms"] > 0
+            assert idle.events[0]["type"] == "session.ready"
+            assert len(idle.events) == 2, "the first deaths were nobody's business"
+        with Chat(server.url) as silent:
+            assert silent.read_type("server.busy")["reason"] == "no_worker"
+            assert [event["type"] for event in silent.events] == ["session.ready", "server.busy"]
+            flag.unlink()
+            for chat in (idle, silent):
+                assert chat.read_type("server.ready")["stage"] == "reply"
+            assert silent.talk("are you back") == "You said are you back."
+            assert idle.talk("and for me") == "You said and for me."

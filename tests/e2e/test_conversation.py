@@ -91,7 +91,8 @@ async def test_a_conversation_from_files_to_an_audible_answer(
         else:
             assert heard[0] == "go forward ten meters"
             assert "rather cold hearted and rather selfish" in heard[1]
-            assert "might even have been made amiable" in heard[2]
+            # How much silence came before it, and so where the detector's windows lie, depends on how fast the answer was.
+            assert "even have been made" in heard[2]
             assert "country" in " ".join(heard[3:])
             spoken = " ".join(event["text"] for event in events if event["type"] == "reply.text")
             assert "go forward ten meters" in spoken

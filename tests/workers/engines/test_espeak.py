@@ -6,8 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -193,7 +191,7 @@ def test_a_wrong_voice_is_answered_with_near_ones(engine: Espeak) -> None:
 _REPEAT = """
 import os
 from tests.workers.engines.test_espeak import say
-from workers.engine import StreamParams
+from workers.ipc.messages import StreamParams
 from workers.engines.espeak import Espeak
 
 def resident_kib():
@@ -213,7 +211,7 @@ print(resident_kib() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_sentences_leave_no_memory_behind() -> None:
-    """The library is loaded anew for each: a list it never frees (2 KB) is freed for it. In a process in which nothing else is."""
+    """The library is loaded anew for each: a list it never frees (2 KB) is freed for it. In a process of its own."""
     done = subprocess.run([sys.executable, "-c", _REPEAT], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 400
 

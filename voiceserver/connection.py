@@ -17,8 +17,9 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Final, cast
 
-from voiceserver.door import LINGER_MS, Door
-from voiceserver.wire.frames import PING, build_head
+from voiceserver.door import LINGER_MS, TOLD_MS, Door
+from voiceserver.events import ErrorEvent
+from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:
     from voiceserver.http import Upgrade
@@ -152,10 +153,8 @@ class Connection(Door, asyncio.Protocol):
         assert isinstance(other, Connection)
         hub, session, transport, claim = self._hub, self.session_made(), other._transport, upgrade.claim
         assert session is not None and transport is not None and claim is not None  # noqa: PT018
-        if self._transport is not None:  # broken, and nobody has told us
-            broken, self._transport = self._transport, None
-            broken.set_protocol(asyncio.Protocol())
-            broken.abort()
+        if self._transport is not None:  # broken, and nobody has told us; or another client has the token
+            self._say_taken_over(self._transport)
             if self.is_kept_if_lost(session):
                 self.connection_lost(None)
             else:  # nothing was said that could be lost
@@ -177,6 +176,23 @@ class Connection(Door, asyncio.Protocol):
             session.waiting(upgrade.ticket.position, upgrade.ticket.estimate_ms, now_ms)
         self.on_outage(now_ms, is_back=True)
         self._pump(now_ms)
+
+    def _say_taken_over(self, transport: asyncio.Transport) -> None:
+        """The last words on a socket that another one takes the place of."""
+        if not self.is_closing and self._codec is not None:
+            message = "The session goes on over another connection, which came with its token."
+            for frame in self._codec.encode(ErrorEvent(code="session_taken_over", message=message)):
+                self.write(build_frame(frame))
+            self.close(1000, "session_taken_over")
+            self.flush()
+            self.restart()
+        self._transport = None
+        transport.set_protocol(asyncio.Protocol())  # which hears nothing
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:  # TLS has no half-closed state
+            transport.close()
+        self._hub.call_later(CLOSE_TIMEOUT_MS, transport.abort)
 
     def pause_writing(self) -> None:
         now_ms = self._hub.clock()
@@ -212,7 +228,10 @@ class Connection(Door, asyncio.Protocol):
         if self._transport is None or self.is_closing:
             return
         if self._close_by_ms == math.inf:  # a phone has yet to hear what was said last
-            self._close_by_ms = now_ms + min(getattr(self._codec, "linger_ms", 0.0), LINGER_MS)
+            linger_ms = min(getattr(self._codec, "linger_ms", 0.0), LINGER_MS)
+            self._close_by_ms = now_ms + (
+                max(linger_ms, TOLD_MS) if session.close_code == 1013 else linger_ms
+            )
         if now_ms < self._close_by_ms:
             self.wake_at(self._close_by_ms)
             return
@@ -275,7 +294,8 @@ class Connection(Door, asyncio.Protocol):
             give_up_ms = self._held_ms + self._hub.config.server.slow_reader_timeout_ms
             if now_ms >= give_up_ms:
                 session.fail("slow_reader", "What was sent was not read in time.", 1008, now_ms)
-                self.abort()
+                # The reason is behind what is unread, for one who reads on within CLOSE_TIMEOUT_MS.
+                self._pump(now_ms)
                 return
             self.wake_at(give_up_ms)
         if now_ms >= session.deadline_ms:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from voiceserver.hub import Hub
     from voiceserver.session import Session
 
-TOLD_MS: Final = 1_500.0  # how long a refused browser has to read why
+TOLD_MS: Final = 1_500.0  # how long a refused browser, or a caller who waited in vain, has to read why
 LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
 
 

@@ -331,6 +331,10 @@ class Hub:
         self._timer_due_ms = math.inf
         self._arm()
 
+    def call_later(self, delay_ms: float, callback: Callable[[], None]) -> None:
+        """For what no connection looks after any more."""
+        self._loop.call_later(delay_ms / 1000.0, callback)
+
     def stop(self) -> None:
         """Cancel the loop timer. Nothing is due any more."""
         if self._timer is not None:

@@ -265,7 +265,8 @@ class Pump(Framing):
             session.waiting(ticket.position, ticket.estimate_ms, now_ms)
         elif ticket.state == "expired":
             message = "No place became free in time; please try again later."
-            session.fail("waiting_timeout", message, 1013, now_ms)
+            retry_after_ms = round(self._hub.admission.retry_after_ms, 1)
+            session.fail("waiting_timeout", message, 1013, now_ms, retry_after_ms)
         else:
             session.admitted(now_ms)
         self._pump(now_ms)

@@ -159,10 +159,17 @@ class Session(SessionState):
             self.close_code, self.close_reason = 1006, self.close_reason or "disconnected"
             self._close(now_ms)
 
-    def fail(self, code: str, message: str, close_code: int, now_ms: float) -> None:
+    def fail(
+        self, code: str, message: str, close_code: int, now_ms: float, retry_after_ms: float = 0.0
+    ) -> None:
         """End the session for a reason that the caller is told."""
         if self.phase is not Phase.CLOSED:
-            self.emit(ev.ErrorEvent(code=code, message=message, retryable=close_code in (1012, 1013)))
+            is_retryable = close_code in (1012, 1013)
+            self.emit(
+                ev.ErrorEvent(
+                    code=code, message=message, retryable=is_retryable, retry_after_ms=retry_after_ms
+                )
+            )
             if self.options.audible_busy:
                 self.emit(ev.BusyCue(cue="failed"))
             self.close_code, self.close_reason = close_code, code

@@ -318,6 +318,11 @@ def test_a_slow_reader_is_dropped_with_a_reason() -> None:
     shell.loop.advance(2_900.0)
     assert not line.transport.is_aborted
     shell.loop.advance(200.0)
+    assert (line.types()[-2:], line.close_code) == (["error", "session.closing"], 1008), (
+        "behind what is unread"
+    )
+    assert not line.transport.is_aborted
+    shell.loop.advance(CLOSE_TIMEOUT_MS)
     assert line.transport.is_aborted
     line.lose()
     assert (shell.logged[-1]["code"], shell.logged[-1]["reason"]) == (1008, "slow_reader")

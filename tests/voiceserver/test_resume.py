@@ -10,6 +10,7 @@ from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
 from voiceserver.config import BackpressureConfig, SessionConfig
+from voiceserver.connection import CLOSE_TIMEOUT_MS
 from voiceserver.resume import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, Said
 from workers.ipc.messages import RequestKind, ResultKind
 
@@ -115,6 +116,11 @@ def test_a_caller_may_be_back_before_the_server_knows_that_it_was_gone() -> None
     shell = Shell("stt")
     first = begin(shell)
     second = resume(shell, token_of(first))
+    assert first.events()[-1]["code"] == "session_taken_over"
+    assert first.close_code == 1000
+    assert first.transport.is_ended
+    assert not first.transport.is_aborted, "it may still be read"
+    shell.loop.advance(CLOSE_TIMEOUT_MS)
     assert first.transport.is_aborted
     assert second.events()[0]["received_ms"] == 100.0
     assert (shell.hub.sessions, shell.admission.taken, len(shell.hub.connections)) == (1, 1, 1)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.voiceserver.shell import Line, Shell, audio, text, upgrade
 from voiceserver.config import BackpressureConfig
+from voiceserver.connection import CLOSE_TIMEOUT_MS
+from voiceserver.door import TOLD_MS
 from workers.ipc.messages import ResultKind
 
 
@@ -71,8 +73,16 @@ def test_who_waited_too_long_is_told_and_closed_with_1013() -> None:
     shell.admission.tick(shell.loop.now_ms)
     shell.hub.place_freed()
     shell.loop.settle()
-    assert last(waiting, "error")["code"] == "waiting_timeout"
+    error = last(waiting, "error")
+    assert (error["code"], error["retryable"], error["retry_after_ms"]) == ("waiting_timeout", True, 2_000)
+    assert waiting.types()[-1] == "session.closing"
+    assert waiting.close_code is None, "a moment to read why"
+    shell.loop.advance(TOLD_MS - 100)
+    assert waiting.close_code is None
+    shell.loop.advance(200)
     assert waiting.close_code == 1013
+    shell.loop.advance(CLOSE_TIMEOUT_MS + 100)
+    assert waiting.transport.is_aborted
     assert shell.admission.waiting == 0
 
 

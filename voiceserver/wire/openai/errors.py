@@ -44,6 +44,7 @@ _ROOM: Final = frozenset(
         "tenant_share",
         "full",
         "waiting",
+        "waiting_timeout",
         "no_worker",
         "no_workers",
     }

@@ -87,19 +87,36 @@ class Connection(Door, asyncio.Protocol):
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
         self._is_waiting = False
-        if self._transport is None:
+        if self._transport is None or self._is_held_back:
             return
         self.data_received(b"")
         transport = self._transport
-        if transport is not None and not self._is_waiting and not transport.is_closing():
+        is_held = self._is_waiting or self._is_held_back
+        if transport is not None and not is_held and not transport.is_closing():
             transport.resume_reading()
             if self._held_ms:
                 self._listen_or_not()
 
+    def hold_back(self, is_held: bool) -> None:
+        transport = self._transport
+        if transport is None:  # whoever comes back is held back then
+            self._is_held_back = False
+            return
+        self._is_held_back = is_held
+        if not is_held:  # and what it sent meanwhile was not late: we did not read it
+            self._be_patient(self._hub.clock())
+            self.wait_for_turn()
+        elif transport.is_reading() and not transport.is_closing():
+            transport.pause_reading()
+
+    def _be_patient(self, now_ms: float) -> None:
+        self._heard_ms = self._active_ms = now_ms
+        self._ping_ms = 0.0
+
     def _listen_or_not(self) -> None:
         """Whoever asks for more and more answers (pings, mistakes) and reads none is not read any more either."""
         transport = self._transport
-        if transport is None or self._is_waiting or transport.is_closing():
+        if transport is None or self._is_waiting or self._is_held_back or transport.is_closing():
             return
         is_choked = transport.get_write_buffer_size() > CHOKE * self._hub.config.server.write_limit_bytes
         if is_choked and transport.is_reading():
@@ -136,7 +153,7 @@ class Connection(Door, asyncio.Protocol):
     def _start_over(self) -> None:
         """Be ready for another socket."""
         self.restart()
-        self._is_ended = self._is_waiting = False
+        self._is_ended = self._is_waiting = self._is_held_back = False
         self._close_by_ms = math.inf
         self._ping_ms = self._held_ms = 0.0
 
@@ -324,6 +341,8 @@ class Connection(Door, asyncio.Protocol):
             return
         if self._transport is None or (session.is_closed if session is not None else not self._seed):
             return
+        if self._is_held_back:
+            self._be_patient(now_ms)
         if self._ping_ms and self._heard_ms >= self._ping_ms:
             self._ping_ms = 0.0
         end = self._reason_to_end(session, now_ms)

@@ -12,6 +12,8 @@ Where nothing detects turns (by hand, or no vad engine) audio passes straight th
 
 from __future__ import annotations
 
+import math
+
 from voiceserver.events import TurnDetection
 from voiceserver.outbox import Outbox
 from voiceserver.turn import TurnDetector
@@ -19,16 +21,24 @@ from workers.ipc.messages import RequestKind
 
 DATA = RequestKind.DATA
 WARM_MS = 200.0  # kept beside the padding, so that a replayed detector starts warm
+PIECE = (
+    16_384  # samples: a longer message goes to the stages in pieces of this, as a ring has only so much room
+)
+AHEAD_MS = 1_000.0  # a caller whose audio runs further ahead of the clock than this is not live
 
 
 class Ear:
     __slots__ = (
         "_captured_seq",
         "_captures",
+        "_grace_ms",
         "_keep",
+        "_paced_ms",
         "_turn",
         "capture",
         "detector",
+        "half",
+        "is_held_back",
         "is_paused",
         "limit",
         "outbox",
@@ -49,6 +59,12 @@ class Ear:
         self.rate_hz = rate_hz
         self._captures = captures
         self.limit = self.samples(max_backlog_ms)  # of both backlogs together
+        self.half = self.limit >> 1
+        self.is_held_back = False  # see ``holds_back``
+        # When the audio received so far ends if it is live. A gap is forgotten but for this much, so that a burst after
+        # a hiccup of the network is not taken for a recording, nor a recording after a silence for live audio.
+        self._paced_ms = -math.inf
+        self._grace_ms = max_backlog_ms / 4.0
         self.outbox = Outbox()
         self.capture = Outbox()
         self.received_seq = start_seq
@@ -91,8 +107,25 @@ class Ear:
         samples = len(pcm) >> 1
         if not samples:
             return
+        if samples > PIECE:
+            for at in range(0, samples * 2, PIECE * 2):
+                self.receive(pcm[at : at + PIECE * 2], now_ms)
+            return
+        paced_ms, live_ms = self._paced_ms, now_ms - self._grace_ms
+        self._paced_ms = (paced_ms if paced_ms > live_ms else live_ms) + samples * 1000.0 / self.rate_hz
         self.received_seq += samples
         self.outbox.append(DATA, 0, self.received_seq, pcm, samples, now_ms)
+
+    def holds_back(self, now_ms: float) -> bool:
+        """Whether the caller must be read no further: it is ahead of the clock (a recording, sent as fast as it goes), and
+        more than half of the bound waits. It lasts until less than a quarter waits; nothing is shed meanwhile."""
+        backlog = self.outbox.backlog + self.capture.backlog
+        if self.is_held_back:
+            self.is_held_back = backlog * 4 > self.limit
+        else:
+            ahead_ms = self._paced_ms - now_ms
+            self.is_held_back = backlog > self.half and ahead_ms > min(AHEAD_MS, self._grace_ms)
+        return self.is_held_back
 
     def pass_through(self) -> None:
         """Nothing detects turns: what was received counts as heard, and is captured."""

@@ -238,11 +238,16 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
         announce(session, wait, now_ms)
 
 
-def shed(session: SessionState, ear: Ear, now_ms: float) -> None:
-    """Keep the audio that waits within its bound: the oldest goes, and the caller hears how much."""
+def bound(session: SessionState, ear: Ear, now_ms: float) -> None:
+    """Much audio waits. Of a live caller the oldest beyond the bound goes, and the caller hears how much; one who is ahead
+    of the clock loses nothing and is read no further (``Ear.holds_back``)."""
+    if ear.holds_back(now_ms):
+        session.is_settled = False
+        return
     is_late = ear.capture.backlog > 0
     dropped_ms = ear.shed(session.settings.backpressure.max_backlog_ms)
     if dropped_ms:
+        session.is_settled = False
         session.the_gate.dropped_ms += dropped_ms
         session.the_gate.dropped_stage = session.settings.hears_with if is_late else "vad"
         evaluate(session, now_ms)

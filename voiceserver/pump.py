@@ -41,6 +41,7 @@ class Pump(Framing):
         "_armed_ms",
         "_codec",
         "_hub",
+        "_is_held_back",
         "_opened_ms",
         "_session",
         "_speech",
@@ -56,6 +57,7 @@ class Pump(Framing):
         self._streams: dict[str, Stream] | None = None
         self._ticket: Ticket | None = None
         self._speech: Ticket | None = None  # where only speech takes a talker's place
+        self._is_held_back = False  # no longer read: it is ahead of the clock
         self._opened_ms = 0.0
         self._active_ms = 0.0  # when a message last went either way
         self._armed_ms = math.inf  # when the wheel will look at this connection
@@ -72,6 +74,10 @@ class Pump(Framing):
 
     def tell_later(self, payload: bytes) -> None:
         """A text message of a caller who was refused: on some wires nothing can be told before it."""
+        raise NotImplementedError
+
+    def hold_back(self, is_held: bool) -> None:
+        """Read the caller no further, or go on reading."""
         raise NotImplementedError
 
     def part(self, session: Session, now_ms: float) -> None:
@@ -206,7 +212,7 @@ class Pump(Framing):
         session = self._session
         if session is None:
             return
-        if session.is_settled:
+        if session.is_settled and not self._is_held_back:
             self._move_audio(session, now_ms)
             return
         session.is_settled = True
@@ -226,6 +232,10 @@ class Pump(Framing):
         assert self._codec is not None
         if not self.is_closing:
             self._say(session, self._codec)
+        ear = session.ear
+        is_held = ear is not None and ear.is_held_back and not session.is_closed and ear.holds_back(now_ms)
+        if is_held != self._is_held_back:
+            self.hold_back(is_held)
         if session.is_closed:
             self.part(session, now_ms)
             return

@@ -201,9 +201,8 @@ class Session(SessionState):
         ear.receive(pcm, now_ms)
         if ear.detector is None and conversation.hear_by_hand(self, ear, now_ms):
             self.is_settled = False
-        if ear.outbox.backlog + ear.capture.backlog > ear.limit:
-            self.is_settled = False
-            pressure.shed(self, ear, now_ms)
+        if ear.outbox.backlog + ear.capture.backlog > ear.half:
+            pressure.bound(self, ear, now_ms)
         if self.settings.check_laws:
             self._check()
 
@@ -351,7 +350,7 @@ class Session(SessionState):
             self._after(now_ms)
 
     def stream_closed(self, stage: str) -> None:
-        if self.the_lanes.closed(stage):
+        if self.the_lanes.closed(stage) and self.phase is not CLOSED:
             self.lower_deadline(0.0)  # served in full again: say so at the next timer
         outbox = self.outbox_of(stage)
         if outbox is not None:

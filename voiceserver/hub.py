@@ -239,7 +239,7 @@ class Hub:
                 yield books
 
     def note_busy(self, caller: object, event: ServerBusy) -> None:
-        if self.learner is not None:
+        if self.learner is not None and event.lag_ms:  # else the caller waits for nothing
             self.learner.note_busy(id(caller), event, self.now_ms)
 
     # ---------------------------------------------------------------------------------------------------- outages

@@ -39,7 +39,7 @@ class Gone(NamedTuple):
 
     def signal(self, credit_ms: float) -> ServerBusy:
         retry_after_ms = round(self.retry_after_ms, 1)
-        return ServerBusy(self.stage, "no_worker", 0.0, round(credit_ms, 1), retry_after_ms, step="lost")
+        return ServerBusy(self.stage, "no_worker", 0.0, round(credit_ms, 1), retry_after_ms)
 
 
 class Outage:

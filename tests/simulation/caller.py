@@ -10,6 +10,7 @@ import numpy as np
 from tests.simulation.engines import POISON, RATE_HZ, WORD, speech_of
 from tests.voiceserver.audit import Audit
 from voiceserver import events as ev
+from voiceserver import outage, pressure
 from voiceserver.backpressure import Ticket
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
@@ -147,6 +148,23 @@ class Caller:
             if isinstance(event, ev.TranscriptFailed | ev.ErrorEvent):
                 self.lost_words = True
 
+    def hear_of_outage(self, *, is_back: bool = False) -> None:
+        """A stage has no worker, or has one again: as in ``Door.on_outage``, for who is connected."""
+        session = self.session
+        assert session is not None
+        if self.is_away or session.is_closed:
+            return
+        gone = self.world.outage.gone_of(session.options)
+        signals = self.audit.signals
+        outage.tell(session, gone, is_back=is_back)
+        self.pump()
+        if gone is not None and session.is_open:
+            waits = {wait.stage for wait in pressure.waits(session)}
+            is_told = self.audit.signals > signals or session.place is not None or gone.stage in waits
+            assert is_told, f"{self.name} was not told that {gone.stage} has no worker"
+        elif gone is None:
+            assert not session.gone
+
     def break_off(self, away_ms: float) -> None:
         """The connection is gone, and what was on its way in either direction with it."""
         session, now_ms = self.session, self.world.now_ms
@@ -164,7 +182,9 @@ class Caller:
         ready = session.resume(f"token {self.resumes}", now_ms)
         self.sent = int(ready.received_ms)
         self.audit.degraded = ()  # ``session.ready`` begins afresh; who is still busy hears so again within a second
+        self.audit.is_busy = bool(session.gone) or (session.gate is not None and session.gate.is_busy)
         self.on_the_way = [int.from_bytes(frame, "big") for frame in self.said.after(len(self.received))]
+        self.hear_of_outage(is_back=True)
         self.pump()
 
     def receive(self) -> None:
@@ -203,6 +223,7 @@ class Caller:
         if got.is_waiting:
             self.session.waiting(got.position, got.estimate_ms, world.now_ms)
         self.pump()
+        self.hear_of_outage()
 
     def move(self) -> None:
         session, now_ms = self.session, self.world.now_ms
@@ -258,6 +279,9 @@ class Caller:
             assert books.received_ms == self.sent
             waiting_ms = session.gate.dropped_ms if session.gate is not None else 0.0
             assert abs(books.dropped_ms - self.audit.dropped_ms - waiting_ms) < 0.01
+        if self.audit.is_busy and not self.is_away:
+            is_minded = bool(session.gone) or (session.gate is not None and session.gate.is_busy)
+            assert is_minded, f"{self.name} was told busy, and nobody will say when that is over"
         owed_ms = self._waits_since_ms(session)
         if now_ms - owed_ms > session.settings.backpressure.busy_after_ms + TICK_MS:
             assert session.gate is not None, f"{self.name} waits since {owed_ms} and was told nothing"

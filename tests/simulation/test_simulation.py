@@ -65,6 +65,13 @@ def test_faults_do_happen_and_most_callers_are_served_all_the_same() -> None:
     assert any("interrupted" in caller.audit.done.values() for caller in callers)
 
 
+def test_outages_do_happen_and_idle_callers_hear_of_them() -> None:
+    worlds = [play(seed) for seed in range(1, 120, 2)]
+    assert sum(world.outages for world in worlds) > 20
+    entries = [entry for world in worlds for entry in world.diary]
+    assert sum("ServerBusy" in entry and "'no_worker', lag_ms=0.0" in entry for entry in entries) > 10
+
+
 def test_servers_retreat_and_their_callers_are_told_what_they_go_without() -> None:
     worlds = [play(seed) for seed in range(2, 160, 4)]
     assert sum(world.lighter_steps for world in worlds) > 60

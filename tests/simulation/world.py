@@ -29,6 +29,7 @@ from tests.voiceserver.session_bench import settings_of
 from voiceserver import events as ev
 from voiceserver.backpressure import Admission, Ticket
 from voiceserver.config import BackpressureConfig
+from voiceserver.outage import Outage
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
 from voiceserver.pool.lane import LaneState
 from voiceserver.pool.quarantine import Quarantine
@@ -153,6 +154,9 @@ class World:
         if self.retreats:
             self.pools["lighter stt"] = self._pool("stt", random.Random(f"lighter {seed}"))
             self.tiers["stt"] = TieredPool(self.pools["stt"], self.pools["lighter stt"])
+        # Patience for an outage is short in every other world, since workers are soon back here.
+        self.outage = Outage(self.tiers, 20.0 if seed % 2 else self.settings.backpressure.busy_after_ms)
+        self.outages = 0
         count = rng.randrange(1, 5)
         is_burst = rng.random() < 0.4
         starts = [1.0 if is_burst else rng.uniform(1, 1_500) for _ in range(count)]
@@ -273,6 +277,10 @@ class World:
         self.admission.tick(self.now_ms)
         for ticket in self.admission.news():
             self._tell(ticket)
+        if self.outage.look(self.now_ms):
+            self.outages += bool(self.outage.gone)
+            for caller in present:
+                caller.hear_of_outage()
         for caller in present:
             caller.move()
         self._ticks += 1

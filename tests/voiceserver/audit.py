@@ -23,6 +23,7 @@ class Audit:
         self.stopped: set[int] = set()
         self.dropped_ms = 0.0
         self.signals = 0
+        self.is_busy = False  # by what was said last
         self.degraded: tuple[str, ...] = ()  # what the last signal said that this caller goes without
         self.times_lighter = 0
         self.closing: ev.SessionClosing | None = None
@@ -69,9 +70,12 @@ class Audit:
         elif isinstance(event, ev.ServerBusy):
             self.dropped_ms += event.dropped_ms
             self.signals += 1
+            self.is_busy = True
             self.degraded = event.degraded
             self.times_lighter += event.reason == "lighter_engine"
         elif isinstance(event, ev.ServerReady):
+            assert self.is_busy, "ready, and nothing was said to be busy"
+            self.is_busy = False
             self.degraded = ()
         elif isinstance(event, ev.SessionClosing):
             assert not self.open_replies, "a reply that never ends"

@@ -10,6 +10,7 @@ import pytest
 from clients.voice import Reconnect
 from tests.e2e.serving import ServerProcess
 from tests.faults.calling import Call, speech, with_fault
+from tests.faults.chatting import Chat
 from tests.faults.proxy import Proxy
 from voiceserver.events import InputCommitted, ReplyStarted, TranscriptFinal
 
@@ -125,3 +126,17 @@ async def test_a_server_that_is_gone_for_good_is_told_as_such(server: ServerProc
             await with_fault(
                 proxy.url, speech(), fault, reconnect=Reconnect(attempts=3, first_ms=10, longest_ms=20)
             )
+
+
+def test_a_live_connection_whose_token_somebody_else_shows_is_told_so(server: ServerProcess) -> None:
+    with Chat(server.url) as first:
+        token = first.read_type("session.ready")["resume_token"]
+        first.send(type="session.update", speaks=False)
+        first.read_type("session.updated")
+        with Chat(f"{server.url}?resume={token}") as second:
+            assert second.read_type("session.ready")["is_resumed"]
+            assert first.read_end() == 1000
+            assert first.events[-1]["code"] == "session_taken_over"
+            second.send(type="session.close")
+            assert second.read_end() == 1000
+            assert second.said("error") == []

@@ -310,6 +310,7 @@ class Connection(Door, asyncio.Protocol):
         if self._held_ms:
             give_up_ms = self._held_ms + self._hub.config.server.slow_reader_timeout_ms
             if now_ms >= give_up_ms:
+                self._hub.metrics.count_error("slow_reader")
                 session.fail("slow_reader", "What was sent was not read in time.", 1008, now_ms)
                 # The reason is behind what is unread, for one who reads on within CLOSE_TIMEOUT_MS.
                 self._pump(now_ms)

@@ -343,3 +343,32 @@ def test_a_reader_that_stops_costs_bounded_bytes_and_is_closed_for_it(
         assert ended, "still connected"
     closed = [entry for entry in server.log if entry["event"] == "session closed"]
     assert closed[-1]["reason"] == "slow_reader"
+
+
+def slow_readers(server: ServerProcess) -> float:
+    found = re.search(r'code="slow_reader"\} (\S+)', server.get("/metrics")[1])
+    return float(found[1]) if found is not None else 0.0
+
+
+def test_a_reader_that_stopped_and_reads_on_soon_finds_the_reason_behind_the_rest(
+    server: ServerProcess, bystander: Bystander
+) -> None:
+    with Peer(server) as peer:
+        seen = len([entry for entry in server.log if entry["event"] == "session closed"])
+        before = slow_readers(server)
+        text = json.dumps({"type": "item.append", "item": {"role": "user", "text": "w" * 20_000}}).encode()
+        peer.socket.settimeout(0.05)
+        deadline = time.monotonic() + 30
+        while slow_readers(server) == before:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(TimeoutError):  # when the server reads no more either
+                peer.send(Opcode.TEXT, text)
+                peer.send(Opcode.TEXT, b'{"type":"reply.create"}')
+        peer.socket.settimeout(30)
+        events, code = peer.read_end()
+    assert [event.get("code") for event in events if event["type"] == "error"][-1:] == ["slow_reader"]
+    assert (events[-1]["type"], events[-1]["reason"], code) == ("session.closing", "slow_reader", 1008)
+    deadline = time.monotonic() + 30
+    while len([entry for entry in server.log if entry["event"] == "session closed"]) == seen:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # For the peer's half of a closing handshake, and for the last bytes to leave.
 CLOSE_TIMEOUT_MS: Final = 2_000.0
 CHOKE: Final = 4  # times the write limit
+LONG_TURN_MS: Final = 2.0
+REST: Final = 3.0  # times a long turn: whoever keeps the loop busy has a quarter of it
 _PING: Final = build_head(PING, 0)
 KEEP_ALIVE_LATER_MS: Final = 5_000.0  # how often a call without a connection is passed over
 
@@ -80,12 +82,16 @@ class Connection(Door, asyncio.Protocol):
     def wait_for_turn(self) -> None:
         if self._transport is not None and not self._is_waiting:
             self._is_waiting = True
+            hub = self._hub
             if self._transport.is_reading():
                 self._transport.pause_reading()
-            self._hub.take_turn_later(self)
+            spent_ms = hub.clock() - hub.now_ms
+            hub.take_turn_later(self, spent_ms * REST if spent_ms > LONG_TURN_MS else 0.0)
 
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
+        if not self._is_waiting:  # another socket by now
+            return
         self._is_waiting = False
         if self._transport is None or self._is_held_back:
             return

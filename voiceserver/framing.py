@@ -6,7 +6,7 @@ when the first such byte arrives and dropped at the next message boundary. ``tes
 two against each other: what a caller gets may not depend on which of them read a frame.
 
 Bounds: a message by ``max_message_bytes``, its fragments by ``MAX_FRAGMENTS``, the frames handled in one go by
-``FRAMES_PER_TURN``, so that a flood of tiny messages takes turns with everybody else.
+``FRAMES_PER_TURN``, so that a flood of tiny messages takes turns with everybody else; a long text counts as many.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ except ImportError:  # a build of websockets without its C extension
     from websockets.utils import apply_mask
 
 FRAMES_PER_TURN: Final = 256
+# A text message of this many bytes more counts as one more frame: JSON costs by the byte.
+TEXT_BYTES_PER_FRAME: Final = 4_096
+# Whoever has had this much of a turn by text gives the rest of it away, also where nothing more has come so far.
+_MUCH_TEXT: Final = 16
 # Binary frames of one read are handed over together, up to this size: half a second of audio at 16 kHz.
 RUN_BYTES: Final = 16_384
 MAX_FRAGMENTS: Final = 4_096
@@ -163,19 +167,22 @@ class Framing:
         size = len(data)
         limit = self.max_message_bytes
         frames = 0
+        budget = FRAMES_PER_TURN
         while at < size:
-            if frames >= FRAMES_PER_TURN:
+            if frames >= budget:
                 self._stash(data, at, 0)
                 self.wait_for_turn()
                 break
             if self._judge is not None:
-                frames += self._ask_judge(data[at : at + _JUDGE_SLICE_BYTES])
+                came, text_bytes = self._ask_judge(data[at : at + _JUDGE_SLICE_BYTES])
+                frames += came
                 at += _JUDGE_SLICE_BYTES
+                budget = self._charge(budget, text_bytes)
                 continue
             # What find_payload would say of the frames that come all the time: chunks of audio.
             run: list[bytes] = []
             run_end = min(size, at + RUN_BYTES)
-            while at + _AUDIO_HEAD_BYTES <= run_end and frames < FRAMES_PER_TURN:
+            while at + _AUDIO_HEAD_BYTES <= run_end and frames < budget:
                 head, length, mask = _read_audio_head(data, at)
                 end = at + _AUDIO_HEAD_BYTES + length
                 if head != _AUDIO_FRAME or end > size or length > limit:
@@ -201,7 +208,17 @@ class Framing:
                 self.receive_binary(payload)
             else:
                 self._receive_other(head, payload)
+                if head == TEXT:
+                    budget = self._charge(budget, len(payload))
         return frames
+
+    def _charge(self, budget: int, text_bytes: int) -> int:
+        """What a turn's budget of frames is after text of so many bytes."""
+        price = text_bytes // TEXT_BYTES_PER_FRAME
+        if price < _MUCH_TEXT:
+            return budget - price
+        self.wait_for_turn()
+        return 0
 
     def _stash(self, data: bytes | bytearray, at: int, needed: int) -> None:
         self._inbox = bytearray(data[at:])
@@ -220,19 +237,22 @@ class Framing:
             else:
                 self.receive_text(payload)
 
-    def _ask_judge(self, data: bytes | bytearray) -> int:
+    def _ask_judge(self, data: bytes | bytearray) -> tuple[int, int]:
+        """How many frames were complete, and how many bytes of text the messages had."""
         judge = self._judge
         assert judge is not None
         was_open = judge.state is State.OPEN
         judge.receive_data(data)
         frames = len(judge.events_received())
         messages, judge.messages = judge.messages, []
+        text_bytes = 0
         for head, payload in messages:
             if judge.is_own_close:  # closed by one of these messages: what follows it is discarded
                 break
             if head == BINARY:
                 self.receive_binary(payload)
             elif head == TEXT:
+                text_bytes += len(payload)
                 self.receive_text(payload)
             else:
                 self.receive_pong(payload)
@@ -241,7 +261,7 @@ class Framing:
         self._speak(judge)
         if judge.is_between_messages:
             self._judge = None
-        return frames
+        return frames, text_bytes
 
     def _tell_why(self, judge: Judge) -> None:
         if judge.close_rcvd is not None and judge.parser_exc is None:

@@ -279,8 +279,11 @@ class Hub:
         for member in dirty:
             _guard(member, member.flush)
 
-    def take_turn_later(self, member: Member) -> None:
-        """Have ``member.take_turn`` called after the others had theirs."""
+    def take_turn_later(self, member: Member, rest_ms: float = 0.0) -> None:
+        """Have ``member.take_turn`` called after the others had theirs, and not before ``rest_ms`` are over."""
+        if rest_ms:
+            self._loop.call_later(rest_ms / 1000.0, lambda: _guard(member, member.take_turn))
+            return
         if not self._turns:
             self._loop.call_soon(self._take_turns)
         self._turns.append(member)

@@ -13,7 +13,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from voiceserver.framing import FRAMES_PER_TURN, MAX_FRAGMENTS, Framing
+from voiceserver.framing import FRAMES_PER_TURN, MAX_FRAGMENTS, TEXT_BYTES_PER_FRAME, Framing
 
 LIMIT = 300
 _log = logging.getLogger("tests.judge")
@@ -236,6 +236,34 @@ def test_a_flood_of_tiny_messages_takes_turns() -> None:
     assert len(flood.heard.messages) == FRAMES_PER_TURN
     assert flood.is_waiting
     assert len(Recorder().feed_all([frame_bytes(2, b"") * 10_000]).messages) == 10_000
+
+
+def is_waiting_after(stream: bytes, *, limit: int = 2_000_000) -> tuple[bool, int]:
+    """Whether the turn was given away, and how many messages came in it."""
+    recorder = Recorder()
+    recorder.max_message_bytes = limit
+    recorder.feed(stream)
+    return recorder.is_waiting, len(recorder.heard.messages)
+
+
+def test_a_long_text_has_a_turn_of_its_own() -> None:
+    long, short = frame_bytes(1, b"x" * 700_000), frame_bytes(1, b"x" * 100)
+    assert is_waiting_after(long) == (True, 1), "even where the read ended with it"
+    assert is_waiting_after(long + long) == (True, 1)
+    assert is_waiting_after(short * 10) == (False, 10)
+    in_parts = frame_bytes(1, b"x" * 350_000, fin=False) + frame_bytes(0, b"x" * 350_000)
+    assert is_waiting_after(in_parts) == (True, 1)
+    assert is_waiting_after(in_parts + long) == (True, 1)
+
+
+def test_text_counts_by_its_size() -> None:
+    middling = frame_bytes(1, b"x" * (3 * TEXT_BYTES_PER_FRAME))
+    assert is_waiting_after(middling * 63) == (False, 63)
+    assert is_waiting_after(middling * 200) == (True, FRAMES_PER_TURN // 4)
+
+
+def test_audio_counts_by_the_frame() -> None:
+    assert is_waiting_after(frame_bytes(2, bytes(60_000)) * 100) == (False, 100)
 
 
 def test_fragments_without_end_are_refused() -> None:

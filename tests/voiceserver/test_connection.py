@@ -8,7 +8,7 @@ from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
 from voiceserver.config import BackpressureConfig
-from voiceserver.connection import CLOSE_TIMEOUT_MS
+from voiceserver.connection import CLOSE_TIMEOUT_MS, REST
 from voiceserver.door import TOLD_MS
 from voiceserver.errors import Refusal
 from voiceserver.framing import FRAMES_PER_TURN, RUN_BYTES
@@ -223,6 +223,23 @@ def test_a_flood_of_tiny_messages_takes_turns_with_reading_paused() -> None:
     assert not line.transport.is_reading()
     shell.loop.settle()
     assert len(stream.sent) == 2 * FRAMES_PER_TURN + 1
+    assert line.transport.is_reading()
+
+
+def test_whoever_keeps_the_server_busy_has_a_quarter_of_it() -> None:
+    shell = Shell("vad")
+    line = shell.call()
+    clock = shell.hub.clock
+    times = iter([clock(), clock() + 20.0])  # when its message came, and when that was read
+    shell.hub.clock = lambda: next(times, clock())
+    line.connection.data_received(text({"type": "session.update", "instructions": "x" * 700_000}) * 2)
+    shell.loop.settle()
+    assert line.types().count("session.updated") == 1
+    assert not line.transport.is_reading()
+    shell.loop.advance(20.0 * REST - 0.1)
+    assert not line.transport.is_reading()
+    shell.loop.advance(0.2)
+    assert line.types().count("session.updated") == 2
     assert line.transport.is_reading()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
         raise ProtocolError("transcription_unavailable", "this server has no stt engine", param="transcribes")
     if changes.get("replies") and "reply" not in settings.stages:
         raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
+    if changes.get("voice"):
+        _check_voice(changes["voice"], session.facts.voices)
     ear = session.ear
     if "turn_detection" in changes and ear is not None:
         if ear.capturing_turn and (changes["turn_detection"] is None) != (ear.detector is None):
@@ -58,6 +61,17 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
             conversation.hear_by_hand(session, ear, now_ms)
     session.options = msgspec.structs.replace(session.options, **changes)
     session.emit(ev.SessionUpdated())
+
+
+def _check_voice(voice: str, voices: frozenset[str]) -> None:
+    """``voices`` empty: the speech engine does not say which it has, and answers for itself."""
+    plain = voice.partition("+")[0].lower().replace("_", "-")  # espeak's variants: en-us+f3
+    if voices and voice not in voices and plain not in voices:
+        near = difflib.get_close_matches(plain, sorted(voices), n=4, cutoff=0.4)
+        hint = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(sorted(voices)[:20])}"
+        raise ProtocolError(
+            "unknown_voice", f"the speech engine has no voice {voice[:80]!r}; {hint}", param="voice"
+        )
 
 
 def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:

@@ -165,6 +165,7 @@ class Hub:
     def make_session(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``Calls.new_seed``, which is used up with this."""
         seed = seed or new_seed()
+        self.facts.voices = getattr(self.pools.get("tts"), "voices", frozenset())
         return Session(
             self.calls.session_id_of(seed),
             self.settings,

@@ -24,6 +24,7 @@ class Facts(msgspec.Struct):
     lag_ms: float = 0.0
     local_time: str = ""
     degrade_level: int = 0  # how far the server has retreated; see limit.Ladder
+    voices: frozenset[str] = frozenset()  # of the speech engine; empty: it does not tell them
     lighter: frozenset[str] = frozenset()  # stages whose new streams open on their lighter engine
 
 

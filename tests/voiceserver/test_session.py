@@ -377,6 +377,17 @@ def test_what_no_engine_can_do_cannot_be_switched_on(
     assert bench.session.options is before
 
 
+def test_a_voice_that_the_speech_engine_does_not_have_is_refused_with_near_ones() -> None:
+    bench = Bench()
+    bench.session.facts.voices = frozenset({"en-us", "en-gb", "de"})
+    bench.do(ev.SessionUpdate(voice="en-us+f3"))  # a variant of one that there is
+    before = bench.session.options
+    with pytest.raises(ProtocolError, match="en-us") as caught:
+        bench.do(ev.SessionUpdate(voice="en-uss"))
+    assert (caught.value.code, caught.value.param) == ("unknown_voice", "voice")
+    assert bench.session.options is before
+
+
 # -------------------------------------------------------------------------------------------------------- listeners
 
 

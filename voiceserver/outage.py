@@ -91,7 +91,7 @@ class Outage:
 def tell(session: SessionState, gone: Gone | None, *, is_back: bool = False) -> None:
     """Say that the stage has no worker, or that there is one again (None) if the session was told of it here. is_back: what
     the gate said last may not have been heard."""
-    if not session.is_open:
+    if session.is_closed or (gone is not None and not session.is_open):
         return
     if gone is None:
         stage, session.gone = session.gone, ""

@@ -41,7 +41,7 @@ from clients.local_server import ServerFailed
 
 TALKERS = 32
 BURST = 16
-TURNS = 3
+TURNS = 2
 RING_ROUNDS = 20
 DEFLATING = "websockets_deflate"
 MOST_DEFLATING = 3_000  # of 50 KB each

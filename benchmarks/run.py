@@ -20,20 +20,20 @@ from benchmarks.compare import SUMMARY, TOLERANCE, read_ratios, report, summaris
 from benchmarks.report import RESULTS, print_table, store
 from benchmarks.report_tables import render
 
-# About 40 + 100 + 60 + 70 + 90 + 230 + 100 + 170 s on two cores, and 70 s for the soak.
+# About 55 + 170 + 55 + 65 + 95 + 230 + 80 + 125 s on two cores, and 50 s for the soak.
 PLAN: Final[dict[str, Sequence[str]]] = {
     "ring": ("--seconds=0.3", "--rounds=3"),
     "connection": (),
     "batching": (),
-    "turn": ("--turns=25",),
-    "sessions": ("--sessions=1000", "--seconds=15", "--largest"),
+    "turn": ("--turns=20",),
+    "sessions": ("--sessions=1000", "--seconds=12", "--largest"),
     "overload": ("--seconds=8",),
     "recovery": ("--callers=3", "--within=90"),
-    "serving": ("--seconds=4",),
+    "serving": ("--seconds=3",),
     "soak": (
         "--connections=10000",
         "--talkers=100",
-        "--minutes=0.75",
+        "--minutes=0.5",
         f"--out={RESULTS / 'soak-short.json'}",
     ),
 }

@@ -27,7 +27,7 @@ from clients.local_server import LocalServer, ServerFailed
 
 RAMP_PER_S = 250.0
 SETTLE_S = 1.0  # before the figures are taken, and before the callers leave
-STEP = 200  # more callers, each time that all was well
+STEP = 400
 STEP_SECONDS = 10.0
 TOLD_WITHIN_MS = 60.0
 LOOP_LAG = "voiceserver_loop_lag_seconds"

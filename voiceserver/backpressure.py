@@ -26,6 +26,7 @@ REFRESH_MS: Final = 1_000.0  # how old an estimate in the waiting room may becom
 _SMOOTHING: Final = 0.2
 
 State = Literal["admitted", "waiting", "expired", "released"]
+Kind = Literal["new", "resumed", "speech"]  # the first two are connections
 
 
 class Claimant(Protocol):
@@ -41,26 +42,30 @@ class Ticket:
         "_admission",
         "arrived_ms",
         "estimate_ms",
-        "is_connection",
-        "is_resumed",
+        "kind",
         "owner",
         "position",
         "state",
         "tenant",
     )
 
-    def __init__(
-        self, admission: Admission, tenant: str, now_ms: float, *, is_connection: bool, is_resumed: bool
-    ) -> None:
+    def __init__(self, admission: Admission, tenant: str, now_ms: float, kind: Kind) -> None:
         self._admission = admission
         self.tenant = tenant
         self.arrived_ms = now_ms
-        self.is_connection = is_connection
-        self.is_resumed = is_resumed
+        self.kind = kind
         self.state: State = "admitted"
         self.position = 0
         self.estimate_ms = 0.0
         self.owner: Claimant | None = None  # for whoever tells the news
+
+    @property
+    def is_connection(self) -> bool:
+        return self.kind != "speech"
+
+    @property
+    def is_resumed(self) -> bool:
+        return self.kind == "resumed"
 
     @property
     def is_waiting(self) -> bool:
@@ -159,7 +164,7 @@ class Admission:
         who has no share to stay within."""
         if self._max_connections and self._connections >= self._max_connections:
             return self._refuse("at_capacity")
-        ticket = Ticket(self, tenant, now_ms, is_connection=True, is_resumed=is_resumed)
+        ticket = Ticket(self, tenant, now_ms, "resumed" if is_resumed else "new")
         if self._holds_connection:
             refusal = self._seat(ticket, now_ms, can_wait)
             if refusal is not None:
@@ -169,7 +174,7 @@ class Admission:
 
     def try_talk(self, now_ms: float, *, tenant: str = "") -> Ticket | Refusal:
         """A talker's place for a connection that is in already and begins to speak (hold "speech")."""
-        ticket = Ticket(self, tenant, now_ms, is_connection=False, is_resumed=False)
+        ticket = Ticket(self, tenant, now_ms, "speech")
         return self._seat(ticket, now_ms, True) or ticket
 
     def _seat(self, ticket: Ticket, now_ms: float, can_wait: bool) -> Refusal | None:

@@ -62,7 +62,7 @@ class Connection(Door, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         hub = self._hub
         self._transport = cast("asyncio.Transport", transport)
-        hub.connections.add(self)
+        hub.connections[self] = None
         hub.metrics.connections.inc()
         self._opened_ms = now_ms = hub.clock()
         hub.expect_by(now_ms + hub.config.server.handshake_timeout_ms, self)
@@ -151,7 +151,7 @@ class Connection(Door, asyncio.Protocol):
         hub = self._hub
         self._transport = None
         self._outbox = None
-        hub.connections.discard(self)
+        hub.connections.pop(self, None)
         hub.metrics.connections.dec()
         if self._codec is not None:
             hub.leave()
@@ -183,8 +183,8 @@ class Connection(Door, asyncio.Protocol):
             else:  # nothing was said that could be lost
                 self._leave_socket()
                 self._start_over()
-        hub.connections.discard(other)
-        hub.connections.add(self)
+        hub.connections.pop(other, None)
+        hub.connections[self] = None
         other._transport, self._transport = None, transport
         transport.set_protocol(self)
         transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)

@@ -30,14 +30,13 @@ LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time t
 class Door(Resumable):
     """A connection as it begins. ``Connection`` adds the socket and time."""
 
-    __slots__ = ("_gone", "_heard_ms", "_is_ended", "_seed")
+    __slots__ = ("_heard_ms", "_is_ended", "_seed")
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self._is_ended = False  # nothing more is written after what the outbox holds
         self._heard_ms = 0.0
         self._seed = b""  # of a session that is not made yet
-        self._gone = ""  # what such a caller was told of: see ``SessionState.gone``
 
     # ------------------------------------------------------------------------------------------------------- hooks
 
@@ -192,7 +191,7 @@ class Door(Resumable):
             self._session = session = hub.make_session(codec, seed)
             session.open(hub.now_ms)
             session.events_to_send()  # was said by ``_open``
-            session.gone = self._gone
+            session.gone = hub.outage.silent.pop(self, "")
             hub.calls.grow(seed, session.session_id, self)
         return self._session
 
@@ -217,10 +216,12 @@ class Door(Resumable):
         elif self._seed:
             gone = hub.outage.gone_of(hub.settings.options)
             credit_ms = float(self._hub.settings.backpressure.max_backlog_ms)
-            if gone is None and not self._gone:
+            told = hub.outage.silent.pop(self, "")
+            if gone is not None:
+                hub.outage.silent[self] = gone.stage
+            elif not told:
                 return
-            event = ServerReady(self._gone, credit_ms) if gone is None else gone.signal(credit_ms)
-            self._gone = gone.stage if gone is not None else ""
+            event = ServerReady(told, credit_ms) if gone is None else gone.signal(credit_ms)
             self._shared += 1
             self._active_ms = now_ms
             hub.metrics.observe(event)

@@ -182,12 +182,20 @@ class Pump(Framing):
 
     # ------------------------------------------------------------------------------------------------ the streams
 
-    def on_result(self, stage: str, record: Record) -> None:  # hot
-        if self._session is not None:
-            try:
-                self._session.receive_result(stage, record, self._hub.clock())
-            except Exception as error:
-                self.on_fault(error)
+    def on_result(self, stage: str, record: Record) -> bool:  # hot
+        session = self._session
+        if session is None:
+            return False
+        try:
+            session.receive_result(stage, record, self._hub.clock())
+        except Exception as error:
+            self.on_fault(error)
+            return True
+        if stage != "vad" or not session.is_settled or session.outgoing or self._is_held_back:
+            return True
+        # Most that vad finds is that nothing has changed: the books are written, and there is nothing to move.
+        ear = session.ear
+        return ear is None or ear.capture.has_unsent() or session.deadline_ms < self._armed_ms
 
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
         if self._streams is not None:

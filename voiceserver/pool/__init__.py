@@ -20,8 +20,9 @@ LossReason = Literal["worker_lost", "worker_hung", "worker_memory", "quarantined
 class StreamOwner(Protocol):
     """Whoever opened a stream. All calls come from the loop's thread, never from inside ``try_open`` or ``send``."""
 
-    def on_result(self, stage: str, record: Record) -> None:
-        """One result, in order. Do the bookkeeping only; ``on_tick`` follows in the same loop turn."""
+    def on_result(self, stage: str, record: Record) -> bool | None:
+        """One result, in order. Do the bookkeeping only; ``on_tick`` follows in the same loop turn, unless all results of this
+        turn are answered with False: nothing came of them that could be moved."""
 
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
         """The stream is gone (its worker died, or it was quarantined). Its object must not be used again. "moved": it was

@@ -344,10 +344,11 @@ class ChannelPool(ABC):
                     self._hear(lane, record)
                 continue
             owner = stream.owner
-            touched[id(owner)] = owner
             try:
-                owner.on_result(stage, record)
+                if owner.on_result(stage, record) is not False:
+                    touched[id(owner)] = owner
             except Exception as error:
+                touched[id(owner)] = owner
                 self.on_owner_error(error)
 
     def _hear(self, lane: Lane, record: Record) -> None:

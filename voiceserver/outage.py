@@ -52,7 +52,8 @@ class Outage:
         self._told_ms = 0.0
         self._shared: tuple[ServerBusy | ServerReady, bytes] | None = None
         self.gone: dict[str, Gone] = {}
-        self.silent: dict[object, str] = {}  # what callers without a session were told of: see ``SessionState.gone``
+        # What callers without a session were told of; see ``SessionState.gone``.
+        self.silent: dict[object, str] = {}
 
     def look(self, now_ms: float) -> bool:
         """Call a few times in ``busy_after_ms``. True: go round and tell everybody, whom ``gone_of`` concerns or did."""

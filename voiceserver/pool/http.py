@@ -392,7 +392,7 @@ class HttpPool:
             self._call(partial(owner.on_room, self.stage))
             self._call(owner.on_tick)
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], object]) -> None:
         try:
             callback()
         except Exception as error:

@@ -46,6 +46,7 @@ def connection(document: Document) -> str:
         "memory per idle connection (bytes)": "bytes_per_connection",
         "message from the socket to where it belongs, in bursts (us of CPU)": "to_ring_us",
         "and a worker's answer to it (us of CPU)": "receive_us",
+        "the same, one message at a time (us of CPU)": "receive_single_us",
         "received and echoed (us of CPU)": "echo_us",
         "result to the socket (us of CPU)": "speak_us",
         "handshakes per second and core": "handshakes_per_core_second",
@@ -225,9 +226,10 @@ def _headlines(find: Find) -> Iterator[tuple[str, str, str]]:
         ours, peer = found["figures"]["ours"], found["figures"].get("websockets", {})
         for title, key, unit in (
             ("memory of an idle connection, session ready to talk", "bytes_per_connection", "bytes"),
-            ("100 ms of audio received", "receive_us", "us of CPU"),
+            ("100 ms of audio, from the socket into a worker's ring", "to_ring_us", "us of CPU"),
         ):
-            other = f"`websockets` asyncio: {number(float(peer[key]))} {unit}" if key in peer else ""
+            where = " to a coroutine" if key == "to_ring_us" else ""
+            other = f"`websockets` asyncio{where}: {number(float(peer[key]))} {unit}" if key in peer else ""
             yield title, f"{number(float(ours[key]))} {unit}", other
     found = find("turn")
     row = found and found["milliseconds"].get("decision to first audio (client)")

@@ -228,6 +228,8 @@ def _headlines(find: Find) -> Iterator[tuple[str, str, str]]:
             ("memory of an idle connection, session ready to talk", "bytes_per_connection", "bytes"),
             ("100 ms of audio, from the socket into a worker's ring", "to_ring_us", "us of CPU"),
         ):
+            if key not in ours:
+                continue
             where = " to a coroutine" if key == "to_ring_us" else ""
             other = f"`websockets` asyncio{where}: {number(float(peer[key]))} {unit}" if key in peer else ""
             yield title, f"{number(float(ours[key]))} {unit}", other

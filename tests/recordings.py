@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import soundfile
 import soxr
 
@@ -25,6 +26,10 @@ WORDS = {
     "jfk.flac": "and so my fellow americans ask not what your country can do for you "
     "ask what you can do for your country",
 }
+# For tests whose words only a person's speech brings across.
+spoken_by_people = pytest.mark.skipif(
+    not (FOLDER / "goforward.wav").is_file(), reason="the recordings in ../shared/audio are not here"
+)
 MADE = {"made-goforward": "go forward ten meters", "made-hello": "hello there, this is a test"}
 
 Audio = npt.NDArray[np.float32]

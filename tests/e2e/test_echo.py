@@ -19,6 +19,7 @@ ECHO = (
 )
 
 
+@recordings.spoken_by_people
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("engine", ["echo", "workers.engines.echo:Echo"])
 async def test_the_caller_hears_itself(engine: str) -> None:

@@ -68,6 +68,7 @@ async def talk(server: ServerProcess) -> str:
     raise AssertionError("no transcript")
 
 
+@recordings.spoken_by_people
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("is_by_hand", [True, False], ids=["by hand", "server_vad"])
 async def test_all_of_it_is_heard_and_a_bystander_too(is_by_hand: bool) -> None:

@@ -174,6 +174,7 @@ def test_an_idle_caller_costs_half_a_second_of_memory_and_a_talker_eight() -> No
     assert len(engine._streams[2].heard) <= 2 * (RATE_HZ * 8.1)
 
 
+@recordings.spoken_by_people
 def test_features_have_the_shape_of_whisper_and_silence_comes_first() -> None:
     speech = recordings.goforward().audio
     features = log_mel(speech)

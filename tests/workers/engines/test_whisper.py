@@ -188,6 +188,7 @@ def test_each_later_hypothesis_begins_with_what_was_told() -> None:
         assert said[: len(jobs[0].prefix)] == jobs[0].prefix
 
 
+@recordings.spoken_by_people
 def test_an_utterance_longer_than_the_context_is_cut_where_it_is_quiet_and_no_audio_is_lost() -> None:
     engine = whisper(decode_interval_ms=30_000)
     engine.open(1, StreamParams())

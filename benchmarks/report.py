@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from voiceserver.cores import usable_cores
+
 RESULTS = Path(__file__).parent / "results"
 
 _PACKAGES = ("uvloop", "websockets", "picows", "msgspec", "numpy", "torch", "silero-vad", "pocketsphinx")
@@ -27,7 +29,7 @@ def fingerprint() -> dict[str, str | int | float | dict[str, str]]:
     """
     return {
         "cpu_model": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "architecture": platform.machine(),
         "kernel": f"{platform.system()} {platform.release()}",
@@ -82,12 +84,6 @@ def cpu_seconds(pid: int | None = None) -> float:
         return usage.ru_utime + usage.ru_stime
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def children_cpu_seconds() -> float:
-    """User and system CPU seconds of all children that have ended and were waited for."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def pss_bytes(pid: int | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import msgspec
 from voiceserver import ahead, conversation
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.voices import near_voices
 
 if TYPE_CHECKING:
     from voiceserver.session import Session
@@ -64,10 +64,8 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
 
 
 def _check_voice(voice: str, voices: frozenset[str]) -> None:
-    """``voices`` empty: the speech engine does not say which it has, and answers for itself."""
-    plain = voice.partition("+")[0].lower().replace("_", "-")  # espeak's variants: en-us+f3
-    if voices and voice not in voices and plain not in voices:
-        near = difflib.get_close_matches(plain, sorted(voices), n=4, cutoff=0.4)
+    near = near_voices(voice, voices)
+    if near is not None:
         hint = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(sorted(voices)[:20])}"
         raise ProtocolError(
             "unknown_voice", f"the speech engine has no voice {voice[:80]!r}; {hint}", param="voice"

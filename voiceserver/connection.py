@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from voiceserver.door import LINGER_MS, TOLD_MS, Door
 from voiceserver.events import ErrorEvent
-from voiceserver.wire.frames import PING, build_frame, build_head
+from voiceserver.wire.frames import PING, build_head
 
 if TYPE_CHECKING:
     from voiceserver.http import Upgrade
@@ -187,7 +187,7 @@ class Connection(Door, asyncio.Protocol):
         hub.connections[self] = None
         other._transport, self._transport = None, transport
         transport.set_protocol(self)
-        transport.set_write_buffer_limits(hub.config.server.write_limit_bytes)
+        self.limit_writes()
         hub.join()
         if upgrade.ticket is not None:
             self._ticket = upgrade.ticket
@@ -204,8 +204,7 @@ class Connection(Door, asyncio.Protocol):
         """The last words on a socket that another one takes the place of."""
         if not self.is_closing and self._codec is not None:
             message = "The session goes on over another connection, which came with its token."
-            for frame in self._codec.encode(ErrorEvent(code="session_taken_over", message=message)):
-                self.write(build_frame(frame))
+            self.write_frames(self._codec.encode(ErrorEvent(code="session_taken_over", message=message)))
             self.close(1000, "session_taken_over")
             self.flush()
             self.restart()

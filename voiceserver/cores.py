@@ -14,11 +14,10 @@ class Cores:
     """processes: of this server, which share the cores. read: CPU seconds of a process so far; None for one that is gone."""
 
     def __init__(self, processes: int = 1, read: Callable[[int], float | None] | None = None) -> None:
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._read = read or _cpu_seconds
         self._seen: dict[int, float] = {}
         self._seen_ms = 0.0
-        self.share = max(usable // processes, 1)
+        self.share = max(usable_cores() // processes, 1)
 
     def busy(self, workers: Iterable[int], now_ms: float) -> float | None:
         """The part of the cores used since the last call by this process and ``workers``; None the first time, and where it is
@@ -31,6 +30,12 @@ class Cores:
             return None
         spent_s = sum(seconds - before[pid] for pid, seconds in seen.items() if pid in before)
         return spent_s / elapsed_s / self.share
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu_seconds(pid: int) -> float | None:

@@ -15,7 +15,6 @@ from voiceserver.events import ServerReady
 from voiceserver.handshake import HEAD_END, MAX_BODY_BYTES, MAX_HEAD_BYTES, body_length, is_tls_hello
 from voiceserver.http import CALL_IS_ELSEWHERE, Elsewhere, Response, Upgrade, error_response, refusal_events
 from voiceserver.resume import Resumable
-from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
     from voiceserver.errors import Refusal
@@ -179,10 +178,8 @@ class Door(Resumable):
         self._pump(now_ms)
 
     def _greet(self, event: ServerEvent) -> None:
-        """The first words are not counted among those that a resumed caller may have missed."""
         assert self._codec is not None
-        for frame in self._codec.encode(event):
-            self.write(build_frame(frame))
+        self.write_frames(self._codec.encode(event))
 
     def session_made(self) -> Session | None:
         seed, codec = self._seed, self._codec

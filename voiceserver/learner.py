@@ -52,8 +52,8 @@ class Learner:
         self._windows_ms = windows_ms
         self._on_change = on_change
         # The step of the lighter engines is there only where there is one.
-        has_lighter = any(hasattr(pool, "set_lighter") for pool in pools.values())
-        self._ladder = Ladder(now_ms, top=3 if has_lighter else 2)
+        self._tiered = {stage: pool for stage, pool in pools.items() if hasattr(pool, "set_lighter")}
+        self._ladder = Ladder(now_ms, top=3 if self._tiered else 2)
         self._limit = TalkerLimit(0, now_ms)
         self._has_start = False
         self._late: dict[int, tuple[float, float]] = {}  # caller -> lag_ms, when
@@ -140,17 +140,15 @@ class Learner:
     def _retreat(self) -> None:
         level = self._ladder.level
         self._facts.degrade_level = level
-        lighter = (stage for stage, pool in self._pools.items() if hasattr(pool, "set_lighter"))
-        self._facts.lighter = frozenset(lighter) if level >= 3 else frozenset()
+        self._facts.lighter = frozenset(self._tiered) if level >= 3 else frozenset()
         self._on_change("degrade", {"degrade_level": level, "step": Ladder.STEPS[level]})
         for stage, pool in self._pools.items():
             widen = getattr(pool, "set_max_wait_ms", None)
             if widen is not None and self._computes(stage):
                 window_ms = self._windows_ms.get(stage, 0.0)
                 widen(max(window_ms, WIDE_WINDOW_MS) if level >= 2 else window_ms)
-            set_lighter = getattr(pool, "set_lighter", None)
-            if set_lighter is not None:
-                set_lighter(level >= 3)
+        for tiered in self._tiered.values():
+            tiered.set_lighter(level >= 3)
 
     def _computes(self, stage: str) -> bool:
         return bool(self._pools[stage].stats().workers)

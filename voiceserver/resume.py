@@ -152,7 +152,7 @@ class Resumable(Pump):
     def _queue(self, frames: list[Frame]) -> None:  # hot
         session = self._session
         if session is None or not session.resume_token or not getattr(self._codec, "is_resumable", False):
-            super()._queue(frames)
+            self.write_frames(frames)
             return
         said = self.said
         for frame in frames:
@@ -241,8 +241,7 @@ class Resumable(Pump):
         said.spare_token = session.resume_token
         token = self._hub.calls.new_token(session.session_id)
         ready = msgspec.structs.replace(session.resume(token, now_ms), received_events=said.heard)
-        for frame in codec.encode(ready):
-            self.write(build_frame(frame))
+        self.write_frames(codec.encode(ready))
         heard = said.cut if after is None else after
         missing = said.acknowledged - max(heard, said.base)
         for data in said.after(heard):

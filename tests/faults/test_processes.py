@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,13 +55,14 @@ def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float = 30.0) ->
         time.sleep(0.02)
 
 
-async def call_until_all_serve(server: ServerProcess) -> list[ClientConnection]:
-    """Connections, so many that the kernel has given some to each process."""
-    connections: list[ClientConnection] = []
-    for _ in range(64):
-        connections.append(await connect(server.url))
-        json.loads(await connections[-1].recv())
-    return connections
+@pytest.fixture
+async def connections(server: ServerProcess) -> AsyncIterator[list[ClientConnection]]:
+    """So many that the kernel has given some to each process."""
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(connect(server.url)) for _ in range(64)]
+        for connection in connections:
+            json.loads(await connection.recv())
+        yield connections
 
 
 def samples(server: ServerProcess) -> dict[str, float]:
@@ -81,8 +82,9 @@ async def until(is_so: Callable[[], bool], what: str) -> None:
     await asyncio.to_thread(wait_until, is_so, what)
 
 
-async def test_any_process_answers_for_all(server: ServerProcess) -> None:
-    connections = await call_until_all_serve(server)
+async def test_any_process_answers_for_all(
+    server: ServerProcess, connections: list[ClientConnection]
+) -> None:
     sessions = 'voiceserver_sessions_opened_total{wire="native"}'
     await until(lambda: samples(server).get("voiceserver_sessions") == len(connections), "all are counted")
     assert samples(server)[sessions] == len(connections)
@@ -96,8 +98,9 @@ async def test_any_process_answers_for_all(server: ServerProcess) -> None:
     assert samples(server)[sessions] == len(connections)
 
 
-async def test_a_process_that_dies_is_started_again_and_the_others_go_on(server: ServerProcess) -> None:
-    connections = await call_until_all_serve(server)
+async def test_a_process_that_dies_is_started_again_and_the_others_go_on(
+    server: ServerProcess, connections: list[ClientConnection]
+) -> None:
     sessions = 'voiceserver_sessions_opened_total{wire="native"}'
     await until(lambda: samples(server).get(sessions) == len(connections), "all are counted")
     before = children(server)
@@ -119,8 +122,9 @@ async def test_a_process_that_dies_is_started_again_and_the_others_go_on(server:
         await connection.close()
 
 
-async def test_all_drain_and_the_exit_code_is_0(server: ServerProcess) -> None:
-    connections = await call_until_all_serve(server)
+async def test_all_drain_and_the_exit_code_is_0(
+    server: ServerProcess, connections: list[ClientConnection]
+) -> None:
     pids = children(server)
     server.signal(signal.SIGTERM)
     for connection in connections:

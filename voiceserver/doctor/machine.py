@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from voiceserver.config import Config
+from voiceserver.cores import usable_cores
 
 EXPECTED_CONNECTIONS: Final = 10_000  # where nothing is configured
 SPARE_FILES: Final = 256  # descriptors of a process that are not callers: workers, rings, logs
@@ -120,7 +121,7 @@ def _memory(wanted: int) -> Finding:
 
 def cores() -> float:
     """Cores that may be used; a control group may grant a part of one."""
-    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    count = float(usable_cores())
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
     return min(count, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else count
 

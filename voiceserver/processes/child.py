@@ -37,19 +37,29 @@ class Share:
         self.exchange = exchange
         self.lifeline = lifeline
         self._board = board
+        self._capacity = b"null"
 
     def publish(self, families: Iterable[Metric], capacity: bytes) -> None:
         """Tell the others."""
-        figures = figures_of(families, capacity, str(self.index))
+        self._capacity = capacity
+        self._tell(families)
+
+    def _tell(self, families: Iterable[Metric]) -> Figures:
+        figures = figures_of(families, self._capacity, str(self.index))
         self._board.put(self.index, msgspec.json.encode(figures))
+        return figures
 
     def _others(self) -> list[Figures]:
         found = [decode(self._board.get(place)) for place in range(self._board.places) if place != self.index]
         return [figures for figures in found if figures is not None]
 
     def merged(self, families: Iterable[Metric]) -> list[Metric]:
-        """Our families, which are of this moment, with those of the others, which are up to a second old."""
-        return merge([figures_of(families, b"null", str(self.index)), *self._others()])
+        """Our families, which are of this moment, with those of the others, which are up to a second old.
+
+        What is shown here the others know from now on: a counter that somebody saw is not seen lower at another process, which
+        would pass for a restart.
+        """
+        return merge([self._tell(families), *self._others()])
 
     def merged_capacity(self, capacity: bytes) -> bytes:
         return merge_capacity([capacity, *(bytes(other.capacity) for other in self._others())])

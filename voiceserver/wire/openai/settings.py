@@ -5,7 +5,6 @@ Rule: ``WireSettings`` is immutable; an update that is refused has changed nothi
 
 from __future__ import annotations
 
-import difflib
 from typing import Final, Literal
 
 import msgspec
@@ -13,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import SessionUpdate, Tool, TurnDetection
+from voiceserver.voices import near_voices
 from voiceserver.wire.openai.audio import FORMATS_BY_NAME, AudioFormat
 from voiceserver.wire.openai.schema import (
     AudioInputBody,
@@ -247,11 +247,9 @@ def _apply_audio(
 
 
 def _check_voice(voice: str, voices: frozenset[str], param: str) -> None:
-    """``voices`` empty: the speech engine does not say which it has, and answers for itself."""
-    plain = voice.partition("+")[0].lower().replace("_", "-")  # espeak's variants: en-us+f3
-    if not voices or voice in voices or plain in voices or voice in PRESET_VOICES:
+    near = None if voice in PRESET_VOICES else near_voices(voice, voices)
+    if near is None:
         return
-    near = difflib.get_close_matches(plain, sorted(voices), n=4, cutoff=0.4)
     shown = ", ".join(f"'{one}'" for one in [*near, *sorted(PRESET_VOICES)])
     raise ProtocolError(
         "invalid_value", f"Invalid value: '{voice[:80]}'. Supported values are: {shown}.", param=param

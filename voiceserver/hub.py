@@ -319,7 +319,9 @@ class Hub:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_due_ms = due_ms
-        self._timer = self._loop.call_later(max(due_ms - self.clock(), 0.0) / 1000.0, self._on_timer)
+        # In whole milliseconds, as the loop counts them: it rounds, and a timer a moment early would go off again and again.
+        delay_ms = math.ceil(due_ms - self.clock())
+        self._timer = self._loop.call_later(max(delay_ms, 0) / 1000.0, self._on_timer)
 
     def _on_timer(self) -> None:
         self.now_ms = now_ms = self.clock()

@@ -68,13 +68,16 @@ class ManualLoop:
         self._soon: list[Callable[[], None]] = []
         self._later: list[tuple[float, int, Timer, Callable[[], None]]] = []
         self._count = itertools.count()
+        self.timers_set = 0
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._soon.append(callback)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        """In whole milliseconds, as uvloop counts."""
         timer = Timer()
-        heapq.heappush(self._later, (self.now_ms + delay * 1000.0, next(self._count), timer, callback))
+        self.timers_set += 1
+        heapq.heappush(self._later, (self.now_ms + round(delay * 1000.0), next(self._count), timer, callback))
         return timer
 
     def run_tick(self) -> int:
@@ -92,8 +95,11 @@ class ManualLoop:
         """Move the clock, running each timer at its time."""
         self.settle()
         end_ms = self.now_ms + by_ms
+        at_once = 0
         while self._later and self._later[0][0] <= end_ms:
             due_ms, _, timer, callback = heapq.heappop(self._later)
+            at_once = at_once + 1 if due_ms <= self.now_ms else 0
+            assert at_once < 10_000, "timers go off again and again, and time stands still"
             self.now_ms = max(self.now_ms, due_ms)
             if not timer.is_cancelled:
                 callback()

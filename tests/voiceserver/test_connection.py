@@ -246,6 +246,18 @@ def test_whoever_keeps_the_server_busy_has_a_quarter_of_it() -> None:
 # ------------------------------------------------------------------------------------------------------------ time
 
 
+@pytest.mark.parametrize("part_ms", [0.0, 0.2, 0.4, 0.6, 0.9])
+def test_the_loop_is_not_woken_again_and_again_for_what_is_due_in_a_moment(part_ms: float) -> None:
+    shell = Shell("vad")
+    shell.loop.now_ms += part_ms
+    line = shell.call()
+    line.receive(audio(CHUNK))
+    before, loop = shell.loop.timers_set, shell.loop
+    while line.types().count("server.busy") == 0:
+        assert loop.timers_set - before < 10
+        loop.advance(50.0)
+
+
 def test_a_handshake_that_never_finishes_ends_by_408() -> None:
     shell = Shell("vad", handshake_timeout_ms=300)
     line = shell.call(b"GET /v1/stream HTTP/1.1\r\nHost: ")

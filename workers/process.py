@@ -36,6 +36,8 @@ EXIT_MEMORY = 71  # EX_OSERR: out of memory
 IDLE_WAIT_MS = 100.0
 ROOM_WAIT_MS = 0.5
 NAP_MS = 2.0  # while a batch waits for company: how long a request that need not wait may go unseen
+# Below the loop that feeds it: where cores are short, a caller is answered before a batch is computed.
+NICENESS = 5
 LIFELINE_EVERY = 64  # rounds between two looks at the lifeline
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS_TIMEOUT_MS = 200.0
@@ -76,6 +78,7 @@ def ignore_terminal_signals() -> None:
 def run_worker(spec: WorkerSpec, channel_fds: Sequence[int], lifeline_fd: int, parent_pid: int) -> NoReturn:
     """Be a worker until told to stop. Never returns and runs no exit handlers of the process it was forked from."""
     code = 1
+    os.nice(NICENESS)
     try:
         if spec.is_portable or not die_with_parent(parent_pid):
             threading.Thread(target=_die_with_lifeline, args=(lifeline_fd,), daemon=True).start()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import uvloop
 
 from tests.conformance.pool_suite import MakeBench, Owner, PoolConformance
 from tests.faults.local_bench import make_local_bench
 from workers.ipc.messages import RequestKind
+from workers.process import NICENESS
 
 
 class TestLocalPool(PoolConformance):
     @pytest.fixture
     def make_bench(self) -> MakeBench:
         return make_local_bench
+
+
+async def test_a_worker_gives_way_to_the_loop_that_feeds_it() -> None:
+    async with make_local_bench() as bench:
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, bench.pid()) == min(own + NICENESS, 19)
 
 
 def test_on_uvloop_a_death_is_heard_of_and_streams_reopen() -> None:

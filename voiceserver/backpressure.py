@@ -35,29 +35,41 @@ class Claimant(Protocol):
     def on_place(self, ticket: Ticket, now_ms: float) -> None: ...
 
 
-class Ticket:
-    """One caller's claim. ``position`` counts from 1 while waiting, and is 0 otherwise; ``estimate_ms``: until it is let in."""
+class Wait:
+    """A place in the waiting room. ``position`` counts from 1; ``estimate_ms``: until it is let in."""
 
-    __slots__ = (
-        "_admission",
-        "arrived_ms",
-        "estimate_ms",
-        "kind",
-        "owner",
-        "position",
-        "state",
-        "tenant",
-    )
+    __slots__ = ("estimate_ms", "position", "since_ms")
 
-    def __init__(self, admission: Admission, tenant: str, now_ms: float, kind: Kind) -> None:
-        self._admission = admission
-        self.tenant = tenant
-        self.arrived_ms = now_ms
-        self.kind = kind
-        self.state: State = "admitted"
+    def __init__(self, since_ms: float) -> None:
+        self.since_ms = since_ms
         self.position = 0
         self.estimate_ms = 0.0
+
+
+_NOT_WAITING: Final = Wait(0.0)
+
+
+class Ticket:
+    """One caller's claim. ``position`` and ``estimate_ms`` are those of a ``Wait``, and 0 for one who does not wait."""
+
+    # There is a ticket for every caller: what only those who wait need is not kept for all.
+    __slots__ = ("_admission", "kind", "owner", "state", "tenant", "wait")
+
+    def __init__(self, admission: Admission, tenant: str, kind: Kind) -> None:
+        self._admission = admission
+        self.tenant = tenant
+        self.kind = kind
+        self.state: State = "admitted"
+        self.wait = _NOT_WAITING
         self.owner: Claimant | None = None  # for whoever tells the news
+
+    @property
+    def position(self) -> int:
+        return self.wait.position
+
+    @property
+    def estimate_ms(self) -> float:
+        return self.wait.estimate_ms
 
     @property
     def is_connection(self) -> bool:
@@ -74,7 +86,7 @@ class Ticket:
     def release(self, now_ms: float) -> None:
         """Give the place back. Idempotent."""
         if self.state != "released":
-            was, self.state, self.position = self.state, "released", 0
+            was, self.state, self.wait = self.state, "released", _NOT_WAITING
             self.owner = None
             self._admission._release(self, was, now_ms)
 
@@ -164,7 +176,7 @@ class Admission:
         who has no share to stay within."""
         if self._max_connections and self._connections >= self._max_connections:
             return self._refuse("at_capacity")
-        ticket = Ticket(self, tenant, now_ms, "resumed" if is_resumed else "new")
+        ticket = Ticket(self, tenant, "resumed" if is_resumed else "new")
         if self._holds_connection:
             refusal = self._seat(ticket, now_ms, can_wait)
             if refusal is not None:
@@ -174,7 +186,7 @@ class Admission:
 
     def try_talk(self, now_ms: float, *, tenant: str = "") -> Ticket | Refusal:
         """A talker's place for a connection that is in already and begins to speak (hold "speech")."""
-        ticket = Ticket(self, tenant, now_ms, "speech")
+        ticket = Ticket(self, tenant, "speech")
         return self._seat(ticket, now_ms, True) or ticket
 
     def _seat(self, ticket: Ticket, now_ms: float, can_wait: bool) -> Refusal | None:
@@ -187,7 +199,7 @@ class Admission:
         of_tenant = sum(one.tenant == ticket.tenant for one in self._room)
         if ticket.tenant and self._share < 1 and of_tenant >= max(self._room_size // 2, 1):
             return self._refuse("tenant_share")
-        ticket.state = "waiting"
+        ticket.state, ticket.wait = "waiting", Wait(now_ms)
         at = len(self._room)
         if ticket.is_resumed:
             at = next((index for index, one in enumerate(self._room) if not one.is_resumed), at)
@@ -210,7 +222,7 @@ class Admission:
         return max(math.ceil(places * self._share), 1) if self._share < 1 else places
 
     def _take(self, ticket: Ticket) -> None:
-        ticket.state, ticket.position, ticket.estimate_ms = "admitted", 0, 0.0
+        ticket.state, ticket.wait = "admitted", _NOT_WAITING
         self._talkers += 1
         if ticket.tenant:
             self._held[ticket.tenant] = self._held.get(ticket.tenant, 0) + 1
@@ -249,9 +261,9 @@ class Admission:
 
     def tick(self, now_ms: float) -> None:
         """Send away who has waited too long, and bring the estimates up to date. Call it a few times a second."""
-        for ticket in [one for one in self._room if now_ms - one.arrived_ms >= self._timeout_ms]:
+        for ticket in [one for one in self._room if now_ms - one.wait.since_ms >= self._timeout_ms]:
             self._room.remove(ticket)
-            ticket.state, ticket.position = "expired", 0
+            ticket.state, ticket.wait = "expired", _NOT_WAITING
             self._news.append(ticket)
         if self._room and now_ms >= self._refreshed_ms + REFRESH_MS:
             self._number(now_ms, is_refresh=True)
@@ -271,9 +283,10 @@ class Admission:
         if is_refresh or not self._room:
             self._refreshed_ms = now_ms
         for position, ticket in enumerate(self._room, 1):
-            is_moved = ticket.position != position
-            ticket.position = position
-            ticket.estimate_ms = self._estimate_ms(position, now_ms)
+            wait = ticket.wait
+            is_moved = wait.position != position
+            wait.position = position
+            wait.estimate_ms = self._estimate_ms(position, now_ms)
             if is_moved or is_refresh:
                 self._news.append(ticket)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from voiceserver.door import LINGER_MS, TOLD_MS, Door
 from voiceserver.events import ErrorEvent
+from voiceserver.framing import Inbox
 from voiceserver.wire.frames import PING, build_head
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ class Connection(Door, asyncio.Protocol):
     __slots__ = (
         "_close_by_ms",
         "_held_ms",
-        "_is_waiting",
         "_outbox",
         "_ping_ms",
         "_transport",
@@ -50,10 +50,9 @@ class Connection(Door, asyncio.Protocol):
     def __init__(self, hub: Hub, head: bytes = b"") -> None:
         """head: what came before another process handed the connection on."""
         super().__init__(hub)
-        self._inbox = bytearray(head) if head else None
+        self._inbox = Inbox(head) if head else None
         self._transport: asyncio.Transport | None = None
         self._outbox: list[bytes] | None = None
-        self._is_waiting = False  # for its turn to go on reading
         self._close_by_ms = math.inf  # times in monotonic ms; 0 is "not so"
         self._ping_ms = self._held_ms = 0.0
 
@@ -80,9 +79,8 @@ class Connection(Door, asyncio.Protocol):
                 self._listen_or_not()
 
     def wait_for_turn(self) -> None:
-        if self._transport is not None and not self._is_waiting:
-            self._is_waiting = True
-            hub = self._hub
+        hub = self._hub
+        if self._transport is not None and self not in hub.waiting:
             if self._transport.is_reading():
                 self._transport.pause_reading()
             spent_ms = hub.clock() - hub.now_ms
@@ -90,14 +88,15 @@ class Connection(Door, asyncio.Protocol):
 
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
-        if not self._is_waiting:  # another socket by now
+        waiting = self._hub.waiting
+        if self not in waiting:  # another socket by now
             return
-        self._is_waiting = False
+        waiting.discard(self)
         if self._transport is None or self._is_held_back:
             return
         self.data_received(b"")
         transport = self._transport
-        is_held = self._is_waiting or self._is_held_back
+        is_held = self in waiting or self._is_held_back
         if transport is not None and not is_held and not transport.is_closing():
             transport.resume_reading()
             if self._held_ms:
@@ -122,7 +121,7 @@ class Connection(Door, asyncio.Protocol):
     def _listen_or_not(self) -> None:
         """Whoever asks for more and more answers (pings, mistakes) and reads none is not read any more either."""
         transport = self._transport
-        if transport is None or self._is_waiting or self._is_held_back or transport.is_closing():
+        if transport is None or self._is_held_back or self in self._hub.waiting or transport.is_closing():
             return
         is_choked = transport.get_write_buffer_size() > CHOKE * self._hub.config.server.write_limit_bytes
         if is_choked and transport.is_reading():
@@ -159,7 +158,8 @@ class Connection(Door, asyncio.Protocol):
     def _start_over(self) -> None:
         """Be ready for another socket."""
         self.restart()
-        self._is_ended = self._is_waiting = self._is_held_back = False
+        self._is_ended = self._is_held_back = False
+        self._hub.waiting.discard(self)
         self._close_by_ms = math.inf
         self._ping_ms = self._held_ms = 0.0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 from voiceserver import outage
 from voiceserver.errors import ProtocolError
 from voiceserver.events import ServerReady
+from voiceserver.framing import Inbox
 from voiceserver.handshake import HEAD_END, MAX_BODY_BYTES, MAX_HEAD_BYTES, body_length, is_tls_hello
 from voiceserver.http import CALL_IS_ELSEWHERE, Elsewhere, Response, Upgrade, error_response, refusal_events
 from voiceserver.resume import Resumable
@@ -85,7 +86,7 @@ class Door(Resumable):
             if end == len(data) <= MAX_HEAD_BYTES and data.startswith(b"GET "):
                 self._ask(data, b"", b"", now_ms)  # all of it in one read and nothing else, as nearly always
                 return
-            inbox = self._inbox = bytearray()
+            inbox = self._inbox = Inbox()
         inbox += data
         end = inbox.find(HEAD_END)
         if end < 0 and len(inbox) <= MAX_HEAD_BYTES:

@@ -93,17 +93,24 @@ class Judge(ServerProtocol):
             self.fail(CloseCode.MESSAGE_TOO_BIG, f"more than {MAX_FRAGMENTS} fragments")
 
 
+class Inbox(bytearray):
+    """Bytes that are not yet a frame, or wait for their connection's turn. ``needed``: how long it must be to be worth a look."""
+
+    __slots__ = ("needed",)
+
+    def __init__(self, data: bytes | bytearray = b"") -> None:
+        super().__init__(data)
+        self.needed = 0
+
+
 class Framing:
     """Bytes in by ``feed``, messages out by the ``receive_*`` hooks, bytes out by ``write``. Subclasses give the hooks."""
 
-    __slots__ = ("_inbox", "_judge", "_needed", "max_message_bytes")
+    __slots__ = ("_inbox", "_judge", "max_message_bytes")
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes
-        self._inbox: bytearray | None = (
-            None  # bytes that are not yet a frame, or wait for this connection's turn
-        )
-        self._needed = 0  # how long the inbox must be before it is worth reading again
+        self._inbox: Inbox | None = None
         self._judge: Judge | None = None
 
     # ------------------------------------------------------------------------------------------------------- hooks
@@ -159,7 +166,7 @@ class Framing:
         inbox = self._inbox
         if inbox is not None:
             inbox += data
-            if len(inbox) < self._needed:
+            if len(inbox) < inbox.needed:
                 return 0
             self._inbox = None
             data = inbox
@@ -221,8 +228,8 @@ class Framing:
         return 0
 
     def _stash(self, data: bytes | bytearray, at: int, needed: int) -> None:
-        self._inbox = bytearray(data[at:])
-        self._needed = needed
+        self._inbox = inbox = Inbox(data[at:])
+        inbox.needed = needed
 
     def _receive_other(self, head: int, payload: bytes) -> None:
         if head == PING:
@@ -272,7 +279,6 @@ class Framing:
     def restart(self) -> None:
         """Another socket: what is left of a frame of the old one means nothing."""
         self._inbox = self._judge = None
-        self._needed = 0
 
     # -------------------------------------------------------------------------------------------------------- out
 
@@ -281,7 +287,8 @@ class Framing:
         judge = self._judge
         if judge is None:
             judge = self._judge = Judge(self.max_message_bytes)
-            self._needed = 0
+            if self._inbox is not None:
+                self._inbox.needed = 0
         if judge.state is State.OPEN:
             judge.is_own_close = True
             judge.send_close(code, _fit(reason))

@@ -115,6 +115,7 @@ class Hub:
         "router",
         "sessions",
         "settings",
+        "waiting",
     )
 
     def __init__(
@@ -156,6 +157,7 @@ class Hub:
         self._has_news = False
         self._dirty: list[Member] = []
         self._turns: list[Member] = []
+        self.waiting: set[Member] = set()  # for their turn to go on reading
         self._deadlines: Wheel[Member] = Wheel(DEADLINE_TICK_MS)
         self._keepalives: Wheel[Member] = Wheel(KEEPALIVE_TICK_MS)
         self._unopened: Wheel[Member] = Wheel(KEEPALIVE_TICK_MS)
@@ -281,7 +283,9 @@ class Hub:
             _guard(member, member.flush)
 
     def take_turn_later(self, member: Member, rest_ms: float = 0.0) -> None:
-        """Have ``member.take_turn`` called after the others had theirs, and not before ``rest_ms`` are over."""
+        """Have ``member.take_turn`` called after the others had theirs, and not before ``rest_ms`` are over; until it takes it,
+        it is among those ``waiting``."""
+        self.waiting.add(member)
         if rest_ms:
             self._loop.call_later(rest_ms / 1000.0, lambda: _guard(member, member.take_turn))
             return

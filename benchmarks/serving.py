@@ -5,6 +5,9 @@ sessions in real time: by us (an engine, through the whole server), by Mosec and
 and by the usual asyncio server with a process pool. One process with the model each. *audio s per CPU s* is over all processes of
 a server; the limit is the bare model in a loop, in batches of 64 without a pause, and *as served*, in batches as large as ours
 and at their pace (a processor that rests between batches is slower in each). The callers run in this process.
+
+Then the same with a model ten times as heavy and twice as many sessions as one core carries of it: who is told, and how long are
+the others behind without a word? Ours decides by itself how many it lets in.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -27,18 +30,18 @@ import uvloop
 from benchmarks.report import cpu_seconds, print_table, pss_bytes, store
 from benchmarks.server_process import cpu_by_process, mean_batch_of
 from benchmarks.serving_callers import OverHttp, OverWebSocket, Session, Told
+from benchmarks.serving_model import CHUNK_BYTES, CHUNK_MS, RATE_HZ, WAIT, WEIGHT
 from benchmarks.speech import speech
 from clients.callers import Schedule
 from clients.histogram import Histogram
 from clients.local_server import LocalServer, ServerFailed, free_port
 
 SESSIONS: Final = (32, 100, 250, 400)
-CHUNK_MS: Final = 100
-RATE_HZ: Final = 16_000
-CHUNK_BYTES: Final = RATE_HZ * CHUNK_MS // 1000 * 2
 BARE_BATCH: Final = 64
 BARE_S: Final = 2.0
-WAIT: Final = "SERVING_WAIT_MS"
+HEAVY: Final = 10
+OVERLOAD: Final = 2.0
+TURN: Final = 5  # chunks
 RAMP_S: Final = 2.0
 START_TIMEOUT_S: Final = 60.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,14 +53,14 @@ OURS: Final[dict[str, str | int | float]] = {
     "stages.stt.max_batch_size": 256,
     "stages.reply.engine": "none",
     "stages.tts.engine": "none",
-    "backpressure.max_talkers": 100_000,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """memory_mib: PSS of all processes. told: sessions that were told that the server is behind. answered: share of the
-    chunks that were due. mean_batch: 0 where the server does not tell."""
+    """memory_mib: PSS of all processes. told: sessions that were told that the server is behind or full; told_at_p99_ms: how old
+    their oldest chunk was then. untold_s: session time behind without a word of it. answered: share of the chunks that were due.
+    mean_batch: 0 where the server does not tell."""
 
     side: str
     sessions: int
@@ -69,19 +72,28 @@ class Row:
     memory_mib: float
     lateness_p99_ms: float
     mean_batch: float
+    told_at_p99_ms: float
+    untold_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """connect(port, index, chunk, told): a session. start(port): a server as the leader of its own session of processes."""
+    """connect(port, index, chunk, told): a session. command: what starts the server, which leads its own session of processes;
+    none: ours, with ``settings``."""
 
     name: str
     connect: Callable[[int, int, bytes, Told], asyncio.Protocol]
     command: tuple[str, ...] = ()
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
 def _ours(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
     return OverWebSocket(f"127.0.0.1:{port}", f"/v1/stream?rate={RATE_HZ}", chunk, told, is_ours=True)
+
+
+def _in_turns(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
+    target = f"/v1/stream?rate={RATE_HZ}"
+    return OverWebSocket(f"127.0.0.1:{port}", target, chunk, told, is_ours=True, turn=TURN)
 
 
 def _naive(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protocol:
@@ -96,10 +108,14 @@ def _litserve(port: int, index: int, chunk: bytes, told: Told) -> asyncio.Protoc
     return OverHttp(f"127.0.0.1:{port}", "/predict", chunk, told, session=index, is_json=True)
 
 
+# How many it lets in is its own affair; and when it is late it tells no more partial transcripts, so there must be turns.
+IN_TURNS: Final = Side("ours", _in_turns)
+
+
 def sides() -> list[Side]:
     """Those that can run here."""
     found = [
-        Side("ours", _ours),
+        Side("ours", _ours, settings={"backpressure.max_talkers": 100_000}),
         Side("asyncio + process pool", _naive, (sys.executable, "-m", "benchmarks.serving_naive")),
     ]
     for name, connect in (("mosec", _mosec), ("litserve", _litserve)):
@@ -129,7 +145,8 @@ async def running(side: Side) -> AsyncIterator[tuple[int, int, LocalServer | Non
     """(port, pid of the leader, ours) of a server that answers. Raises ServerFailed."""
     if not side.command:
         os.environ["PYTHONPATH"] = str(ROOT)  # for the engine, which is a module of ours
-        async with LocalServer({**OURS, "stages.stt.max_wait_ms": int(os.environ[WAIT])}) as server:
+        wait = {"stages.stt.max_wait_ms": int(os.environ[WAIT])}
+        async with LocalServer({**OURS, **wait, **side.settings}) as server:
             await server.wait_ready()
             yield server.port, server.pid, server
         return
@@ -191,6 +208,7 @@ async def measure(side: Side, count: int, seconds: float, chunk: bytes) -> Row:
     """``count`` paced sessions for ``seconds``, once all are there."""
     loop = asyncio.get_running_loop()
     told, lateness = Told(_now_ms), Histogram()
+    told_at = told.told_at
     schedule = Schedule(_now_ms, lateness)
     async with running(side) as (port, pid, ours):
         ticking = asyncio.create_task(schedule.run())
@@ -203,7 +221,7 @@ async def measure(side: Side, count: int, seconds: float, chunk: bytes) -> Row:
             schedule.join(session, CHUNK_MS)
             await asyncio.sleep(RAMP_S / count)
         await asyncio.sleep(1.0)
-        told.latency.clear()
+        told.begin()
         lateness.clear()
         answered, cpu = sum(one.answered for one in sessions), sum(cpu_by_process(pid).values())
         began_s = loop.time()
@@ -228,6 +246,8 @@ async def measure(side: Side, count: int, seconds: float, chunk: bytes) -> Row:
         memory_mib=round(memory / 2**20, 1),
         lateness_p99_ms=round(lateness.percentile(99), 2),
         mean_batch=round(mean_batch, 1),
+        told_at_p99_ms=round(told_at.percentile(99), 1) if told_at.count else 0.0,
+        untold_s=round(told.untold_ms / 1000, 1),
     )
 
 
@@ -252,6 +272,33 @@ def bare_as_served(chunk: bytes, seconds: float, row: Row) -> float:
     return bare(chunk, seconds, batch, batch * CHUNK_MS / row.sessions)
 
 
+def show_overloaded(rows: list[Row], carried: float) -> None:
+    """carried: sessions of the heavy model that one core carries at most."""
+    columns = (
+        "",
+        "answered",
+        "p50 (ms)",
+        "p99 (ms)",
+        "told",
+        "told when late by (p99, ms)",
+        "behind, untold (s)",
+    )
+    cells = [
+        (
+            f"{row.sessions} sessions, {row.side}",
+            f"{row.answered:.0%}",
+            row.p50_ms,
+            row.p99_ms,
+            row.told,
+            row.told_at_p99_ms if row.told else "-",
+            row.untold_s,
+        )
+        for row in rows
+    ]
+    note = f"one core carries {carried:,.0f} sessions of this model at most; untold: summed over sessions"
+    print_table("Twice what one worker carries", columns, cells, note)
+
+
 def _now_ms() -> float:
     return time.monotonic() * 1000
 
@@ -268,19 +315,31 @@ def serving(
     pcm = speech(RATE_HZ)[0].pcm
     chunk = pcm[len(pcm) // 2 :][:CHUNK_BYTES].ljust(CHUNK_BYTES, b"\0")
     limit = bare(chunk, BARE_S)
+    os.environ[WEIGHT] = str(HEAVY)
+    carried = bare(chunk, BARE_S)
+    del os.environ[WEIGHT]
     rows: list[Row] = []
+    overloaded: list[Row] = []
 
     async def run() -> None:
         for count in sessions or SESSIONS:
             for side in chosen:
-                try:
-                    rows.append(await measure(side, count, seconds, chunk))
-                except (ServerFailed, OSError) as error:
-                    print(f"{side.name}, {count} sessions: {error}", file=sys.stderr)
+                rows.extend(await tried(side, count))
+        os.environ[WEIGHT] = str(HEAVY)
+        for side in chosen:
+            overloaded.extend(await tried(side if side.command else IN_TURNS, round(carried * OVERLOAD)))
+
+    async def tried(side: Side, count: int) -> list[Row]:
+        try:
+            return [await measure(side, count, seconds, chunk)]
+        except (ServerFailed, OSError) as error:
+            print(f"{side.name}, {count} sessions: {error}", file=sys.stderr)
+            return []
 
     chosen = sides()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
+    del os.environ[WEIGHT]
     if not any(row.side == "ours" for row in rows):
         raise typer.Exit(1)
     as_served = {row.sessions: bare_as_served(chunk, BARE_S, row) for row in rows if row.mean_batch}
@@ -312,12 +371,15 @@ def serving(
     told = ", ".join(f"{found:,.0f} at {count} sessions" for count, found in as_served.items())
     note = f"the bare model in batches of {BARE_BATCH}: {limit:,.0f}; in our batches, at their pace: {told}"
     print_table("One model, served", columns, cells, note)
+    show_overloaded(overloaded, carried)
     payload = {
         "seconds": seconds,
         "wait_ms": wait_ms,
         "bare_audio_s_per_cpu_s": round(limit, 1),
         "bare_as_served_audio_s_per_cpu_s": {str(n): round(found, 1) for n, found in as_served.items()},
         "rows": [asdict(row) for row in rows],
+        "heavy_sessions_carried": round(carried, 1),
+        "overloaded": [asdict(row) for row in overloaded],
     }
     print(f"stored in {store('serving', payload)}")
 

@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
+from benchmarks import serving_model
 from clients.histogram import Histogram
-from clients.raw import BINARY, RawConnection, build_frame, build_request
+from clients.raw import BINARY, TEXT, RawConnection, build_frame, build_request
 
-_PARTIAL: Final = b'{"type":"transcript.partial"'
+_FINAL: Final = b'{"type":"transcript.final"'
+_HEARD: Final = (b'{"type":"transcript.partial"', _FINAL)
+_TEXT: Final = b'"text":"'
+_COMMIT: Final = build_frame(TEXT, b'{"type":"input.commit"}')
+_BUSY: Final = b'{"type":"server.busy"'
+BEHIND_MS: Final = 1_000.0  # a chunk that is unanswered for longer is late
+TOLD_FOR_MS: Final = 1_500.0  # who was told so counts as told for so long; ours repeats it every second
 
 
 class Session(Protocol):
@@ -30,31 +38,51 @@ class Session(Protocol):
 
 
 class Told:
-    """What sessions share: the clock, and the latencies of the time that counts."""
+    """What sessions share: the clock, and the figures of the time that counts. untold_ms: session time behind without a word
+    of it; told_at: how late a session was when it was first told, in ms."""
 
     def __init__(self, clock_ms: Callable[[], float]) -> None:
         self.clock_ms = clock_ms
+        self.begin()
+
+    def begin(self) -> None:
         self.latency = Histogram()
+        self.told_at = Histogram()
+        self.untold_ms = 0.0
+
+    def look(self, due: deque[float], told_ms: float, now_ms: float, for_ms: float) -> None:
+        """At a session every ``for_ms``. told_ms: when it was last told that the server is behind."""
+        if due and now_ms - due[0] > BEHIND_MS and now_ms - told_ms > TOLD_FOR_MS:
+            self.untold_ms += for_ms
 
 
 class OverWebSocket(RawConnection):
-    """Every text message answers one chunk; of ours, which may answer several at once, the text has a dot for each."""
+    """Every text message answers one chunk; of ours, which may answer several at once, the text has a dot for each: then the
+    last of them counts. turn: chunks after which the caller says that the turn is over; 0: never."""
 
-    def __init__(self, host: str, target: str, chunk: bytes, told: Told, *, is_ours: bool) -> None:
+    def __init__(
+        self, host: str, target: str, chunk: bytes, told: Told, *, is_ours: bool, turn: int = 0
+    ) -> None:
         super().__init__(build_request(host, target))
         self._frame = build_frame(BINARY, chunk)
         self._due: deque[float] = deque()
         self._told = told
         self._is_ours = is_ours
-        self._dots = 0
+        self._dots = self._sent = 0
+        self._turn = turn
+        self._told_ms = -math.inf
         self.answered = 0
         self.is_lost = False
         self.is_told = False
 
     def step(self, due_ms: float) -> None:
         if self.is_open:
+            self._told.look(self._due, self._told_ms, due_ms, serving_model.CHUNK_MS)
             self._due.append(due_ms)
             self.send(self._frame)
+            self._sent += 1
+            if self._turn and self._sent % self._turn == 0:
+                self.send(_COMMIT)
 
     def on_refused(self, status: int, retry_after_ms: float) -> None:
         self.is_told = status == 503
@@ -62,16 +90,29 @@ class OverWebSocket(RawConnection):
     def on_text(self, payload: bytes) -> None:
         count = 1
         if self._is_ours:
-            if payload.startswith(b'{"type":"server.busy"'):
-                self.is_told = True
-            if not payload.startswith(_PARTIAL):
+            if payload.startswith(_BUSY):
+                self._be_told(payload)
+            if not payload.startswith(_HEARD):
                 return
-            dots = payload.count(b".")
-            count, self._dots = dots - self._dots, dots
+            start = payload.find(_TEXT) + len(_TEXT)
+            dots = payload.count(b".", start, payload.find(b'"', start))
+            count, self._dots = dots - self._dots, 0 if payload.startswith(_FINAL) else dots
         now_ms = self._told.clock_ms()
-        for _ in range(min(count, len(self._due))):
-            self._told.latency.record(now_ms - self._due.popleft())
-            self.answered += 1
+        count = min(count, len(self._due))
+        for left in range(count, 0, -1):
+            due_ms = self._due.popleft()
+            if left == 1:
+                self._told.latency.record(now_ms - due_ms)
+        self.answered += count
+
+    def _be_told(self, payload: bytes) -> None:
+        now_ms = self._told.clock_ms()
+        if not self.is_told and self._due:
+            self._told.told_at.record(now_ms - self._due[0])
+        self.is_told, self._told_ms = True, now_ms
+        shed = round(json.loads(payload)["dropped_ms"] / serving_model.CHUNK_MS)
+        for _ in range(min(shed, len(self._due))):
+            self._due.popleft()
 
     def on_lost(self, code: int) -> None:
         self.is_lost = True
@@ -111,6 +152,7 @@ class OverHttp(asyncio.Protocol):
         self._transport = None
 
     def step(self, due_ms: float) -> None:
+        self._told.look(self._due, -math.inf, due_ms, serving_model.CHUNK_MS)
         self._due.append(due_ms)
         self._ask()
 

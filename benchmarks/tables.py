@@ -131,7 +131,32 @@ def serving(document: Document) -> str:
         for row in document["rows"]
     ]
     columns = ["one model, served", "audio s per CPU s", "of the bare model", "p50 / p99 (ms)", "answered"]
-    return table([*columns, "told that it is busy", "memory (MiB)"], rows)
+    return "\n\n".join(
+        [table([*columns, "told that it is busy", "memory (MiB)"], rows), *_overloaded(document)]
+    )
+
+
+def _overloaded(document: Document) -> list[str]:
+    """At twice what one worker carries; nothing where that was not measured."""
+    rows: Rows = [
+        [
+            f"{row['sessions']} sessions, {row['side']}",
+            f"{row['answered']:.0%}",
+            _pair((row["p50_ms"], row["p99_ms"])),
+            row["told"],
+            float(row["told_at_p99_ms"]) if row["told"] else "-",
+            float(row["untold_s"]),
+        ]
+        for row in document.get("overloaded", ())
+    ]
+    columns = [
+        "twice what one worker carries",
+        "answered",
+        "p50 / p99 (ms)",
+        "told",
+        "told when late by (p99, ms)",
+    ]
+    return [table([*columns, "behind, untold (s, all sessions)"], rows)] if rows else []
 
 
 def overload(document: Document) -> str:

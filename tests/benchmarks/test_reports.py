@@ -124,6 +124,19 @@ SERVING: dict[str, Any] = {
             ("ours", 400, 810.0, 7),
         )
     ],
+    "overloaded": [
+        {
+            "side": side,
+            "sessions": 230,
+            "p50_ms": 55.5,
+            "p99_ms": 1_146.0,
+            "answered": 0.55,
+            "told": told,
+            "told_at_p99_ms": 260.0,
+            "untold_s": untold,
+        }
+        for side, told, untold in (("ours", 230, 0.0), ("mosec", 0, 1_434.0))
+    ],
 }
 SPREAD = {"count": 16.0, "mean": 20.0, "min": 8.0, "p50": 14.5, "p95": 35.0, "p99": 39.2, "max": 39.2}
 RECOVERY: dict[str, Any] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import resource
 import socket
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from benchmarks.connection_clients import (
 from benchmarks.connection_sides import TALK_MESSAGES
 from benchmarks.connection_storm import is_calm, storm
 from benchmarks.report import print_table, store
+from clients.command import raise_file_limit
 from clients.local_server import ServerFailed
 
 TALKERS = 32
@@ -320,11 +320,10 @@ def connection(
     ] = 20_000,
 ) -> None:
     """Measure connections."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    fitting = min(connections, hard - _SPARE_FILES)
+    files = raise_file_limit()
+    fitting = min(connections, files - _SPARE_FILES)
     if fitting < connections:
-        print(f"the open-file limit of {hard} carries {fitting} connections", file=sys.stderr)
+        print(f"the open-file limit of {files} carries {fitting} connections", file=sys.stderr)
     names = available_sides()
     if "picows" not in names:
         print("picows is not installed: pip install picows", file=sys.stderr)

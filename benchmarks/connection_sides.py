@@ -18,7 +18,6 @@ import contextlib
 import gc
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -30,6 +29,7 @@ import uvloop
 
 from benchmarks.connection_engines import RATE_HZ
 from benchmarks.report import cpu_seconds, pss_bytes
+from clients.command import raise_file_limit
 
 if TYPE_CHECKING:
     from voiceserver.config import Config
@@ -270,9 +270,7 @@ def _collections() -> dict[str, float]:
 
 
 async def _run(side: Side) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     pauses = Pauses()
     await side.start()
     loop = asyncio.get_running_loop()

@@ -13,7 +13,6 @@ import contextlib
 import errno
 import json
 import re
-import resource
 import select
 import socket
 import sys
@@ -23,6 +22,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from benchmarks.report import print_table
+from clients.command import raise_file_limit
 from clients.local_server import LocalServer, ServerFailed
 
 CALLERS_PER_PROCESS: Final = 10_000
@@ -112,8 +112,7 @@ class Rush:
 
 def _call_in(port: int, count: int, source: str, timeout_s: float) -> None:
     """One process of callers: waits for a line, calls, tells, and stays until the next line."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     sys.stdin.readline()
     rush = Rush(port, count, source, timeout_s)
     print(json.dumps({"found": rush.found, "answered_s": rush.answered_s}), flush=True)

@@ -19,6 +19,7 @@ import typer
 from benchmarks.compare import SUMMARY, TOLERANCE, read_ratios, report, summarise
 from benchmarks.report import RESULTS, print_table, store
 from benchmarks.report_tables import render
+from clients.command import complain
 
 # About 55 + 170 + 55 + 65 + 95 + 230 + 80 + 125 s on two cores, and 50 s for the soak.
 PLAN: Final[dict[str, Sequence[str]]] = {
@@ -52,13 +53,11 @@ def run(
     chosen = names or list(PLAN)
     unknown = [name for name in chosen if name not in PLAN]
     if unknown:
-        raise typer.Exit(
-            _complain(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(PLAN)}")
-        )
+        raise typer.Exit(complain(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(PLAN)}"))
     try:
         then = read_ratios(against) if against is not None else None
     except ValueError as error:
-        raise typer.Exit(_complain(str(error))) from None
+        raise typer.Exit(complain(str(error))) from None
     took: list[tuple[str, float, str]] = []
     for name in chosen:
         print(f"== {name}", flush=True)
@@ -77,14 +76,9 @@ def run(
     try:
         worse = report(then, now, tolerance) if then is not None else []
     except ValueError as error:
-        raise typer.Exit(_complain(str(error))) from None
+        raise typer.Exit(complain(str(error))) from None
     if worse or any(problem for *_, problem in took):
         raise typer.Exit(1)
-
-
-def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

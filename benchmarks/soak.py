@@ -33,6 +33,7 @@ from benchmarks.server_process import (
 from benchmarks.soak_needs import Machine, Needs, work_out
 from benchmarks.soak_verdict import Evidence, judge, show
 from clients.callers import Tally
+from clients.command import complain
 from clients.load import tally_from_json
 from clients.local_server import LocalServer, ServerFailed
 
@@ -288,7 +289,7 @@ def soak(
     try:
         needs = work_out(Machine.look(), connections)
     except ValueError as error:
-        raise typer.Exit(_complain(str(error))) from None
+        raise typer.Exit(complain(str(error))) from None
     if processes:
         needs = replace(needs, servers=max(processes, needs.servers))
     for finding in needs.findings:
@@ -302,18 +303,13 @@ def soak(
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise typer.Exit(130) from None
     except ServerFailed as error:
-        raise typer.Exit(_complain(str(error))) from None
+        raise typer.Exit(complain(str(error))) from None
     checks = judge(evidence)
     show(evidence, checks)
     payload = evidence.to_payload(checks)
     print(f"stored in {store_at(out, 'soak', payload) if out else store('soak', payload)}")
     if not all(check.is_good for check in checks if check.is_promise):
         raise typer.Exit(1)
-
-
-def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

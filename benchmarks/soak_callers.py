@@ -12,7 +12,6 @@ import asyncio
 import gc
 import json
 import os
-import resource
 import sys
 from typing import Annotated
 
@@ -21,6 +20,7 @@ import uvloop
 
 from benchmarks.speech import speech
 from clients.callers import Caller, Talker
+from clients.command import raise_file_limit
 from clients.histogram import Histogram
 from clients.load import RATE_HZ, Load, Plan, tally_to_json
 
@@ -128,8 +128,7 @@ def main(
     seed: Annotated[int, typer.Option()] = 1,
 ) -> None:
     """For benchmarks.soak."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_file_limit()
     recordings = speech(RATE_HZ) if talkers else ()
     plan = Plan(
         url,

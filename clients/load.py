@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import socket
 import sys
@@ -37,11 +38,13 @@ from clients.callers import (
     Talker,
     Tally,
 )
+from clients.command import complain, raise_file_limit
 from clients.connecting import BadAddress, check_address
 from clients.histogram import Histogram
 from clients.recording import BadRecording, Recording, read_recording
 from clients.timeline import make_console
 
+SPARE_FILES = 50  # what a process has open besides its callers
 RATE_HZ = 16_000
 CONNECTING_AT_ONCE = 256
 PORTS_PER_SOURCE = 20_000  # below the usual ephemeral range of one address
@@ -350,11 +353,11 @@ def load(
 ) -> None:
     """Put load on a voiceserver and print what its callers saw."""
     if (talkers or listeners) and not files:
-        raise typer.Exit(_complain("talkers and listeners need recordings to say"))
+        raise typer.Exit(complain("talkers and listeners need recordings to say"))
     try:
         recordings = tuple(read_recording(path, RATE_HZ) for path in files or [])
     except BadRecording as error:
-        raise typer.Exit(_complain(str(error))) from None
+        raise typer.Exit(complain(str(error))) from None
     plan = Plan(
         url,
         talkers,
@@ -369,7 +372,13 @@ def load(
         recordings,
     )
     if not plan.callers:
-        raise typer.Exit(_complain("nobody calls: give --talkers, --listeners or --connections"))
+        raise typer.Exit(complain("nobody calls: give --talkers, --listeners or --connections"))
+    carried = max(raise_file_limit() - SPARE_FILES, 1)
+    if plan.callers > carried * processes:
+        message = f"{plan.callers} callers: the open-file limit carries {carried} in a process, so give --processes "
+        raise typer.Exit(
+            complain(f"{message}{math.ceil(plan.callers / carried)} or more, or raise the limit")
+        )
 
     async def run() -> Tally:
         if processes > 1:
@@ -398,12 +407,7 @@ def run_to_end(main: Callable[[], Awaitable[Tally]]) -> Tally:
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except BadAddress as error:
-        raise typer.Exit(_complain(str(error))) from None
-
-
-def _complain(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
+        raise typer.Exit(complain(str(error))) from None
 
 
 def main() -> None:

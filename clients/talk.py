@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from clients.command import complain
 from clients.connecting import BadAddress, ConnectFailed, ConnectionLost, Reconnect, Refused, check_address
 from clients.conversation import Conversation, OnEvent, TurnReport
 from clients.recording import BadRecording, Recording, read_recording, write_wav
@@ -96,15 +96,15 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
                 show = Timeline(make_console()).show_event
                 asyncio.run(converse_live(options.url, options.rate_hz, show, options.headers))
             except MicrophoneMissing as error:
-                return _complain(str(error), EXIT_USAGE)
+                return complain(str(error), EXIT_USAGE)
             return 0
         return asyncio.run(_converse(recordings, options))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Refused as refusal:
-        return _complain(str(refusal), EXIT_REFUSED)
+        return complain(str(refusal), EXIT_REFUSED)
     except (ConnectFailed, ConnectionLost) as error:
-        return _complain(str(error), EXIT_LOST)
+        return complain(str(error), EXIT_LOST)
 
 
 async def _converse(recordings: list[Recording], options: Options) -> int:
@@ -124,7 +124,7 @@ async def _converse(recordings: list[Recording], options: Options) -> int:
     if not options.is_json:
         _print_summary(console, conversation, reports, options.out)
     if client.lost_ms:
-        _complain(
+        complain(
             f"{client.lost_ms / 1000:.1f} s of speech went with a session that could not be picked up again",
             EXIT_UNANSWERED,
         )
@@ -158,13 +158,8 @@ def _print_json(at_ms: float, event: ServerEvent) -> None:
     print(msgspec.json.encode({"t_ms": round(at_ms, 3), **body}).decode(), flush=True)
 
 
-def _complain(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
-    return code
-
-
 def _fail(message: str, code: int) -> None:
-    raise typer.Exit(_complain(message, code))
+    raise typer.Exit(complain(message, code))
 
 
 def main() -> None:

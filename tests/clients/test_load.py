@@ -208,6 +208,7 @@ class TestLoad:
         (("--talkers=1",), 2, "need recordings"),
         (("--connections=1", "--url=http://x"), 2, "not a ws://"),
         (("--connections=-1",), 2, "greater than or equal"),
+        (("--connections=2000000000",), 2, "give --processes"),
         (("--connections=1", "--seconds=0", "--url=ws://127.0.0.1:1"), 1, "1 failed"),
     ],
 )

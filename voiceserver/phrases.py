@@ -36,6 +36,11 @@ def join(pieces: list[str]) -> str:
     return text
 
 
+def words_of(text: str) -> int:
+    """How many words ``text`` has, as ``split`` counts them."""
+    return sum(1 for _ in _units(text))
+
+
 def split(text: str, share: float) -> tuple[str, str]:
     """The first ``share`` (0 to 1) of the words of ``text``, rounded down, and the rest; both without space around them."""
     units = [unit.start() for unit in _units(text)]

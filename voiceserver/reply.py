@@ -7,12 +7,16 @@ are passed over by count, audio of a sentence that was sent before by samples. N
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 from voiceserver.events import HistoryItem, ReplyCreate, Timings
 from voiceserver.outbox import Outbox
-from voiceserver.phrases import join, split
+from voiceserver.phrases import join, split, words_of
 from workers.ipc.messages import RequestKind
+
+WORD_MS: Final = (
+    400.0  # 150 words a minute, the usual pace of a conversation; what is said faster is said again in part
+)
 
 Reason = Literal["completed", "interrupted", "cancelled", "failed", "limited", "filtered"]
 
@@ -226,17 +230,30 @@ class Reply:
         sentences = self._sentences if self.needs_tts else [self.text]
         for index, sentence in enumerate(sentences):
             is_whole = index < len(self._audio_ends)
-            end = self._audio_ends[index] if is_whole else self.samples_sent
+            end = self._audio_ends[index] if is_whole else self._expected_end(index, begin)
             share = 0.0
             if is_whole and played >= end:
                 share = 1.0
             elif begin < played and begin < end:
                 share = min((played - begin) / (end - begin), 1.0)
             words, rest = split(sentence, share)
+            if (
+                words and not rest and not is_whole and self.needs_tts
+            ):  # the engine has yet to say that this was all
+                words, rest = split(sentence, 1.0 - 1.0 / words_of(sentence))
             heard.append(words)
             unheard.append(rest)
             begin = end
         return [text for text in heard if text], [text for text in unheard if text]
+
+    def _expected_end(self, index: int, begin: int) -> int:
+        """Where the audio of a sentence that is being made will end, in samples of the reply: what was sent of it is not all of
+        it. By the pace of the sentences before it."""
+        if not self.needs_tts or index > len(self._audio_ends):
+            return self.samples_sent
+        before, words = sum(map(words_of, self._sentences[:index])), words_of(self._sentences[index])
+        pace = (begin - self.filler_samples) / before if before else WORD_MS * self.output_rate_hz / 1000.0
+        return max(self.samples_sent, begin + int(pace * words))
 
     def timings(self) -> Timings:
         def since(later: float | None, earlier: float | None) -> float | None:

@@ -55,6 +55,39 @@ def test_speech_started_comes_before_the_end_of_the_reply_that_it_explains() -> 
     assert bench.one(ev.SpeechStarted).interrupted_turn == bench.one(ev.ReplyDone).turn == 1
 
 
+@pytest.mark.parametrize(
+    ("sent_ms", "played_ms", "heard"),
+    [
+        (300, 300, "One two three four five. Six"),
+        (900, 900, "One two three four five. Six seven eight nine"),
+        (1_500, 1_500, "One two three four five. Six seven eight nine"),
+        (0, 0, "One two three four five."),
+    ],
+)
+def test_a_sentence_that_is_still_being_made_was_not_heard_to_its_end(
+    sent_ms: int, played_ms: int, heard: str
+) -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("One two three four five.", "Six seven eight nine ten.", is_done=False)
+    bench.speak(1, 1_000)
+    bench.speak(2, sent_ms, is_done=False)
+    bench.do(ev.ReplyPlayed(turn=1, played_ms=1_000.0 + played_ms))
+    bench.say(96)
+    assert bench.one(ev.ReplyDone).reason == "interrupted"
+    assert bench.roles()[-1] == ("assistant", heard)
+
+
+def test_the_first_sentence_is_taken_to_be_as_long_as_people_speak() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("One two three four five.", is_done=False)
+    bench.speak(1, 800, is_done=False)
+    bench.do(ev.ReplyPlayed(turn=1, played_ms=800.0))
+    bench.say(96)
+    assert bench.roles()[-1] == ("assistant", "One two")
+
+
 def test_a_barge_in_after_the_end_stops_what_is_still_being_played() -> None:
     bench = speaking()
     bench.speak(2, 0)

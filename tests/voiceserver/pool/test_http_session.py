@@ -141,7 +141,7 @@ async def test_a_barge_in_ends_the_request_and_leaves_what_was_heard() -> None:
         assert (await bench.hear_reply()).text == "Fine."
         (_, counted), (role, heard), (_, stop) = talk(endpoint, 1)
         assert (counted, role, stop) == ("count", "assistant", "stop it")
-        assert heard in ("One two", "One two three")
+        assert heard in ("One", "One two")
 
 
 async def test_a_tool_call_goes_round() -> None:

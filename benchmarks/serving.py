@@ -326,7 +326,8 @@ def serving(
             for side in chosen:
                 rows.extend(await tried(side, count))
         os.environ[WEIGHT] = str(HEAVY)
-        for side in chosen:
+        # LitServe carries less than that already with the light model.
+        for side in (side for side in chosen if side.name != "litserve"):
             overloaded.extend(await tried(side if side.command else IN_TURNS, round(carried * OVERLOAD)))
 
     async def tried(side: Side, count: int) -> list[Row]:

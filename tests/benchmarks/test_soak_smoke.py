@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,22 +20,33 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 
 
-def start(*flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.soak", *flags],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@contextmanager
+def started(*flags: str) -> Iterator[subprocess.Popen[str]]:
+    # A shell has what it runs in the background ignore Ctrl-C, and so would all that this starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        soak = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.soak", *flags],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with soak:
+        try:
+            yield soak
+        finally:
+            soak.kill()
 
 
 @pytest.mark.timeout(240)
 def test_two_thousand_connections_are_held_and_talkers_are_answered(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     flags = ("--connections=2000", "--talkers=20", "--minutes=0.3333", "--ramp=500", "--ping-s=5")
-    soak = start(*flags, "--processes=2", f"--out={out}")
-    said, _ = soak.communicate()
+    with started(*flags, "--processes=2", f"--out={out}") as soak:
+        said, _ = soak.communicate()
     assert soak.returncode == 0, said
     found = json.loads(out.read_text())
     assert found["held"] == found["connections"] == 2_000
@@ -72,18 +85,18 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(number: signal.Signals) -> None:
-    soak = start("--connections=200", "--talkers=2", "--minutes=5", "--ramp=100")
     deadline_s = time.monotonic() + 90
-    while not any(b"soak_callers" in command(pid) for pid in children_of(soak.pid)):
-        assert soak.poll() is None
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
-    started = children_of(soak.pid)
-    assert len(started) >= 4  # server, forkserver or workers, callers
-    os.kill(soak.pid, number)
-    said, _ = soak.communicate(timeout=60)
+    with started("--connections=200", "--talkers=2", "--minutes=5", "--ramp=100") as soak:
+        while not any(b"soak_callers" in command(pid) for pid in children_of(soak.pid)):
+            assert soak.poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        family = children_of(soak.pid)
+        assert len(family) >= 4  # server, forkserver or workers, callers
+        os.kill(soak.pid, number)
+        said, _ = soak.communicate(timeout=60)
     assert soak.returncode == 130, said
-    while any(map(is_alive, started)):
+    while any(map(is_alive, family)):
         assert time.monotonic() < deadline_s + 30
         time.sleep(0.05)
 

@@ -21,20 +21,20 @@ from benchmarks.report import RESULTS, print_table, store
 from benchmarks.report_tables import render
 from clients.command import complain
 
-# About 55 + 150 + 55 + 50 + 100 + 215 + 80 + 140 s on two cores, and 40 s for the soak.
+# About 52 + 147 + 53 + 45 + 98 + 231 + 81 + 152 s on two cores, and 35 s for the soak.
 PLAN: Final[dict[str, Sequence[str]]] = {
     "ring": ("--seconds=0.3", "--rounds=3"),
     "connection": (),
     "batching": (),
-    "turn": ("--turns=15",),
-    "sessions": ("--sessions=1000", "--seconds=12", "--largest"),
-    "overload": ("--seconds=7",),
+    "turn": ("--turns=12",),
+    "sessions": ("--sessions=1000", "--seconds=10", "--largest"),
+    "overload": ("--seconds=8",),
     "recovery": ("--callers=3", "--within=90"),
     "serving": ("--seconds=2",),
     "soak": (
         "--connections=10000",
         "--talkers=100",
-        "--minutes=0.4",
+        "--minutes=0.3",
         f"--out={RESULTS / 'soak-short.json'}",
     ),
 }

@@ -29,7 +29,7 @@ def fingerprint() -> dict[str, str | int | float | dict[str, str]]:
     """
     return {
         "cpu_model": _cpu_model(),
-        "cores": usable_cores(),
+        "cores": max(int(usable_cores()), 1),
         "memory_gib": round(_memory_bytes() / 2**30, 1),
         "architecture": platform.machine(),
         "kernel": f"{platform.system()} {platform.release()}",

@@ -1,7 +1,7 @@
 """Talking with one's own voice: microphone in, loudspeaker out, through the optional sounddevice package.
 
 PortAudio calls back on its own thread; the two callbacks only move bytes between bounded queues and the event loop. What does
-not fit is counted, never waited for.
+not fit is told, never waited for.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ class Loudspeaker:
 
 
 class Microphone:
-    """Blocks from PortAudio's thread, for the loop. ``lost_blocks`` counts what came while the queue was full."""
+    """Blocks from PortAudio's thread, for the loop. on_lost: told the ms of what came while the queue was full, once there is
+    room again."""
 
-    def __init__(self) -> None:
-        self.lost_blocks = 0
+    def __init__(self, on_lost: Callable[[float], object]) -> None:
+        self._on_lost = on_lost
+        self._lost_blocks = 0
         self._loop = asyncio.get_running_loop()
         self._blocks: asyncio.Queue[bytes] = asyncio.Queue(MAX_WAITING_BLOCKS)
 
@@ -93,24 +95,30 @@ class Microphone:
 
     def _put(self, block: bytes) -> None:
         if self._blocks.full():
-            self.lost_blocks += 1
+            self._lost_blocks += 1
         else:
             self._blocks.put_nowait(block)
 
     async def read(self) -> bytes:
-        return await self._blocks.get()
+        block = await self._blocks.get()
+        if self._lost_blocks:
+            lost, self._lost_blocks = self._lost_blocks, 0
+            self._on_lost(lost * BLOCK_MS)
+        return block
 
 
 async def converse_live(
     url: str,
     rate_hz: int,
     on_event: Callable[[float, ServerEvent], None],
+    on_lost: Callable[[float], object],
     headers: dict[str, str] | None = None,
 ) -> None:
-    """Until the session ends or the task is cancelled (Ctrl-C). Raises MicrophoneMissing, ConnectionLost, Refused."""
+    """Until the session ends or the task is cancelled (Ctrl-C). on_lost: see ``Microphone``. Raises MicrophoneMissing,
+    ConnectionLost, Refused."""
     device = load_sounddevice()
     loop = asyncio.get_running_loop()
-    speaker, microphone = Loudspeaker(), Microphone()
+    speaker, microphone = Loudspeaker(), Microphone(on_lost)
     streams: list[_Stream] = []
     async with VoiceClient.connect(url, rate_hz=rate_hz, reconnect=Reconnect(), headers=headers) as client:
         ready = await client.wait_ready()

@@ -94,7 +94,7 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
 
             try:
                 show = Timeline(make_console()).show_event
-                asyncio.run(converse_live(options.url, options.rate_hz, show, options.headers))
+                asyncio.run(converse_live(options.url, options.rate_hz, show, _tell_lost, options.headers))
             except MicrophoneMissing as error:
                 return complain(str(error), EXIT_USAGE)
             return 0
@@ -105,6 +105,10 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
         return complain(str(refusal), EXIT_REFUSED)
     except (ConnectFailed, ConnectionLost) as error:
         return complain(str(error), EXIT_LOST)
+
+
+def _tell_lost(lost_ms: float) -> None:
+    complain(f"{lost_ms:,.0f} ms of what you said were lost: for too long the server took no audio")
 
 
 async def _converse(recordings: list[Recording], options: Options) -> int:

@@ -36,7 +36,7 @@ class Calibration:
     """``begin``, then ``is_done`` after a while; ``costs`` has what was found by then. cores: that the workers share. A
     ``StreamOwner``."""
 
-    def __init__(self, pools: Mapping[str, Pool], clock: Callable[[], float], cores: int) -> None:
+    def __init__(self, pools: Mapping[str, Pool], clock: Callable[[], float], cores: float) -> None:
         self._pools = pools
         self._cores = cores
         self._clock = clock

@@ -1,5 +1,5 @@
 """The cores that this server may use, and how much of them it uses: its own process and its workers. Linux tells; elsewhere
-nothing is told.
+nothing is told of the use.
 
 What others do on the machine is not counted: they may give way, and where they do not, steps take longer and work waits.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from typing import Final
+
+CPU_QUOTA: Final = "/sys/fs/cgroup/cpu.max"  # microseconds of a period, or max; cgroup v2
 
 
 class Cores:
@@ -17,7 +20,8 @@ class Cores:
         self._read = read or _cpu_seconds
         self._seen: dict[int, float] = {}
         self._seen_ms = 0.0
-        self.share = max(usable_cores() // processes, 1)
+        cores = usable_cores()
+        self.share = max(cores / processes, min(cores, 1.0))
 
     def busy(self, workers: Iterable[int], now_ms: float) -> float | None:
         """The part of the cores used since the last call by this process and ``workers``; None the first time, and where it is
@@ -32,10 +36,24 @@ class Cores:
         return spent_s / elapsed_s / self.share
 
 
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(read: Callable[[str], str] | None = None) -> float:
+    """Those that this process may run on; less where a control group grants less of their time, as a container's limit does.
+    read: the text of a file, empty if there is none."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = (read or _text_of)(CPU_QUOTA).partition(" ")
+    return (
+        min(float(count), int(quota) / int(period))
+        if quota.isdigit() and period.strip().isdigit()
+        else float(count)
+    )
+
+
+def _text_of(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _cpu_seconds(pid: int) -> float | None:

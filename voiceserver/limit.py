@@ -64,12 +64,12 @@ class Load(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What calibration found of a stage. work: seconds of one worker per second of audio; workers; places: streams at once,
-    None for no limit; is_speech_only: works while somebody speaks, not all the time."""
+    """What calibration found of a stage. work: seconds of one worker per second of audio; workers: or cores, of which there may
+    be a part; places: streams at once, None for no limit; is_speech_only: works while somebody speaks, not all the time."""
 
     stage: str
     work: float
-    workers: int
+    workers: float
     places: int | None
     is_speech_only: bool
 
@@ -78,7 +78,7 @@ class Cost(NamedTuple):
         return SPEECH_SHARE if self.is_speech_only else 1.0
 
 
-def calibrate(costs: Iterable[Cost], cores: int) -> int:
+def calibrate(costs: Iterable[Cost], cores: float) -> int:
     """The limit to begin with; 0 when nothing limits."""
     limits: list[float] = []
     stages = list(costs)
@@ -91,7 +91,7 @@ def calibrate(costs: Iterable[Cost], cores: int) -> int:
     return max(int(min(limits)), 1) if limits else 0
 
 
-def processor_of(costs: Iterable[Cost], cores: int) -> Cost:
+def processor_of(costs: Iterable[Cost], cores: float) -> Cost:
     """The cores as one more stage, which does the work of all others and what is around it."""
     work = sum(cost.work * cost.share for cost in costs) * AROUND
     return Cost(PROCESSOR, work / SPEECH_SHARE, cores, None, True)
@@ -143,9 +143,9 @@ class _Usage:
         """What calibration found, until more is seen."""
         self.talk_s = _PRIOR_TALK_S
         self.used_s = self.talk_s * cost.share
-        self.spent_s = self.used_s * cost.work / max(cost.workers, 1)
+        self.spent_s = self.used_s * cost.work / (cost.workers or 1)
         self.open_s = _PRIOR_OPEN_S
-        self.busy_s = self.open_s * cost.work / max(cost.workers, 1)
+        self.busy_s = self.open_s * cost.work / (cost.workers or 1)
         self.places = cost.places
 
     def add(self, load: Load, talkers: int, seconds: float) -> None:

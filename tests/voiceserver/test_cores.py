@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from voiceserver.cores import Cores
+from voiceserver.cores import CPU_QUOTA, Cores, usable_cores
 
 ME = os.getpid()
 
@@ -47,3 +47,22 @@ def test_this_process_is_seen_at_work() -> None:
     busy = cores.busy([], 100.0)
     assert busy is not None
     assert busy >= 0.08 / cores.share
+
+
+@pytest.mark.parametrize(
+    ("quota", "least"),
+    [("50000 100000\n", 0.5), ("max 100000\n", 1), ("", 1), ("nonsense", 1)],
+)
+def test_a_control_group_may_grant_less_than_the_cores_there_are(quota: str, least: float) -> None:
+    found = usable_cores({CPU_QUOTA: quota}.get)
+    assert found == 0.5 if least < 1 else found >= least
+
+
+def test_all_of_a_quota_used_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voiceserver.cores._text_of", lambda path: "50000 100000")
+    spent = {ME: 10.0}
+    cores = Cores(read=spent.get)
+    assert cores.share == 0.5
+    cores.busy([], 0.0)
+    spent[ME] += 0.5
+    assert cores.busy([], 1_000.0) == pytest.approx(1.0)

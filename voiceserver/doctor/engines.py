@@ -114,7 +114,7 @@ def carries(config: Config, steps: Sequence[Step], cores: float, connections: in
     if vad is not None:
         busy = min(max(config.stages.vad.workers, 1) * config.server.processes, cores)
         listeners = min(int(carried(busy / vad.work)), connections)
-    talkers = calibrate(costs, max(int(cores), 1)) or None
+    talkers = calibrate(costs, cores) or None
     if talkers is not None:
         talkers = min(talkers, connections)
     return Carries(talkers, listeners, connections)

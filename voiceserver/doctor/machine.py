@@ -120,10 +120,8 @@ def _memory(wanted: int) -> Finding:
 
 
 def cores() -> float:
-    """Cores that may be used; a control group may grant a part of one."""
-    count = float(usable_cores())
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    return min(count, int(quota) / int(period)) if quota.isdigit() and period.isdigit() else count
+    """See ``usable_cores``."""
+    return usable_cores(_read)
 
 
 def _cores(processes: int) -> Finding:

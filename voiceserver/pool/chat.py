@@ -76,7 +76,6 @@ class Chat:
         self._client: httpx.AsyncClient | None = None
         self._is_up = config.keep_warm_ms == 0  # nobody looks, so hope
         self._used_at_s = 0.0
-        self.retried = 0
 
     async def open(self) -> None:
         import httpx
@@ -169,7 +168,6 @@ class Chat:
                 if not left or not failure.is_retryable or answer.has_begun or not is_soon:
                     raise
                 left -= 1
-                self.retried += 1
                 await asyncio.sleep(wait_ms / 1000.0)
 
     async def _ask(self, body: bytes, answer: Answer, limits: _Limits, clock: asyncio.Timeout) -> None:

@@ -26,7 +26,6 @@ PONG: Final = 0x8A
 MASKED: Final = 0x80
 SHORT_LENGTH: Final = 125
 LENGTH_16: Final = 126 | MASKED
-LENGTH_64: Final = 127 | MASKED
 
 INCOMPLETE: Final = -1
 UNUSUAL: Final = -2

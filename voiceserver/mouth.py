@@ -28,6 +28,7 @@ from voiceserver.events import (
 from voiceserver.history import History
 from voiceserver.phrases import gap
 from voiceserver.reply import Reason, Reply, ToolCall
+from voiceserver.sentences import spoken_pieces
 from workers.ipc.messages import Record, RequestKind, ResultKind
 
 FINISH_REASONS: dict[str, Reason] = {"length": "limited", "content_filter": "filtered"}
@@ -172,9 +173,10 @@ class Mouth:
             self.fail(*failure_of(record.payload), now_ms=now_ms)
 
     def _text(self, reply: Reply, text: str, now_ms: float) -> None:
-        text = gap(reply.last_text, text) + text
-        if reply.receive_text(text, now_ms):
-            self._events.append(ReplyText(turn=reply.turn, text=text))
+        for piece in spoken_pieces(text) if reply.speaks else [text]:
+            spaced = gap(reply.last_text, piece) + piece
+            if reply.receive_text(spaced, now_ms):
+                self._events.append(ReplyText(turn=reply.turn, text=spaced))
 
     def _audio(self, reply: Reply, sentence: int, pcm: bytes, now_ms: float) -> None:  # hot
         pcm = reply.receive_audio(sentence, pcm, now_ms)

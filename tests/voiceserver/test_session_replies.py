@@ -102,6 +102,29 @@ def test_a_barge_in_after_the_end_stops_what_is_still_being_played() -> None:
     assert bench.roles()[-1] == ("assistant", "One two")
 
 
+PAGE = " ".join(f"This is sentence number {number} of a very long answer." for number in range(120))
+
+
+def test_a_page_in_one_piece_is_spoken_in_sentences_and_each_once_after_a_replay() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer(PAGE, is_done=False)
+    bench.lose("reply")
+    bench.answer(PAGE, "Goodbye.")
+    texts = [event.text for event in bench.all(ev.ReplyText)]
+    assert "".join(texts) == f"{PAGE} Goodbye."
+    spoken = [payload.decode() for _, _, _, payload in bench.sent["tts"]]
+    assert " ".join(spoken) == f"{PAGE} Goodbye."
+    assert max(map(len, spoken)) <= 240
+
+
+def test_a_page_that_nobody_speaks_stays_as_it_came() -> None:
+    bench = Bench(speaks=False)
+    bench.converse("question")
+    bench.answer(PAGE)
+    assert bench.one(ev.ReplyText).text == PAGE
+
+
 def test_speech_after_everything_was_heard_interrupts_nothing() -> None:
     bench = speaking()
     bench.speak(2, 0)

@@ -39,8 +39,8 @@ from voiceserver.pool.chat_messages import (
 )
 from voiceserver.pool.dispatch import OnEvent, ignore_event
 from voiceserver.pool.http import HttpPool, RemoteFailure, Say
-from voiceserver.pool.sentences import SentenceCutter
 from voiceserver.pool.sse import EventTooLong, SseParser
+from voiceserver.sentences import SentenceCutter
 from workers import registry
 from workers.ipc.messages import ResultKind
 

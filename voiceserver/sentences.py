@@ -15,6 +15,7 @@ from typing import Final
 
 MAX_CHARS: Final = 240
 FIRST_CLAUSE_CHARS: Final = 32  # a first clause this long is worth saying on its own
+LONG_CHARS: Final = 1_000  # a text longer than this is more than one sentence, whatever its engine says
 
 _STOP: Final = re.compile(r"[.!?…。！？．｡\n,;:—，、；：]")
 _ENDINGS: Final = frozenset(".!?…")
@@ -35,6 +36,15 @@ _ENDING: Final = "jr sr inc ltd co corp bros etc usw bzw a.m p.m"
 _TITLES: Final = frozenset(_FOLLOWED.split())
 # The end of a sentence only when a capital letter follows.
 _SUFFIXES: Final = frozenset(_ENDING.split())
+
+
+def spoken_pieces(text: str) -> list[str]:
+    """``text`` of a reply engine as it is, or in sentences if it is long: nobody waits for a page to be spoken in one piece, and
+    a tts engine takes only so much."""
+    if len(text) <= LONG_CHARS:
+        return [text]
+    cutter = SentenceCutter()
+    return [*cutter.feed(text), *cutter.finish()]
 
 
 class SentenceCutter:

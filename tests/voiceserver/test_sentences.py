@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from voiceserver.pool.sentences import SentenceCutter
+from voiceserver.sentences import SentenceCutter
 
 
 def cut(text: str, size: int = 1, **limits: int) -> list[str]:

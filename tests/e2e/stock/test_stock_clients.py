@@ -297,12 +297,17 @@ def test_a_client_is_bridged_while_the_answer_is_late_and_hears_it_to_its_end_wh
 
 
 @pytest.mark.timeout(120)
-def test_the_published_schemas_take_every_event() -> None:
-    """Runs in the environment that has the packages what is skipped in this one."""
-    missing = CLIENTS[1].missing()
+@pytest.mark.parametrize(
+    ("path", "needs"),
+    [
+        ("tests/voiceserver/wire/test_openai_sdk.py", "openai-agents"),
+        ("tests/workers/engines/test_smart_turn_pipecat.py", "pipecat-ai"),
+    ],
+)
+def test_packages_judge_in_their_own_environment_what_is_skipped_in_this_one(path: str, needs: str) -> None:
+    missing = Client(path, needs).missing()
     if missing:
         pytest.skip(missing)
-    path = "tests/voiceserver/wire/test_openai_sdk.py"
     run = [str(PYTHON), "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
     done = subprocess.run(
         run,

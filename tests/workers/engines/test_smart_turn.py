@@ -210,17 +210,3 @@ def test_without_pipecat_the_message_says_what_to_do(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install pipecat-ai"):
         model_path("pipecat")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_probabilities_are_those_of_pipecats_own_class() -> None:
-    module = pytest.importorskip(
-        "pipecat.audio.turn.smart_turn.local_smart_turn_v3", reason="pipecat-ai is not installed"
-    )
-    theirs = module.LocalSmartTurnAnalyzerV3(sample_rate=RATE_HZ)
-    ours = TurnModel(model_path("pipecat"))
-    for name in recordings.names():
-        audio = recordings.recording(name).audio
-        for part in (audio, audio[: len(audio) // 2], np.concatenate((audio, SILENCE[:3200]))):
-            expected = theirs._predict_endpoint(part)["probability"]
-            assert ours.probability(part) == pytest.approx(expected, abs=1e-5), name

@@ -12,11 +12,14 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import re
 import select
 import socket
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 import typer
@@ -57,6 +60,7 @@ class Rush:
 
     def __init__(self, port: int, count: int, source: str, timeout_s: float) -> None:
         self.found = dict.fromkeys(OUTCOMES, 0)
+        self.broken_by: dict[str, int] = {}  # what happened, and how often
         self.answered_s: list[float] = []
         self._callers: dict[int, socket.socket] = {}
         self._heard: dict[int, bytes] = {}  # of those who have asked
@@ -80,7 +84,7 @@ class Rush:
         self._callers[caller.fileno()] = caller
         self._poll.register(caller, select.EPOLLOUT)
         if code not in (0, errno.EINPROGRESS):
-            self._end(caller.fileno(), "broken")
+            self._end(caller.fileno(), "broken", f"connect: {os.strerror(code)}")
 
     def _serve(self, fd: int, events: int) -> None:
         caller = self._callers[fd]
@@ -91,17 +95,20 @@ class Rush:
                 self._poll.modify(fd, select.EPOLLIN)
                 return
             data = caller.recv(65_536)
-        except OSError:
-            self._end(fd, "broken")
+        except OSError as error:
+            doing = f"heard {self._heard[fd][:40]!r}" if fd in self._heard else "asked"
+            self._end(fd, "broken", f"{doing}, then: {error.strerror}")
             return
         self._heard[fd] += data
         what = outcome(self._heard[fd])
         if what or not data:
-            self._end(fd, what or "broken")
+            self._end(fd, what or "broken", f"heard {self._heard[fd][:40]!r}")
 
-    def _end(self, fd: int, what: str) -> None:
+    def _end(self, fd: int, what: str, why: str) -> None:
         self._poll.unregister(fd)
         self.found[what] += 1
+        if what == "broken":
+            self.broken_by[why] = self.broken_by.get(why, 0) + 1
         self.answered_s.append(time.monotonic() - self._began_s)
         caller = self._callers.pop(fd)
         if what in ("in", "queued"):
@@ -115,7 +122,8 @@ def _call_in(port: int, count: int, source: str, timeout_s: float) -> None:
     raise_file_limit()
     sys.stdin.readline()
     rush = Rush(port, count, source, timeout_s)
-    print(json.dumps({"found": rush.found, "answered_s": rush.answered_s}), flush=True)
+    told = {"found": rush.found, "answered_s": rush.answered_s, "broken_by": rush.broken_by}
+    print(json.dumps(told), flush=True)
     sys.stdin.readline()
 
 
@@ -158,6 +166,7 @@ async def storm(connections: int, *, room: int = ROOM, timeout_s: float = TIMEOU
     return {
         "callers": connections,
         **{name: sum(part["found"][name] for part in told) for name in OUTCOMES},
+        **({"broken_by": why} if (why := _sum(part["broken_by"] for part in told)) else {}),
         "server_processes": processes,
         "is_well_after": status == 200,
         **{
@@ -166,6 +175,13 @@ async def storm(connections: int, *, room: int = ROOM, timeout_s: float = TIMEOU
             if answered_s
         },
     }
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 async def _line(caller: asyncio.subprocess.Process) -> bytes:

@@ -315,9 +315,9 @@ def show(title: str, rows: Sequence[Row]) -> None:
     ]  # fmt: skip
     note = (
         f"goodput: talkers times the part of their speech with a final within {IN_TIME_MS / 1000:g} s of its end; settled: s; "
-        "ms, p50/p99: partial from the start of speech, final from its end, told: first word from the call, refusal from the "
-        "request, decided: p99 of it inside the server; silent: s, over 2 s without result or signal; unsaid: ms of audio that "
-        "no book tells of; CPU: of the callers, of one core"
+        "ms, p50/p99: partial from the start of speech that began with a place, final from its end, told: first word from the "
+        "call, refusal from the request, decided: p99 of it inside the server; silent: s, over 2 s without result or signal; "
+        "unsaid: ms of audio that no book tells of; CPU: of the callers, of one core"
     )
     print_table(title, columns, cells, note)
 

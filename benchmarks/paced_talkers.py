@@ -294,16 +294,18 @@ class Talker(RawConnection):
         if turn in self._open and turn not in self._partials:
             self._partials.add(turn)
             due_ms = self._start_ms + self._utterance(self._open[turn]).start_ms
-            self._tally.note("first_partial", now_ms - due_ms)
+            if due_ms >= self._admitted_ms:
+                self._tally.note("first_partial", now_ms - due_ms)
 
     def _on_final(self, turn: int, now_ms: float) -> None:
         number = self._open.pop(turn, None)
         if number is None:
             return
         self._next_said = max(self._next_said, number + 1)
-        after_ms = now_ms - self._start_ms - self._utterance(number).end_ms
+        said = self._utterance(number)
+        after_ms = now_ms - self._start_ms - said.end_ms
         self._finals_ms[number] = after_ms
-        if after_ms >= 0:
+        if after_ms >= 0 and self._start_ms + said.start_ms >= self._admitted_ms:
             self._tally.note("final", after_ms)
 
 

@@ -23,6 +23,7 @@ from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
 from voiceserver.pool.lane import Lane, LaneState, LaneStream
 from voiceserver.pool.quarantine import Quarantine
+from voiceserver.pool.queue import PlaceQueue
 from workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
 from workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
 from workers.ipc.platform import Platform
@@ -80,7 +81,7 @@ class ChannelPool(ABC):
         trials = range(workers, workers + TRIAL_LANES)
         self.trial_lanes = [Lane(index, call_soon, clock_ns, is_trial=True) for index in trials]
         self._next_stream = CONTROL_STREAM + 1
-        self._wants_place: dict[int, StreamOwner] = {}
+        self._queue = PlaceQueue()
         self._is_offer_due = False
         self._is_stopping = False
         self._turnover_ms = DEFAULT_TURNOVER_MS
@@ -98,16 +99,18 @@ class ChannelPool(ABC):
         if left_ms:
             return Refusal("quarantined", left_ms, self.stage)
         trial_items = self.quarantine.trial_items(key, now_ms) if key else 0
+        if not trial_items and len(self._queue) and not self._queue.may_take(owner, self._free_places()):
+            return self._refuse(owner, is_on_trial=False)
         payload = self._taken_by_engine(params).to_bytes()
         for lane in self._candidates(trial_items > 0, now_ms):
             stream = self._next_stream
             if lane.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
                 self._next_stream += 1
                 opened = lane.streams[stream] = LaneStream(self, lane, stream, owner, key)
-                self._wants_place.pop(id(owner), None)
+                self._queue.forget(owner)
                 lane.ring_soon()
                 return opened
-        return self._refuse(owner, trial_items > 0)
+        return self._refuse(owner, is_on_trial=trial_items > 0)
 
     def _taken_by_engine(self, params: StreamParams) -> StreamParams:
         """Without the options that the engine does not name: a session wishes, and not every engine can."""
@@ -116,7 +119,7 @@ class ChannelPool(ABC):
 
     def forget(self, owner: StreamOwner) -> None:
         """``owner`` is leaving: no ``on_room`` for it any more."""
-        self._wants_place.pop(id(owner), None)
+        self._queue.forget(owner)
 
     def set_max_wait_ms(self, max_wait_ms: float) -> None:
         """Widen or narrow the batch window of the running workers; a later worker starts with the configured one."""
@@ -251,7 +254,7 @@ class ChannelPool(ABC):
                     self.drain(lane)
                 elif lane.is_trial:
                     self._retire_idle(lane, now_ms)
-        if self._wants_place:
+        if len(self._queue):
             self._offer_places()
 
     @abstractmethod
@@ -370,11 +373,11 @@ class ChannelPool(ABC):
             else:
                 self._offer_places_soon()
 
-    def _refuse(self, owner: StreamOwner, is_on_trial: bool) -> Refusal:
-        self._wants_place[id(owner)] = owner
+    def _refuse(self, owner: StreamOwner, *, is_on_trial: bool) -> Refusal:
+        self._queue.wait(owner)
         if not self.is_ready() or is_on_trial:
             return Refusal("no_worker", self._next_worker_ms(), self.stage)
-        retry_ms = max(RESPAWN_MS, min(MAX_RETRY_MS, self._turnover_ms * len(self._wants_place)))
+        retry_ms = max(RESPAWN_MS, min(MAX_RETRY_MS, self._turnover_ms * len(self._queue)))
         return Refusal("full", retry_ms, self.stage)
 
     def _next_worker_ms(self) -> float:
@@ -389,21 +392,23 @@ class ChannelPool(ABC):
         return sum(lane.max_streams - len(lane.streams) for lane in ready)
 
     def _offer_places_soon(self) -> None:
-        if self._wants_place and not self._is_offer_due:
+        if len(self._queue) and not self._is_offer_due:
             self._is_offer_due = True
             self._call_soon(self._offer_places)
 
     def _offer_places(self, *, to_all: bool = False) -> None:
         self._is_offer_due = False
-        free = self._free_places() if self.is_ready() else 0
-        is_for_all = to_all or free is None
-        count = len(self._wants_place) if is_for_all else min(free or 0, len(self._wants_place))
-        touched: dict[int, StreamOwner] = {}
-        for _ in range(count):
-            key = next(iter(self._wants_place))
-            owner = touched[key] = self._wants_place.pop(key)
-            self._call(owner.on_room, self.stage)
-        self._tick(touched)
+        left = len(self._queue)
+        while left:  # some may want none any more
+            free = self._free_places() if self.is_ready() else 0
+            called = self._queue.call(left if to_all or free is None else min(free, left))
+            if not called:
+                return
+            left -= len(called)
+            for owner in called.values():
+                self._call(owner.on_room, self.stage)
+            self._tick(called)
+            self._queue.done()
 
     def _offer_ring_room(self, lane: Lane, touched: dict[int, StreamOwner]) -> None:
         """Wake those that found the ring full, in their order, once there is room for more than a single record."""

@@ -23,6 +23,7 @@ from typing import Protocol
 from voiceserver.errors import Refusal
 from voiceserver.pool import PoolStats, Stream, StreamOwner, WorkerStats
 from voiceserver.pool.dispatch import OnEvent, ignore_event
+from voiceserver.pool.queue import PlaceQueue
 from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 Say = Callable[[ResultKind, bytes], None]
@@ -171,7 +172,7 @@ class HttpPool:
         self._requests: set[_Request] = set()  # on the way
         self._ready: list[tuple[HttpStream, Record]] = []
         self._is_flush_due = False
-        self._wants_place: dict[int, StreamOwner] = {}
+        self._queue = PlaceQueue()
         self._wants_room: dict[int, HttpStream] = {}
         self._is_offer_due = False
         self._next_stream = 1
@@ -206,12 +207,13 @@ class HttpPool:
         """See ``voiceserver.pool.Pool``. A remote side that is down is no reason to refuse: its answer says so at once."""
         if self._loop is None or self._is_stopping:
             return Refusal("no_worker", DEFAULT_TURNOVER_MS, self.stage)
-        if len(self._requests) >= self._max_concurrency:
-            self._wants_place[id(owner)] = owner
-            waiting = len(self._wants_place) + len(self._wants_room)
+        free = max(self._max_concurrency - len(self._requests) - len(self._wants_room), 0)
+        if len(self._requests) >= self._max_concurrency or not self._queue.may_take(owner, free):
+            self._queue.wait(owner)
+            waiting = len(self._queue) + len(self._wants_room)
             retry_ms = self._turnover_ms * waiting / self._max_concurrency
             return Refusal("full", max(MIN_RETRY_MS, retry_ms), self.stage)
-        self._wants_place.pop(id(owner), None)
+        self._queue.forget(owner)
         stream = HttpStream(self, self._next_stream, owner)
         self._next_stream += 1
         self._streams.add(stream)
@@ -221,7 +223,7 @@ class HttpPool:
 
     def forget(self, owner: StreamOwner) -> None:
         """``owner`` is leaving: no ``on_room`` for it any more."""
-        self._wants_place.pop(id(owner), None)
+        self._queue.forget(owner)
 
     def is_ready(self) -> bool:
         """Started, and the other side was reached at the last attempt."""
@@ -373,24 +375,24 @@ class HttpPool:
             self._call(owner.on_tick)
 
     def _offer_soon(self) -> None:
-        if (self._wants_place or self._wants_room) and not self._is_offer_due and self._loop is not None:
+        if (len(self._queue) or self._wants_room) and not self._is_offer_due and self._loop is not None:
             self._is_offer_due = True
             self._loop.call_soon(self._offer)
 
     def _offer(self) -> None:
         """Call back whoever was told full, one at a time, as long as there is room."""
         self._is_offer_due = False
-        left = len(self._wants_room) + len(self._wants_place)
+        left = len(self._wants_room) + len(self._queue)
         while left and len(self._requests) < self._max_concurrency and not self._is_stopping:
             left -= 1
             if self._wants_room:
-                owner = self._wants_room.pop(next(iter(self._wants_room))).owner
-            elif self._wants_place:
-                owner = self._wants_place.pop(next(iter(self._wants_place)))
+                owners = [self._wants_room.pop(next(iter(self._wants_room))).owner]
             else:
-                return
-            self._call(partial(owner.on_room, self.stage))
-            self._call(owner.on_tick)
+                owners = list(self._queue.call(1).values())
+            for owner in owners:
+                self._call(partial(owner.on_room, self.stage))
+                self._call(owner.on_tick)
+            self._queue.done()
 
     def _call(self, callback: Callable[[], object]) -> None:
         try:

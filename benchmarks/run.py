@@ -21,9 +21,9 @@ from benchmarks.report import RESULTS, print_table, store
 from benchmarks.report_tables import render
 from clients.command import complain
 
-# About 52 + 147 + 53 + 45 + 98 + 231 + 81 + 152 s on two cores, and 35 s for the soak.
+# About 33 + 148 + 53 + 44 + 98 + 249 + 81 + 149 s on two cores, and 35 s for the soak.
 PLAN: Final[dict[str, Sequence[str]]] = {
-    "ring": ("--seconds=0.3", "--rounds=3"),
+    "ring": ("--seconds=0.2", "--rounds=3"),
     "connection": (),
     "batching": (),
     "turn": ("--turns=12",),

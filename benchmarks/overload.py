@@ -1,9 +1,9 @@
 """What happens when more people talk than the server can carry? Ours, and the usual design, in the same run; four minutes.
 
-``python -m benchmarks.overload [--quick]``. First a server without a limit gets more and more talkers until words come late: the
-most that it serves in time is the measured capacity. Then a server that learns its limit has 20 s to learn it from so many, and
-gets 0.5, 1, 1.4, 2 (as a step from 1) and 10 times that, and 10 times at once. The usual design (``benchmarks.naive_server``) gets the same callers and the same
-engines in as many processes.
+``python -m benchmarks.overload [--quick]``. First a server without a limit gets more and more talkers until words come late:
+the most that it serves in time is the measured capacity. Then a server that learns its limit has 20 s to learn it from so
+many, and gets 0.5, 1, 1.4, 2 (as a step from 1) and 10 times that, and 10 times at once. The usual design
+(``benchmarks.naive_server``) gets the same callers and the same engines in as many processes.
 
 Goodput is counted in talkers: those who have a place, times the part of their speech whose final transcript came within 2 s of
 its end. Peak goodput is the best of all rows. The callers run on the same cores as the server; what they take is in the table.

@@ -73,10 +73,9 @@ def _check_voice(voice: str, voices: frozenset[str]) -> None:
 
 
 def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:
-    utterance = conversation.end_turn(session, "commit", now_ms)
+    utterance = conversation.end_turn(session, "commit", now_ms, creates_reply=event.creates_reply)
     if utterance is None:
         raise ProtocolError("input_empty", "there is no audio to commit")
-    utterance.creates_reply = event.creates_reply
 
 
 def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
@@ -103,10 +102,18 @@ def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
 
 
 def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
-    if "reply" not in session.settings.stages or session.settings.hears_with == "reply":
+    hears = session.settings.hears_with == "reply"
+    if "reply" not in session.settings.stages or (
+        hears and (event.is_out_of_band or event.items is not None)
+    ):
         raise ProtocolError("reply_unavailable", "this server has no reply engine that takes text")
     if session.reply is not None and not event.is_out_of_band:
         raise ProtocolError("reply_active", f"the reply of turn {session.reply.turn} is still in progress")
+    if hears:
+        if not conversation.answer_held(session, event, now_ms):
+            message = "this server's reply engine answers what was said, and no turn waits for an answer"
+            raise ProtocolError("input_empty", message)
+        return
     if session.queue is not None and len(session.queue) >= REPLY_QUEUE:
         raise ProtocolError("reply_queue_full", f"at most {REPLY_QUEUE} replies can wait")
     session.enqueue_reply(event)

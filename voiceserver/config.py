@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from voiceserver.errors import ConfigError
+from voiceserver.events import MAX_TURN_MS, TurnDetection, range_of
 
 Value = str | int | float | bool
 
@@ -60,6 +61,9 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_silence_ms: int = 0  # granted where it hears that the caller is not; 0: silence_duration_ms
     min_speech_ms: int = 64
     max_turn_ms: int = 30_000
+    max_manual_turn_ms: int = (
+        MAX_TURN_MS  # where the client ends turns by hand: one that lasts longer is ended for it
+    )
     history_items: int = 200
     resume_window_ms: int = 60_000
     reply_timeout_ms: int = 10_000  # a reply that has not begun by then is announced as failed
@@ -341,11 +345,11 @@ def _parse_value(text: str) -> object:
 
 
 def _between(low: float, high: float) -> Callable[[Any], str]:
-    return lambda value: "" if low <= value <= high else f"must be from {low:g} to {high:g}"
+    return lambda value: "" if low <= value <= high else f"must be from {low} to {high}"
 
 
 def _at_least(low: float) -> Callable[[Any], str]:
-    return lambda value: "" if value >= low else f"must be at least {low:g}"
+    return lambda value: "" if value >= low else f"must be at least {low}"
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:
@@ -356,6 +360,15 @@ def _power_of_two(value: Any) -> str:
     return "" if value > 0 and value & (value - 1) == 0 else "must be a power of two"
 
 
+_DETECTION: Final = (
+    "threshold",
+    "prefix_padding_ms",
+    "silence_duration_ms",
+    "min_speech_ms",
+    "max_turn_ms",
+    "max_silence_ms",
+    "min_silence_ms",
+)
 _RULES: Final[Mapping[str, Callable[[Any], str]]] = {
     "server.port": _between(0, 65_535),
     "server.processes": _at_least(1),
@@ -368,7 +381,8 @@ _RULES: Final[Mapping[str, Callable[[Any], str]]] = {
     "server.log_level": _one_of("debug", "info", "warning", "error"),
     "server.log_format": _one_of("auto", "console", "json"),
     "session.output_rate_hz": _between(8_000, 48_000),
-    "session.threshold": _between(0, 1),
+    **{f"session.{name}": _between(*range_of(TurnDetection, name)) for name in _DETECTION},
+    "session.max_manual_turn_ms": _between(1_000, 3_600_000),
     "session.filler_after_ms": _at_least(1),
     "auth.token_ttl_ms": _between(1, 7_200_000),
     "backpressure.busy_repeat_ms": _at_least(1),

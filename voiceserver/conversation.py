@@ -42,6 +42,7 @@ def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: floa
     if session.transcripts is None:
         session.transcripts = Transcripts(session.outgoing)
     session.transcripts.is_silent = not session.options.transcribes
+    drop_held(session)
     session.transcripts.begin(session.turn)
     ahead.drop(session)
     session.guesses = 0
@@ -51,11 +52,15 @@ def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: floa
 
 
 def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> bool:  # hot
-    """Nothing detects turns: all audio belongs to a turn that the client will end. True: it begins here."""
+    """Nothing detects turns: all audio belongs to a turn that the client will end. True: it begins or ends here."""
     begins = not ear.capturing_turn and session.settings.can_hear
     if begins:
         begin_turn(session, ear, ear.ms(ear.outbox.consumed_seq), ear.ms(ear.received_seq), now_ms)
+        ear.ends_seq = ear.received_seq + ear.samples(session.settings.max_manual_turn_ms)
     ear.pass_through()
+    if ear.received_seq >= ear.ends_seq and ear.capturing_turn:
+        end_turn(session, "max_turn", now_ms)
+        return True
     return begins
 
 
@@ -105,28 +110,39 @@ def start_speech(session: SessionState, ear: Ear, start: Start, now_ms: float) -
     session.outgoing.insert(slot, started)
 
 
-def end_turn(session: SessionState, reason: Literal["commit", "close"], now_ms: float) -> Utterance | None:
-    """End the caller's turn here. None if there is none."""
+def end_turn(
+    session: SessionState,
+    reason: Literal["commit", "close", "max_turn"],
+    now_ms: float,
+    *,
+    creates_reply: bool | None = None,
+) -> Utterance | None:
+    """End the caller's turn here. None if there is none. ``creates_reply``: other than the turn detection has it."""
     ear = session.ear
     if ear is None or not ear.capturing_turn:
         return None
     clock_ms = ear.ms(ear.outbox.consumed_seq)
     stop = ear.detector.stop_now(reason) if ear.detector is not None else None
-    return end_speech(
-        session, ear, Stop(stop.at_ms if stop is not None else clock_ms, clock_ms, reason), now_ms
-    )
+    at_ms = stop.at_ms if stop is not None else clock_ms
+    return end_speech(session, ear, Stop(at_ms, clock_ms, reason), now_ms, creates_reply=creates_reply)
 
 
-def end_speech(session: SessionState, ear: Ear, stop: Stop, now_ms: float) -> Utterance | None:
+def end_speech(
+    session: SessionState, ear: Ear, stop: Stop, now_ms: float, *, creates_reply: bool | None = None
+) -> Utterance | None:
     transcripts, detection = session.transcripts, session.options.turn_detection
     assert transcripts is not None
-    turn = ear.end(stop.decided_ms, now_ms)
+    if creates_reply is None:
+        creates_reply = detection is not None and detection.creates_reply
+    hears_itself = session.settings.can_hear and session.settings.hears_with == "reply"
+    is_held = hears_itself and session.options.replies and not creates_reply and stop.reason != "close"
+    turn = ear.end(stop.decided_ms, now_ms, is_held=is_held)
     utterance = transcripts.latest
     utterance.decided_ms = now_ms
     utterance.end_of_speech_ms = round(stop.at_ms, 1)
     utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms, 1)
-    utterance.creates_reply = detection is not None and detection.creates_reply
-    if ear.detector is not None:
+    utterance.creates_reply = creates_reply
+    if ear.detector is not None or stop.reason == "max_turn":
         session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
     session.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
     if session.interrupted is not None and session.interrupted.by_turn == turn:
@@ -135,14 +151,44 @@ def end_speech(session: SessionState, ear: Ear, stop: Stop, now_ms: float) -> Ut
     if not session.settings.can_hear:  # listeners: nobody transcribes
         ear.capture.commit_turn(turn)
         transcripts.forget(turn)
-    elif session.settings.hears_with == "reply":
-        if utterance.creates_reply and session.options.replies:
-            start_reply(session, ev.ReplyCreate(), now_ms, utterance)
-        else:  # nobody wants the answer that the engine would give
-            ear.capture.commit_turn(turn)
-            transcripts.forget(turn)
-            session.the_lanes.reset("reply")
+    elif is_held:  # the engine answers at the mark of the end, so that is kept back until the client asks
+        transcripts.held_turn = turn
+        utterance.decided_ms = None
+    elif hears_itself and creates_reply and session.options.replies:
+        start_reply(session, ev.ReplyCreate(), now_ms, utterance)
+    elif hears_itself:
+        _drop_turn(session, turn)
     return utterance
+
+
+def answer_held(session: SessionState, create: ev.ReplyCreate, now_ms: float) -> bool:
+    """Have the reply engine that hears for itself answer the turn that waits for it. False: there is none."""
+    ear, transcripts = session.ear, session.transcripts
+    if ear is None or transcripts is None or not transcripts.held_turn:
+        return False
+    utterance = transcripts.find(transcripts.held_turn)
+    transcripts.held_turn = 0
+    assert utterance is not None
+    ear.release(utterance.turn, now_ms)
+    start_reply(session, create, now_ms, utterance)
+    return True
+
+
+def drop_held(session: SessionState) -> None:
+    """The client did not ask for an answer to what was said, and now it is too late."""
+    transcripts = session.transcripts
+    if transcripts is not None and transcripts.held_turn:
+        turn, transcripts.held_turn = transcripts.held_turn, 0
+        _drop_turn(session, turn)
+
+
+def _drop_turn(session: SessionState, turn: int) -> None:
+    """Nobody wants the answer that the engine would give."""
+    assert session.ear is not None
+    assert session.transcripts is not None
+    session.ear.capture.commit_turn(turn)
+    session.transcripts.forget(turn)
+    session.the_lanes.reset("reply")
 
 
 def give_up_transcripts(session: SessionState, now_ms: float) -> None:

@@ -37,6 +37,7 @@ class Ear:
         "_turn",
         "capture",
         "detector",
+        "ends_seq",
         "half",
         "is_held_back",
         "is_paused",
@@ -70,6 +71,7 @@ class Ear:
         self.received_seq = start_seq
         self._captured_seq = start_seq
         self._turn = 0
+        self.ends_seq = 0  # where a turn is ended that the client does not end
         self.is_paused = False  # between a pause and what comes of it
         self.detector: TurnDetector | None = None
         self._keep = 0
@@ -173,10 +175,10 @@ class Ear:
         self.is_paused = False
         self._capture_until(min(self.samples(decided_ms), self.outbox.consumed_seq), now_ms)
 
-    def end(self, until_ms: float, now_ms: float) -> int:
+    def end(self, until_ms: float, now_ms: float, *, is_held: bool = False) -> int:
         """The turn ends at ``until_ms``: hand its last audio over and mark its end. Returns its turn.
 
-        The silence after a pause is not handed over: nobody spoke in it.
+        The silence after a pause is not handed over: nobody spoke in it. is_held: ``release`` will mark the end.
         """
         turn = self._turn
         until_seq = min(self.samples(until_ms), self.outbox.consumed_seq)
@@ -184,9 +186,14 @@ class Ear:
             self._captured_seq = max(self._captured_seq, until_seq)
         self._capture_until(until_seq)
         self.is_paused = False
-        self.capture.append(RequestKind.FLUSH, turn, self._captured_seq, b"", 0, now_ms)
+        if not is_held:
+            self.release(turn, now_ms)
         self._turn = 0
         return turn
+
+    def release(self, turn: int, now_ms: float) -> None:
+        """Mark the end of ``turn``, the latest: an answer to it is wanted."""
+        self.capture.append(RequestKind.FLUSH, turn, self._captured_seq, b"", 0, now_ms)
 
     def clear(self) -> None:
         """Forget the turn being captured."""

@@ -8,11 +8,18 @@ and what was answered; it only grows. ``item_id`` names are the codec's affair: 
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, get_args, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 Json = msgspec.Raw
+MAX_TURN_MS: Final = 600_000  # what is said is kept until it is answered, so a turn has an end
+Padding = Annotated[int, Meta(ge=0, le=5_000)]
+Silence = Annotated[int, Meta(ge=0, le=60_000)]
+Language = Annotated[str, Meta(max_length=64)]
+Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -23,20 +30,30 @@ class _Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
 
 
 class TurnDetection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the end of a turn is found. ``None`` in place of this object means: by hand (``InputCommit``)."""
+    """How the end of a turn is found. ``None`` in place of this object means: by hand (``InputCommit``). What comes from outside
+    (a client, the configuration) is held to these ranges; ``range_of`` tells them."""
 
-    threshold: float = 0.5
-    prefix_padding_ms: int = 300
-    silence_duration_ms: int = 500
-    min_speech_ms: int = 64
-    max_turn_ms: int = 30_000
+    threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    prefix_padding_ms: Padding = 300
+    silence_duration_ms: Silence = 500
+    min_speech_ms: Padding = 64
+    max_turn_ms: Annotated[int, Meta(ge=100, le=MAX_TURN_MS)] = 30_000
     creates_reply: bool = True
     interrupts_reply: bool = True
-    idle_timeout_ms: int | None = None
+    idle_timeout_ms: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None
     # Where the vad engine judges turns: how long a turn that sounds unfinished may stay open (None: no longer than
     # usual), and how soon one that sounds finished may end.
-    max_silence_ms: int | None = None
-    min_silence_ms: int = 250
+    max_silence_ms: Silence | None = None
+    min_silence_ms: Silence = 250
+
+
+def range_of(kind: type[msgspec.Struct], name: str) -> tuple[float, float]:
+    """The least and the greatest value that a field takes from outside. Raises KeyError for one that has no range."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    for one in (hint, *get_args(hint)):
+        for meta in getattr(one, "__metadata__", ()):
+            return meta.ge, meta.le
+    raise KeyError(name)
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -66,16 +83,16 @@ class SessionUpdate(_Event, frozen=True, tag="session.update"):
 
     turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
     instructions: str | msgspec.UnsetType = msgspec.UNSET
-    voice: str | msgspec.UnsetType = msgspec.UNSET
-    language: str | msgspec.UnsetType = msgspec.UNSET
-    speed: float | msgspec.UnsetType = msgspec.UNSET
+    voice: Annotated[str, Meta(max_length=256)] | msgspec.UnsetType = msgspec.UNSET
+    language: Language | msgspec.UnsetType = msgspec.UNSET
+    speed: Annotated[float, Meta(ge=0.25, le=4)] | msgspec.UnsetType = msgspec.UNSET
     speaks: bool | msgspec.UnsetType = msgspec.UNSET  # False: text replies only
     transcribes: bool | msgspec.UnsetType = msgspec.UNSET
     replies: bool | msgspec.UnsetType = msgspec.UNSET  # False: a transcription-only session
     tools: tuple[Tool, ...] | msgspec.UnsetType = msgspec.UNSET
     tool_choice: str | msgspec.UnsetType = msgspec.UNSET
-    max_output_tokens: int | msgspec.UnsetType | None = msgspec.UNSET
-    temperature: float | msgspec.UnsetType | None = msgspec.UNSET
+    max_output_tokens: Tokens | msgspec.UnsetType | None = msgspec.UNSET
+    temperature: Temperature | msgspec.UnsetType | None = msgspec.UNSET
     audible_busy: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -115,8 +132,8 @@ class ReplyCreate(_Event, frozen=True, tag="reply.create"):
     speaks: bool | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: str | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Temperature | None = None
     is_out_of_band: bool = False
     items: tuple[HistoryItem, ...] | None = None
 
@@ -130,7 +147,7 @@ class ReplyPlayed(_Event, frozen=True, tag="reply.played"):
     history there."""
 
     turn: int
-    played_ms: float
+    played_ms: Annotated[float, Meta(ge=0)]
     is_final: bool = False
 
 

@@ -105,6 +105,7 @@ class Session(SessionState):
 
     def _close_when_done(self, now_ms: float) -> None:
         ear = self.ear
+        conversation.drop_held(self)
         if now_ms < self.close_by_ms and self.place is None:  # who waits for a place is kept no longer
             if ear is not None and ear.capturing_turn:
                 if now_ms < self.hear_until_ms or (self.hear_until_ms == -math.inf and ear.outbox.backlog):

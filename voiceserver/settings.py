@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from voiceserver.config import BackpressureConfig, Config, SessionConfig
-from voiceserver.events import Tool, TurnDetection
+from voiceserver.events import MAX_TURN_MS, Tool, TurnDetection
 from voiceserver.filler import Fillers
 
 FILLER_RATES_HZ = (24_000, 8_000)  # of the Realtime wire, and of telephones
@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True):
     backchannels: frozenset[str] = frozenset()
     preemptive: bool = False
     fillers: Fillers | None = None
+    max_manual_turn_ms: float = MAX_TURN_MS
     check_laws: bool = False
 
     @property
@@ -107,6 +108,7 @@ class Settings(msgspec.Struct, frozen=True):
             backchannels=frozenset(filter(None, map(words_of, session.backchannels.split(",")))),
             preemptive=session.preemptive,
             fillers=_fillers(session),
+            max_manual_turn_ms=session.max_manual_turn_ms,
             check_laws=config.server.check_laws,
         )
 

@@ -33,13 +33,16 @@ class Utterance:
 
 
 class Transcripts:
-    __slots__ = ("_events", "_waiting", "is_silent", "skips_partials")
+    __slots__ = ("_events", "_waiting", "held_turn", "is_silent", "skips_partials")
 
     def __init__(self, events: list[ServerEvent]) -> None:
         self._events = events
         self._waiting: deque[Utterance] = deque()
         self.is_silent = False  # the client asked for no transcripts
         self.skips_partials = False  # the server is degraded
+        self.held_turn = (
+            0  # one that has ended, and is answered if the client asks (speech to speech); 0: none
+        )
 
     def __bool__(self) -> bool:
         return bool(self._waiting)

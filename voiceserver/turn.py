@@ -166,7 +166,7 @@ class TurnDetector:
         self._run_ms = 0.0
         return Stop(at_ms, self.clock_ms, reason)
 
-    def stop_now(self, reason: Literal["commit", "close"]) -> Stop | None:
+    def stop_now(self, reason: Literal["commit", "close", "max_turn"]) -> Stop | None:
         """End the caller's turn here. None if nobody is speaking."""
         return self._stop(self._last_speech_ms, reason) if self.is_speaking else None
 

@@ -257,6 +257,41 @@ def test_by_hand_everything_is_captured_until_the_commit() -> None:
     assert bench.one(ev.ReplyStarted).turn == 1
 
 
+def test_a_turn_that_the_client_never_ends_is_ended_for_it_and_nothing_is_lost() -> None:
+    bench = Bench(settings_of(max_manual_turn_ms=640.0), turn_detection=None)
+    bench.vad_answers = False
+    bench.hear(960, 0.0)
+    assert bench.one(ev.SpeechStopped).reason == "max_turn"
+    assert bench.one(ev.InputCommitted).turn == 1
+    bench.transcribe("so far", turn=1)
+    assert bench.one(ev.TranscriptFinal).text == "so far"
+    assert bench.all(ev.ReplyStarted) == []
+    bench.do(ev.InputCommit())
+    heard = {
+        turn: sum(len(payload) for _, one, _, payload in bench.sent["stt"] if one == turn) for turn in (1, 2)
+    }
+    assert sum(heard.values()) == 960 * RATE_HZ // 1000 * 2
+    assert heard[1] >= 640 * RATE_HZ // 1000 * 2
+    kept = bench.session.ear
+    assert kept is not None
+    assert kept.capture.kept_bytes == heard[2]
+
+
+def test_what_is_kept_of_a_turn_without_end_is_bounded() -> None:
+    bench = Bench(settings_of(max_manual_turn_ms=320.0), turn_detection=None)
+    bench.vad_answers = False
+    most = 0
+    for _ in range(20):
+        bench.hear(320, 0.0)
+        for record in [one for one in bench.sent["stt"] if one[0] == RequestKind.FLUSH]:
+            bench.result("stt", ResultKind.FINAL, record[1], record[2], "word")
+        assert bench.session.ear is not None
+        most = max(most, bench.session.ear.capture.kept_bytes + bench.session.ear.outbox.kept_bytes)
+    assert most <= 2 * 352 * RATE_HZ // 1000 * 2
+    books = bench.session.accounting()
+    assert books.consumed_ms == books.received_ms == 6_400.0
+
+
 def test_a_commit_of_nothing_is_an_error() -> None:
     bench = by_hand()
     with pytest.raises(ProtocolError) as caught:

@@ -719,6 +719,69 @@ def test_a_speech_to_speech_reply_that_never_comes_is_given_up() -> None:
     assert bench.all(ev.ServerBusy) == []
 
 
+def test_a_speech_to_speech_turn_that_is_ended_by_hand_is_answered() -> None:
+    bench = speech_to_speech()
+    bench.do(ev.SessionUpdate(turn_detection=None))
+    bench.say(320)
+    bench.do(ev.InputCommit())
+    assert bench.one(ev.ReplyStarted).turn == 1
+    assert bench.sent["reply"][-1][0] == RequestKind.FLUSH
+    last = bench.sent["reply"][-1]
+    bench.result("reply", ResultKind.AUDIO, 1, last[2], bytes(OUT_HZ // 10 * 2))
+    bench.result("reply", ResultKind.DONE, 1, last[2])
+    assert bench.one(ev.ReplyDone).reason == "completed"
+
+
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_speech_to_speech_turn_waits_for_a_client_that_asks_for_the_answer_itself(*, detects: bool) -> None:
+    bench = speech_to_speech()
+    bench.do(ev.SessionUpdate(turn_detection=ev.TurnDetection(creates_reply=False) if detects else None))
+    bench.say(320)
+    if detects:
+        bench.pause()
+    else:
+        bench.do(ev.InputCommit(creates_reply=False))
+    assert bench.one(ev.InputCommitted).turn == 1
+    sent = bench.sent["reply"][-1]
+    bench.result("reply", ResultKind.CONSUMED, sent[1], sent[2])
+    assert all(kind == RequestKind.DATA for kind, *_ in bench.sent["reply"])
+    bench.take()
+    bench.pass_time(20_000)
+    assert bench.names() == []
+    bench.do(ev.ReplyCreate(key="k"))
+    assert bench.one(ev.ReplyStarted) == ev.ReplyStarted(turn=1, key="k")
+    assert bench.sent["reply"][-1][0] == RequestKind.FLUSH
+    bench.result("reply", ResultKind.AUDIO, 1, sent[2], bytes(OUT_HZ // 10 * 2))
+    bench.result("reply", ResultKind.DONE, 1, sent[2])
+    assert bench.one(ev.ReplyDone).reason == "completed"
+    with pytest.raises(ProtocolError) as caught:
+        bench.do(ev.ReplyCreate())
+    assert caught.value.code == "input_empty"
+    assert bench.session.stages_wanted() == []
+
+
+@pytest.mark.parametrize("end", ["speech", "close", "drain"])
+def test_a_speech_to_speech_turn_that_nobody_asks_about_is_forgotten(end: str) -> None:
+    bench = speech_to_speech()
+    bench.do(ev.SessionUpdate(turn_detection=None))
+    bench.say(320)
+    bench.do(ev.InputCommit(creates_reply=False))
+    if end == "speech":
+        bench.say(320)
+        bench.do(ev.InputCommit())
+        assert bench.one(ev.ReplyStarted).turn == 2
+        assert [turn for kind, turn, *_ in bench.sent["reply"] if kind == RequestKind.FLUSH] == [2]
+        return
+    if end == "close":
+        bench.do(ev.SessionClose())
+    else:
+        bench.session.drain(5_000, bench.now_ms)
+        bench.pump()
+    assert bench.names()[-1] == "session.closing"
+    books = bench.session.accounting()
+    assert books.received_ms == books.consumed_ms + books.discarded_ms
+
+
 def test_a_listener_of_a_speech_to_speech_engine_is_not_answered() -> None:
     bench = speech_to_speech()
     bench.do(ev.SessionUpdate(replies=False))

@@ -54,6 +54,32 @@ def test_half_a_sample_is_an_error_that_keeps_the_connection() -> None:
             "turn_detection.thresold",
             "unknown field",
         ),
+        *(
+            (
+                f'{{"type": "session.update", "turn_detection": {{"{name}": {value}}}}}'.encode(),
+                "invalid_field",
+                f"turn_detection.{name}",
+                words,
+            )
+            for name, value, words in (
+                ("threshold", "1.5", "<= 1"),
+                ("threshold", "-0.1", ">= 0"),
+                ("prefix_padding_ms", "5001", "<= 5000"),
+                ("silence_duration_ms", "-1", ">= 0"),
+                ("silence_duration_ms", "60001", "<= 60000"),
+                ("min_speech_ms", "-1", ">= 0"),
+                ("max_turn_ms", "99", ">= 100"),
+                ("max_turn_ms", "600001", "<= 600000"),
+                ("idle_timeout_ms", "0", ">= 100"),
+                ("max_silence_ms", "-4", ">= 0"),
+                ("min_silence_ms", "60001", "<= 60000"),
+            )
+        ),
+        (b'{"type": "session.update", "speed": 0.1}', "invalid_field", "speed", ">= 0.25"),
+        (b'{"type": "session.update", "temperature": 3}', "invalid_field", "temperature", "<= 2"),
+        (b'{"type": "reply.create", "max_output_tokens": 0}', "invalid_field", "max_output_tokens", ">= 1"),
+        (b'{"type": "session.update", "language": "%s"}' % (b"x" * 65), "invalid_field", "language", "<= 64"),
+        (b'{"type": "reply.played", "turn": 1, "played_ms": -1}', "invalid_field", "played_ms", ">= 0"),
         (b'{"type": "reply.played"}', "missing_field", "turn", "turn"),
         (b'{"type": ' + b"[" * 100_000, "invalid_json", None, "deep"),
         (

@@ -58,6 +58,16 @@ def session_param(**session: Any) -> dict[str, Any]:
             "response.conversation",
         ),
         (session_param(instructions=5), "invalid_type", "session.instructions"),
+        (
+            session_param(audio={"input": {"turn_detection": {"prefix_padding_ms": 1_000_000_000}}}),
+            "integer_above_max_value",
+            "session.audio.input.turn_detection.prefix_padding_ms",
+        ),
+        (
+            session_param(audio={"input": {"turn_detection": {"silence_duration_ms": 60_001}}}),
+            "integer_above_max_value",
+            "session.audio.input.turn_detection.silence_duration_ms",
+        ),
         (session_param(max_output_tokens=0), "integer_below_min_value", "session.max_output_tokens"),
         (session_param(output_modalities=["smell"]), "invalid_value", "session.output_modalities[]"),
         (session_param(output_modalities=[]), "invalid_value", "session.output_modalities"),

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
+from voiceserver.events import Language, Padding, Silence
 from voiceserver.wire.openai.errors import field_error
 
 Raw = msgspec.Raw
@@ -34,7 +35,7 @@ class FormatBody(msgspec.Struct, frozen=True):
 
 class TranscriptionBody(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str | None = None
-    language: str | None = None
+    language: Language | None = None
     prompt: str | None = None
 
 
@@ -43,8 +44,8 @@ class TurnDetectionBody(msgspec.Struct, frozen=True):
 
     type: Literal["server_vad", "semantic_vad"] = "server_vad"
     threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
-    prefix_padding_ms: Positive | None = None
-    silence_duration_ms: Positive | None = None
+    prefix_padding_ms: Padding | None = None
+    silence_duration_ms: Silence | None = None
     idle_timeout_ms: Annotated[int, msgspec.Meta(ge=5_000, le=30_000)] | None = None
     create_response: bool | None = None
     interrupt_response: bool | None = None

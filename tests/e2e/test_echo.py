@@ -10,7 +10,16 @@ import pytest
 from clients.voice import VoiceClient
 from tests import recordings
 from tests.e2e.serving import serving
-from voiceserver.events import ReplyAudio, ReplyDone, SpeechStopped, TranscriptFinal
+from voiceserver.events import (
+    InputCommit,
+    InputCommitted,
+    ReplyAudio,
+    ReplyCreate,
+    ReplyDone,
+    SessionUpdate,
+    SpeechStopped,
+    TranscriptFinal,
+)
 
 ECHO = (
     "stages.vad.engine=silero",
@@ -51,3 +60,27 @@ async def test_the_caller_hears_itself(engine: str) -> None:
     loud = np.flatnonzero(loudness > loudness.max() // 2)
     assert at // 2 < loud[0]
     assert at // 2 + len(reply) // 2 > loud[-1]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_turn_that_the_caller_ends_by_hand_comes_back_whole(*, asks: bool) -> None:
+    sent = np.random.default_rng(1).integers(-9_000, 9_000, 16_000, "<i2").tobytes()
+    reply = bytearray()
+    with serving(*ECHO, "stages.reply.engine=echo") as server:
+        async with (
+            asyncio.timeout(60),
+            VoiceClient.connect(f"{server.url}?reply_rate=16000", rate_hz=16_000) as client,
+        ):
+            await client.send(SessionUpdate(turn_detection=None))
+            await client.send_audio(sent)
+            await client.send(InputCommit(creates_reply=not asks))
+            async for event in client.events():
+                if isinstance(event, ReplyAudio):
+                    reply += event.pcm
+                elif isinstance(event, InputCommitted) and asks:
+                    await client.send(ReplyCreate())
+                elif isinstance(event, ReplyDone):
+                    assert event.reason == "completed"
+                    break
+    assert bytes(reply) == sent

@@ -52,6 +52,10 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
         raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
     if changes.get("voice"):
         _check_voice(changes["voice"], session.facts.voices)
+    detection = changes.get("turn_detection")
+    if detection is not None:
+        base = session.options.turn_detection or settings.options.turn_detection or ev.TurnDetection()
+        changes["turn_detection"] = detection.upon(base)
     ear = session.ear
     if "turn_detection" in changes and ear is not None:
         if ear.capturing_turn and (changes["turn_detection"] is None) != (ear.detector is None):

@@ -11,12 +11,15 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 Json = msgspec.Raw
 MAX_TURN_MS: Final = 600_000  # what is said is kept until it is answered, so a turn has an end
+Threshold = Annotated[float, Meta(ge=0, le=1)]
 Padding = Annotated[int, Meta(ge=0, le=5_000)]
 Silence = Annotated[int, Meta(ge=0, le=60_000)]
+TurnLength = Annotated[int, Meta(ge=100, le=MAX_TURN_MS)]
+IdleTimeout = Annotated[int, Meta(ge=100, le=3_600_000)]
 Language = Annotated[str, Meta(max_length=64)]
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -29,18 +32,39 @@ class _Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
 # ---------------------------------------------------------------------------------------------------- input events
 
 
-class TurnDetection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the end of a turn is found. ``None`` in place of this object means: by hand (``InputCommit``). What comes from outside
-    (a client, the configuration) is held to these ranges; ``range_of`` tells them."""
+class TurnDetectionChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client changes of how the end of a turn is found; what it leaves out stays. Held to these ranges, which ``range_of``
+    tells."""
 
-    threshold: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    threshold: Threshold | UnsetType = UNSET
+    prefix_padding_ms: Padding | UnsetType = UNSET
+    silence_duration_ms: Silence | UnsetType = UNSET
+    min_speech_ms: Padding | UnsetType = UNSET
+    max_turn_ms: TurnLength | UnsetType = UNSET
+    creates_reply: bool | UnsetType = UNSET
+    interrupts_reply: bool | UnsetType = UNSET
+    idle_timeout_ms: IdleTimeout | None | UnsetType = UNSET
+    max_silence_ms: Silence | None | UnsetType = UNSET
+    min_silence_ms: Silence | UnsetType = UNSET
+
+    def upon(self, base: TurnDetection) -> TurnDetection:
+        """``base`` with these changes."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        changes = {name: value for name, value in given.items() if value is not UNSET}
+        return msgspec.structs.replace(base, **changes)
+
+
+class TurnDetection(TurnDetectionChange, frozen=True, forbid_unknown_fields=True):
+    """How the end of a turn is found, whole. ``None`` in place of this object means: by hand (``InputCommit``)."""
+
+    threshold: Threshold = 0.5
     prefix_padding_ms: Padding = 300
     silence_duration_ms: Silence = 500
     min_speech_ms: Padding = 64
-    max_turn_ms: Annotated[int, Meta(ge=100, le=MAX_TURN_MS)] = 30_000
+    max_turn_ms: TurnLength = 30_000
     creates_reply: bool = True
     interrupts_reply: bool = True
-    idle_timeout_ms: Annotated[int, Meta(ge=100, le=3_600_000)] | None = None
+    idle_timeout_ms: IdleTimeout | None = None
     # Where the vad engine judges turns: how long a turn that sounds unfinished may stay open (None: no longer than
     # usual), and how soon one that sounds finished may end.
     max_silence_ms: Silence | None = None
@@ -81,19 +105,19 @@ class HistoryItem(msgspec.Struct, frozen=True, omit_defaults=True):
 class SessionUpdate(_Event, frozen=True, tag="session.update"):
     """Only fields that are set change. ``turn_detection=None`` is a value (by hand), UNSET leaves it."""
 
-    turn_detection: TurnDetection | msgspec.UnsetType | None = msgspec.UNSET
-    instructions: str | msgspec.UnsetType = msgspec.UNSET
-    voice: Annotated[str, Meta(max_length=256)] | msgspec.UnsetType = msgspec.UNSET
-    language: Language | msgspec.UnsetType = msgspec.UNSET
-    speed: Annotated[float, Meta(ge=0.25, le=4)] | msgspec.UnsetType = msgspec.UNSET
-    speaks: bool | msgspec.UnsetType = msgspec.UNSET  # False: text replies only
-    transcribes: bool | msgspec.UnsetType = msgspec.UNSET
-    replies: bool | msgspec.UnsetType = msgspec.UNSET  # False: a transcription-only session
-    tools: tuple[Tool, ...] | msgspec.UnsetType = msgspec.UNSET
-    tool_choice: str | msgspec.UnsetType = msgspec.UNSET
-    max_output_tokens: Tokens | msgspec.UnsetType | None = msgspec.UNSET
-    temperature: Temperature | msgspec.UnsetType | None = msgspec.UNSET
-    audible_busy: bool | msgspec.UnsetType = msgspec.UNSET
+    turn_detection: TurnDetectionChange | UnsetType | None = UNSET
+    instructions: str | UnsetType = UNSET
+    voice: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+    language: Language | UnsetType = UNSET
+    speed: Annotated[float, Meta(ge=0.25, le=4)] | UnsetType = UNSET
+    speaks: bool | UnsetType = UNSET  # False: text replies only
+    transcribes: bool | UnsetType = UNSET
+    replies: bool | UnsetType = UNSET  # False: a transcription-only session
+    tools: tuple[Tool, ...] | UnsetType = UNSET
+    tool_choice: str | UnsetType = UNSET
+    max_output_tokens: Tokens | UnsetType | None = UNSET
+    temperature: Temperature | UnsetType | None = UNSET
+    audible_busy: bool | UnsetType = UNSET
 
 
 class InputCommit(_Event, frozen=True, tag="input.commit"):

@@ -366,6 +366,26 @@ def test_switching_detection_off_takes_over_what_vad_has_not_heard() -> None:
     assert sum(len(payload) for *_, payload in bench.sent["stt"]) == 160 * RATE_HZ // 1000 * 2
 
 
+def test_a_change_of_detection_leaves_what_it_does_not_name() -> None:
+    bench = Bench(turn_detection=ev.TurnDetection(silence_duration_ms=1_500, max_silence_ms=3_000))
+    bench.do(ev.SessionUpdate(turn_detection=ev.TurnDetectionChange(threshold=0.7)))
+    bench.do(ev.SessionUpdate(turn_detection=ev.TurnDetectionChange(min_speech_ms=96, max_silence_ms=None)))
+    wanted = ev.TurnDetection(silence_duration_ms=1_500, threshold=0.7, min_speech_ms=96)
+    assert bench.session.options.turn_detection == wanted
+
+
+def test_detection_that_is_switched_on_again_is_as_the_server_has_it() -> None:
+    settings = settings_of()
+    own = ev.TurnDetection(silence_duration_ms=1_500)
+    settings = msgspec.structs.replace(
+        settings, options=msgspec.structs.replace(settings.options, turn_detection=own)
+    )
+    bench = Bench(settings)
+    bench.do(ev.SessionUpdate(turn_detection=None))
+    bench.do(ev.SessionUpdate(turn_detection=ev.TurnDetectionChange(threshold=0.7)))
+    assert bench.session.options.turn_detection == msgspec.structs.replace(own, threshold=0.7)
+
+
 def test_switching_detection_on_commits_what_was_captured_by_hand() -> None:
     bench = by_hand()
     bench.vad_answers = False

@@ -52,6 +52,7 @@ class Calibration:
         self._places: dict[str, int | None] = {}
         self._workers: dict[str, int] = {}
         self.is_done = False
+        self.was_disturbed = False  # a worker was lost meanwhile
         self.costs: dict[str, Cost] = {}
 
     def begin(self) -> None:
@@ -196,6 +197,7 @@ class Calibration:
 
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
         self._streams.pop(stage, None)
+        self.was_disturbed = True
         self._end()
 
     def on_room(self, stage: str) -> None:

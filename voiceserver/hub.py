@@ -249,11 +249,14 @@ class Hub:
 
     def look_for_outage(self) -> None:
         """Call a few times in ``busy_after_ms``: a stage without workers is told to all, a slice of them in each tick."""
-        known = set(self.outage.gone)
+        known, is_starting = set(self.outage.gone), not self.outage.was_whole
         if not self.outage.look(self.clock()):
             return
-        if self.outage.gone.keys() != known:
-            self.log.warning("stages without workers", stages=sorted(self.outage.gone))
+        if self.outage.gone.keys() != known and not is_starting:
+            if self.outage.gone:
+                self.log.warning("stages without workers", stages=sorted(self.outage.gone))
+            else:
+                self.log.info("all stages have workers")
         is_under_way = self._round is not None
         self._round = slices(list(self.connections))
         if not is_under_way:

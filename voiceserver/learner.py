@@ -102,6 +102,7 @@ class Learner:
             first = first_limit(stats)
             if first:
                 self.start_with(first, now_ms)
+                self._has_start = all(_is_there(one) for one in stats)
         loads = [self._load(one, now_ms - self._looked_ms) for one in stats]
         if cores_busy is not None and loads:
             loads.append(_processor(loads, cores_busy))
@@ -159,6 +160,10 @@ def _processor(loads: Sequence[Load], cores_busy: float) -> Load:
     of it only when it is full. What it does follows the streams of the stage that works most."""
     busiest = max(loads, key=lambda load: load.busy)
     return Load(PROCESSOR, 0.0, cores_busy, busiest.used)
+
+
+def _is_there(stats: PoolStats) -> bool:
+    return any(worker.state == "ready" for worker in stats.workers)
 
 
 def first_limit(stats: list[PoolStats]) -> int:

@@ -25,6 +25,7 @@ _LEVEL_OF: Final = {
     "worker_hung": logging.WARNING,
     "quarantined": logging.WARNING,
     "reply_failed": logging.WARNING,
+    "endpoint_down": logging.WARNING,
 }
 
 

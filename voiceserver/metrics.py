@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REFUSAL_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
-_TURN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0)
+# Narrow around half a second: most turns end after the default silence, and a quantile is read from between two bounds.
+_TURN_BUCKETS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4),
+    *(0.5, 0.525, 0.55, 0.6, 0.7, 0.8, 1.2, 2.0, 5.0, 10.0),
+)
 _PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
 
 

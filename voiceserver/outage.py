@@ -52,6 +52,7 @@ class Outage:
         self._told_ms = 0.0
         self._shared: tuple[ServerBusy | ServerReady, bytes] | None = None
         self.gone: dict[str, Gone] = {}
+        self.was_whole = False  # every stage had a worker once: what is missing before that is still starting
         # What callers without a session were told of; see ``SessionState.gone``.
         self.silent: dict[object, str] = {}
 
@@ -65,6 +66,7 @@ class Outage:
                 self.gone.pop(stage, None)
             elif now_ms >= self._since_ms.setdefault(stage, now_ms) + self._busy_after_ms:
                 self.gone[stage] = Gone(stage, retry_after_ms)
+        self.was_whole = self.was_whole or not self._since_ms
         is_due = self.gone.keys() != known or (bool(self.gone) and now_ms >= self._told_ms + REPEAT_MS)
         if is_due:
             self._told_ms = now_ms

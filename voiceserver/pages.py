@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from voiceserver.config import ServerConfig
 from voiceserver.http import Caller, Page, Response, Router, error_response, json_response
 from voiceserver.metrics import Metrics, Sample
 
@@ -52,6 +53,13 @@ class Stats(msgspec.Struct, frozen=True):
 
     capacity: msgspec.Raw
     metrics: dict[str, list[Sample]]
+
+
+def address(server: ServerConfig, port: int) -> str:
+    """Where a browser on this machine finds the page."""
+    host = {"0.0.0.0": "localhost", "::": "localhost", "": "localhost"}.get(server.host, server.host)
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if server.tls_cert else 'http'}://{host}:{port}/"
 
 
 def add(router: Router, metrics: Metrics, drain: Callable[[], None]) -> None:

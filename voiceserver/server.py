@@ -16,7 +16,6 @@ import math
 import os
 import random
 import resource
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
@@ -41,12 +40,15 @@ from voiceserver.metrics import Metrics
 from voiceserver.pool.tiered import TieredPool
 from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
+from voiceserver.tls import tls_context, use_instead
 from voiceserver.wire import openai, twilio
 from voiceserver.wire.twilio import LINES
 from workers import registry
 from workers.ipc.channel import ChannelConfig
 
 if TYPE_CHECKING:
+    import ssl
+
     from structlog.typing import FilteringBoundLogger
 
     from voiceserver.pool import Pool
@@ -225,7 +227,7 @@ class Server:
         self._probe(self._loop.time())
         self._refresh()
         self._learn()
-        self._server_log("listening", port=self.port)
+        self._server_log("listening", port=self.port, url=pages.address(config.server, self.port))
         try:
             await self._start_pools()
         except BaseException:
@@ -306,6 +308,8 @@ class Server:
     def _calibrate(self) -> None:
         """Once, as soon as every stage is there and before the first caller: what does a talker cost?"""
         found = self._calibration
+        if found is not None and found.was_disturbed:  # by a worker that died: once more
+            found = self._calibration = None
         if found is None and self.is_ready and not self.hub.admission.talkers and self._has_lines:
             self._calibration = Calibration(self._pools, self.hub.clock, self._cores.share)
             self._calibration.begin()
@@ -429,22 +433,3 @@ def connections_that_fit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return max(soft - _SPARE_FILES, 16)
-
-
-def tls_context(cert: str, key: str) -> ssl.SSLContext:
-    """Raises ConfigError for files that cannot be used."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(cert, key or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError("server.tls_cert", f"{cert!r} with key {key!r} cannot be used: {error}") from None
-    return context
-
-
-def use_instead(served: ssl.SSLContext, fresh: ssl.SSLContext) -> None:
-    """``served`` greets with what ``fresh`` has. To load that into ``served`` would leave the old beside it: RSA beside EC."""
-
-    def greet(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        connection.context = fresh
-
-    served.sni_callback = greet  # asked for each connection, also where the client names no server

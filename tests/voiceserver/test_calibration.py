@@ -96,6 +96,7 @@ def test_a_worker_that_dies_meanwhile_ends_it() -> None:
     speak(pools, clock)
     calibration.on_stream_lost("stt", "worker_lost")
     assert calibration.is_done
+    assert calibration.was_disturbed
     assert "stt" not in calibration.costs
     pools["stt"].streams[0].owner.on_tick()
 

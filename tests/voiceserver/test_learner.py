@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from tests.voiceserver.shell import AnsweredPool
 from voiceserver.backpressure import Admission, Ticket
 from voiceserver.events import ServerBusy
-from voiceserver.learner import Learner
+from voiceserver.learner import FIRST_TALKERS_PER_WORKER, Learner
 from voiceserver.limit import LOOK_MS, SPEECH_SHARE, Cost, talkers_for
 from voiceserver.pool import PoolStats, WorkerStats
 from voiceserver.settings import Facts
@@ -66,6 +66,20 @@ def test_the_first_limit_comes_from_the_places_and_waits_for_a_worker() -> None:
     bench.look()
     assert bench.admission.limit == 0
     stt.state = "ready"
+    bench.look()
+    assert bench.admission.limit == talkers_for(4, SPEECH_SHARE)
+
+
+def test_a_stage_that_loads_longer_than_another_still_counts_for_the_first_limit() -> None:
+    vad, stt = MeasuredPool("vad", places=None), MeasuredPool("stt", places=4)
+    stt.state = "starting"
+    bench = Bench(vad, stt)
+    bench.look()
+    assert bench.admission.limit == 2 * FIRST_TALKERS_PER_WORKER
+    stt.state = "ready"
+    bench.look()
+    assert bench.admission.limit == talkers_for(4, SPEECH_SHARE)
+    stt.places = 40  # from here on it is learned
     bench.look()
     assert bench.admission.limit == talkers_for(4, SPEECH_SHARE)
 

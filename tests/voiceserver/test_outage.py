@@ -147,6 +147,20 @@ def test_only_those_are_told_who_need_the_stage() -> None:
     assert len(of(speaker, "server.ready")) == 1
 
 
+def test_the_log_tells_of_an_outage_and_its_end_but_not_of_the_start() -> None:
+    shell = Shell("vad", "stt")
+    for pool in shell.pools.values():
+        pool.ready = False
+    pass_time(shell, 600.0)
+    for stage in shell.pools:
+        come_back(shell, stage)
+    assert shell.logged == []
+    go_out(shell)
+    come_back(shell)
+    words = [(one["event"], one.get("stages")) for one in shell.logged]
+    assert words == [("stages without workers", ["vad"]), ("all stages have workers", None)]
+
+
 def test_many_callers_are_told_in_slices() -> None:
     shell = Shell("vad", "stt")
     lines = [shell.call() for _ in range(SLICE * 2 + 1)]

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from voiceserver import pages
 from voiceserver.auth import Auth, hash_of
 from voiceserver.backpressure import Admission
-from voiceserver.config import AuthConfig
+from voiceserver.config import AuthConfig, ServerConfig
 from voiceserver.events import Accounting, ReplyDone, ServerBusy, Timings
 from voiceserver.http import Response, Router, json_response
 from voiceserver.learner import Learner
@@ -96,6 +96,19 @@ def test_pages_come_with_a_strict_policy_and_their_type(site: Site, path: str) -
     assert policy["default-src"] == "'none'"
     assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
     assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("host", "cert", "address"),
+    [
+        ("0.0.0.0", "", "http://localhost:8765/"),
+        ("127.0.0.1", "", "http://127.0.0.1:8765/"),
+        ("::1", "", "http://[::1]:8765/"),
+        ("::", "c.pem", "https://localhost:8765/"),
+    ],
+)
+def test_the_log_says_where_the_page_is(host: str, cert: str, address: str) -> None:
+    assert pages.address(ServerConfig(host=host, tls_cert=cert), 8765) == address
 
 
 def test_pages_load_only_what_is_served_here(site: Site) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from voiceserver.errors import ConfigError
-from voiceserver.server import tls_context, use_instead
+from voiceserver.tls import tls_context, use_instead
 
 TLS = Path(__file__).resolve().parents[1] / "e2e" / "tls"
 EC = (str(TLS / "cert.pem"), str(TLS / "key.pem"))

@@ -20,6 +20,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -63,16 +64,19 @@ def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_eve
     except registry.EngineLookupError as error:
         raise ConfigError(f"stages.{stage}.engine", str(error)) from error
     chat = ChatConfig.from_params(config.params, os.environ, key=f"stages.{stage}.params")
-    return HttpPool(stage=stage, remote=Chat(chat), max_concurrency=chat.max_concurrency, on_event=on_event)
+    remote = Chat(chat, lambda name, fields: on_event(name, {"stage": stage, **fields}))
+    return HttpPool(stage=stage, remote=remote, max_concurrency=chat.max_concurrency, on_event=on_event)
 
 
 class Chat:
-    """A RemoteEngine."""
+    """A RemoteEngine. ``on_event(name, fields)``: endpoint_down, endpoint_up."""
 
     name = "chat"
 
-    def __init__(self, config: ChatConfig) -> None:
+    def __init__(self, config: ChatConfig, on_event: OnEvent = ignore_event) -> None:
         self._config = config
+        self._on_event = on_event
+        self._is_told_down = False
         self._client: httpx.AsyncClient | None = None
         self._is_up = config.keep_warm_ms == 0  # nobody looks, so hope
         self._used_at_s = 0.0
@@ -122,12 +126,25 @@ class Chat:
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_MS / 1000.0):
                 await client.get(f"{self._config.base_url}/models")
-        except (TimeoutError, httpx.HTTPError):
-            self._is_up = False
+        except (TimeoutError, httpx.HTTPError) as error:
+            self._note_down(error)
         else:
             self._note_up()
 
+    def _note_down(self, error: Exception) -> None:
+        """For the log, once per outage: the caller is told without addresses."""
+        self._is_up = False
+        if not self._is_told_down:
+            self._is_told_down = True
+            reason = str(error) or type(error).__name__
+            self._on_event(
+                "endpoint_down", {"url": _without_password(self._config.base_url), "reason": reason}
+            )
+
     def _note_up(self) -> None:
+        if self._is_told_down:
+            self._is_told_down = False
+            self._on_event("endpoint_up", {"url": _without_password(self._config.base_url)})
         self._is_up = True
         self._used_at_s = asyncio.get_running_loop().time()
 
@@ -187,19 +204,25 @@ class Chat:
                     await _receive_whole(response, answer)
                 else:
                     await _receive_stream(response, answer, lambda: limits.set(clock, answer))
-        except httpx.TimeoutException:
-            self._is_up = False
+        except httpx.TimeoutException as error:
+            self._note_down(error)
             raise RemoteFailure(
                 "reply_unreachable", "The reply endpoint did not take a connection in time."
             ) from None
-        except httpx.HTTPError:
+        except httpx.HTTPError as error:
             if answer.is_done:
                 return
-            self._is_up = self._is_up and answer.has_begun
+            if not answer.has_begun:
+                self._note_down(error)
             what = "broke off its answer" if answer.has_begun else "cannot be reached"
             raise RemoteFailure("reply_unreachable", f"The reply endpoint {what}.") from None
         if not answer.is_done:
             raise RemoteFailure("reply_unreachable", "The reply endpoint broke off its answer.")
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class _Limits:

@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -452,7 +452,13 @@ async def test_the_endpoint_is_looked_for_before_anybody_speaks() -> None:
 async def test_an_endpoint_that_comes_up_later_is_found() -> None:
     async with chat(Answer(["x"])) as (_, endpoint):
         address = endpoint.base_url
-    pool = chat_pool("reply", StageConfig(params={"base_url": address, "uses_proxy": False}))
+    told: list[tuple[str, Mapping[str, object]]] = []
+    secret = address.replace("http://", "http://me:secret@")
+    pool = chat_pool(
+        "reply",
+        StageConfig(params={"base_url": secret, "uses_proxy": False}),
+        on_event=lambda name, fields: told.append((name, fields)),
+    )
     await pool.start()
     assert failure(await ask(pool))["code"] == "reply_unreachable"
     assert not pool.is_ready()
@@ -462,6 +468,9 @@ async def test_an_endpoint_that_comes_up_later_is_found() -> None:
         assert pool.is_ready()
         assert len(endpoint.requests) == 1
     await pool.stop()
+    states = [(name, fields["url"]) for name, fields in told if name.startswith("endpoint_")]
+    assert states == [("endpoint_down", address), ("endpoint_up", address)]
+    assert dict(told)["endpoint_down"]["reason"]
 
 
 # -------------------------------------------------------------------------------------------------- configuration

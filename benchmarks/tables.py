@@ -283,7 +283,7 @@ def _headlines(find: Find) -> Iterator[tuple[str, str, str]]:
         yield (
             f"{found['connections']:,} connections for {found['seconds'] / 60:g} minutes",
             f"{found['lost']:,} lost, ping p99 {number(float(found['ping_ms']['p99']))} ms,"
-            f" server {number(found['server_memory_bytes'] / 2**20)} MiB",
+            f" server {number(found['server_memory_bytes'] / 2**20)} MiB in {found['server_processes']} processes",
             "",
         )
     found = find("recovery")

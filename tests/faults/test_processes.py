@@ -7,6 +7,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -15,7 +18,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.e2e.serving import SMALL, ServerProcess
+from tests.e2e.serving import ENVIRONMENT, SMALL, ServerProcess
+from voiceserver.errors import StartError
+from voiceserver.processes.supervisor import _hold_port
 
 PROCESSES = 2
 
@@ -92,6 +97,7 @@ async def test_any_process_answers_for_all(
     assert capacity["stages"]["reply"]["workers"] == PROCESSES
     workers = [name for name in samples(server) if name.startswith("voiceserver_worker_state")]
     assert len(workers) == PROCESSES
+    assert samples(server)["voiceserver_process_restarts_total"] == 0
     for connection in connections:
         await connection.close()
     await until(lambda: samples(server)["voiceserver_sessions"] == 0, "all have left")
@@ -118,6 +124,7 @@ async def test_a_process_that_dies_is_started_again_and_the_others_go_on(
     assert before[0] not in children(server)
     # What the dead process had counted is not forgotten.
     assert samples(server)[sessions] >= len(connections)
+    assert samples(server)["voiceserver_process_restarts_total"] == 1
     for connection in connections:
         await connection.close()
 
@@ -167,3 +174,50 @@ def test_a_setting_that_no_process_can_serve_with_ends_the_supervisor_with_2() -
         assert any("error:" in line for line in server.plain)
     finally:
         server.end()
+
+
+def refusal(*settings: str, port: int = 0) -> str:
+    """What ``serve`` says that has to end with 2."""
+    flags = [f"--set={setting}" for setting in ("server.processes=2", *SMALL, *settings)]
+    command = [sys.executable, "-m", "voiceserver", "serve", f"--port={port}", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60, check=False)
+    assert ended.returncode == 2, ended.stderr
+    return ended.stderr
+
+
+def test_a_second_server_does_not_join_the_port_of_the_first(server: ServerProcess) -> None:
+    said = refusal(port=server.port)
+    assert said == f"voiceserver: error: cannot listen on 127.0.0.1:{server.port}: Address already in use\n"
+
+
+class TestHoldingThePort:
+    def test_a_port_whose_server_does_not_listen_yet_is_refused(self) -> None:
+        with _hold_port("127.0.0.1", 0) as held:
+            port = held.getsockname()[1]
+            with pytest.raises(StartError, match=f"{port}: Address already in use"):
+                _hold_port("127.0.0.1", port)
+
+    def test_a_child_may_share_the_port_that_is_held(self) -> None:
+        with _hold_port("127.0.0.1", 0) as held, socket.socket() as child:
+            child.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            child.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            child.bind(held.getsockname())
+            child.listen()
+
+    @pytest.mark.parametrize("was_shared", [False, True])
+    def test_callers_of_a_server_that_has_ended_do_not_keep_the_port(self, was_shared: bool) -> None:
+        with socket.socket() as past:
+            past.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            past.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, was_shared)
+            past.bind(("127.0.0.1", 0))
+            past.listen()
+            address = past.getsockname()
+            with socket.create_connection(address) as caller:
+                past.accept()[0].close()  # who closes first lingers
+                assert caller.recv(1) == b""
+        _hold_port(*address).close()
+
+
+def test_a_certificate_that_cannot_be_used_is_told_once() -> None:
+    said = refusal("server.tls_cert=/nowhere/cert.pem")
+    assert said.count("server.tls_cert") == 1, said

@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 
 from voiceserver.processes.board import PLACE_BYTES, Board
 from voiceserver.processes.child import Share
-from voiceserver.processes.rollup import decode, figures_of, lasting, merge
+from voiceserver.processes.rollup import decode, figures_of, lasting, merge, restarts
 
 PROCESSES = 2
 
@@ -94,3 +94,10 @@ def test_the_board_gives_what_was_put_last_and_refuses_what_is_too_long(board: B
     assert board.get(1) == b""
     assert decode(board.get(1)) is None
     assert decode(board.get(0)) is None
+
+
+def test_restarts_of_processes_add_up_and_outlive_them() -> None:
+    kept = lasting([restarts(0)])
+    for _ in range(3):
+        kept = lasting([kept, restarts(1)])
+    assert told(merge([kept])) == {("voiceserver_process_restarts_total", ""): 3.0}

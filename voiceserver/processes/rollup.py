@@ -15,6 +15,7 @@ from prometheus_client.core import Metric
 _WORST: Final = ("_seconds", "_ratio", "_level", "_batch", "_ms")
 _LASTING: Final = ("counter", "histogram")  # what outlives the process that counted it
 _PER_WORKER: Final = "worker"
+RESTARTS: Final = "voiceserver_process_restarts"
 
 
 class Series(msgspec.Struct, frozen=True, array_like=True):
@@ -89,6 +90,13 @@ def lasting(all_figures: Iterable[Figures]) -> Figures:
     """What is kept of processes that have ended: their counts, so that no sum ever goes down."""
     kept = [family for family in merge(all_figures) if family.type in _LASTING]
     return figures_of(kept, b"null", "")
+
+
+def restarts(count: int) -> Figures:
+    """What the supervisor itself has to tell: how many server processes were lost and are started again."""
+    series = Series(f"{RESTARTS}_total", {}, float(count))
+    text = "Server processes that were lost and started again."
+    return Figures([Family(RESTARTS, "counter", text, [series])], msgspec.Raw(b"null"))
 
 
 def merge_capacity(capacities: Sequence[bytes]) -> bytes:

@@ -25,8 +25,9 @@ from voiceserver.logs import configure, get_logger
 from voiceserver.processes.board import Board
 from voiceserver.processes.child import send_config
 from voiceserver.processes.exchange import mailbox
-from voiceserver.processes.rollup import decode, lasting
+from voiceserver.processes.rollup import Figures, decode, lasting, restarts
 from voiceserver.processes.words import DRAIN, READY
+from voiceserver.tls import tls_context
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -77,6 +78,7 @@ class Supervisor:
         self._log = get_logger()
         self._children = [_Child(index) for index in range(config.server.processes)]
         self._board = Board.create(len(self._children) + 1)
+        self._keep([restarts(0)])
         self._mailboxes = [mailbox() for _ in self._children]
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
@@ -211,6 +213,7 @@ class Supervisor:
             self._code = code
             self._drain()
             return
+        self._keep([restarts(1)])
         now_ms = _now_ms()
         child.crashes = child.crashes + 1 if now_ms - child.started_ms < HEALTHY_MS else 1
         backoff_ms = min(FIRST_BACKOFF_MS * 2 ** min(child.crashes - 1, 10), MAX_BACKOFF_MS)
@@ -219,32 +222,50 @@ class Supervisor:
 
     def _retire(self, index: int) -> None:
         """Keep the counts of a process that has ended, and nothing else of it."""
-        place = len(self._children)
-        ended = [figures for one in (place, index) if (figures := decode(self._board.get(one))) is not None]
-        if ended:
-            self._board.put(place, msgspec.json.encode(lasting(ended)))
+        ended = decode(self._board.get(index))
+        if ended is not None:
+            self._keep([ended])
         self._board.put(index, b"")
+
+    def _keep(self, figures: list[Figures]) -> None:
+        place = len(self._children)
+        kept = decode(self._board.get(place))
+        self._board.put(place, msgspec.json.encode(lasting(figures if kept is None else [kept, *figures])))
 
 
 def _hold_port(host: str, port: int) -> socket.socket:
-    """Raises StartError."""
+    """Bound and never listening. Raises StartError also where another server shares the port: it must not be joined."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise _cannot_listen(host, port, error) from None
     try:
-        # A server that does not share its port must not be joined unnoticed: without the option the address is refused.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
+        try:
+            sock.bind(
+                address
+            )  # without SO_REUSEADDR: this holds off the probe of another while no child listens yet
+        except OSError:
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # past callers of an unshared port linger
+            sock.bind(address)
     except OSError as error:
         sock.close()
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StartError(f"cannot listen on {host}:{port}: {reason}") from None
+        raise _cannot_listen(host, port, error) from None
     return sock
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
+    is_name = isinstance(error, socket.gaierror)  # whose numbers are not the system's
+    reason = error.strerror if is_name or not error.errno else os.strerror(error.errno)
+    return StartError(f"cannot listen on {host}:{port}: {reason or error}")
 
 
 def _now_ms() -> float:
@@ -252,6 +273,8 @@ def _now_ms() -> float:
 
 
 def supervise(config: Config) -> int:
-    """Serve with ``config.server.processes`` processes until a signal; the exit code. Raises StartError."""
+    """Serve with ``config.server.processes`` processes until a signal; the exit code. Raises StartError or ConfigError."""
     configure(config.server.log_level, config.server.log_format)
+    if config.server.tls_cert:
+        tls_context(config.server.tls_cert, config.server.tls_key)  # what is wrong with it is said once
     return Supervisor(config).run()

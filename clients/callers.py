@@ -33,23 +33,31 @@ LATENCIES: Final = ("handshake", "ping", "turn_end", "final", "first_audio", "la
 COUNTS: Final = (
     "connected", "refused", "failed", "lost", "closed", "chunks", "held_chunks", "turns", "finals", "replies", "interrupted",
     "busy", "ready", "errors", "reply_bytes", "sent_ms", "received_ms", "consumed_ms", "dropped_ms", "discarded_ms",
-    "pings", "pongs", "present", "worker_lost", "silence_ms",
+    "pings", "pongs", "present", "worker_lost", "silence_ms", "greeted",
 )  # fmt: skip
 
 
 class Tally:
-    """What happened: counts by name and latencies in ms by name. Tallies of several processes add up."""
+    """What happened: counts by name and latencies in ms by name; reasons: why callers failed, with how many did. Tallies of
+    several processes add up."""
 
-    __slots__ = ("counts", "latencies")
+    __slots__ = ("counts", "latencies", "reasons")
 
     def __init__(self) -> None:
         self.counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
+        self.reasons: dict[str, int] = {}
         self.latencies = {name: Histogram() for name in LATENCIES}
 
     def count(self, name: str, amount: float = 1) -> None:
         self.counts[name] += amount
 
+    def count_failed(self, reason: str, amount: int = 1) -> None:
+        self.counts["failed"] += amount
+        self.reasons[reason] = self.reasons.get(reason, 0) + amount
+
     def add(self, other: Tally) -> None:
+        for reason, times in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + times
         for name, amount in other.counts.items():
             self.counts[name] += amount
         for name, histogram in other.latencies.items():
@@ -134,12 +142,14 @@ class Schedule:
 _MASK: Final = os.urandom(4)  # one for all pings of this process: nobody is to be protected from them
 _PRESENT: Final = b"present"
 _ROLL_CALL: Final = build_frame(PING, _PRESENT)
+# The first words of the native wire, to those who are in and to those who wait for a place.
+_GREETINGS: Final = (b'{"type":"session.ready"', b'{"type":"server.busy"')
 
 
 class Caller(RawConnection):
     """What all callers share: they are counted when they come, are refused, and go."""
 
-    __slots__ = ("_asked_ms", "_now_ms", "_tally", "_when_settled")
+    __slots__ = ("_asked_ms", "_is_answered", "_is_greeted", "_now_ms", "_tally", "_when_settled")
 
     def __init__(
         self, host: str, target: str, tally: Tally, now_ms: Callable[[], float], asked_ms: float
@@ -148,13 +158,35 @@ class Caller(RawConnection):
         self._tally = tally
         self._now_ms = now_ms
         self._asked_ms = asked_ms
+        self._is_answered = False
+        self._is_greeted = False
 
     def on_open(self) -> None:
+        self._is_answered = True
         self._tally.count("connected")
         self._tally.latencies["handshake"].record(self._now_ms() - self._asked_ms)
 
     def on_refused(self, status: int, retry_after_ms: float) -> None:
-        self._tally.count("refused" if status in (429, 503) else "failed")
+        self._is_answered = True
+        if status in (429, 503):
+            self._tally.count("refused")
+        else:
+            self._tally.count_failed(f"HTTP {status}" if status else "the answer is not HTTP")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.fail_unanswered("closed before the handshake was answered")
+
+    def fail_unanswered(self, reason: str) -> None:
+        """Count this caller as failed if the server has not answered its handshake."""
+        if not self._is_answered:
+            self._is_answered = True
+            self._tally.count_failed(reason)
+
+    def on_text(self, payload: bytes) -> None:
+        if not self._is_greeted and payload.startswith(_GREETINGS):
+            self._is_greeted = True
+            self._tally.count("greeted")
 
     def on_lost(self, code: int) -> None:
         self._tally.count("closed" if code == 1000 else "lost")
@@ -247,6 +279,8 @@ class Speaker(Caller):
         super().leave()
 
     def on_text(self, payload: bytes) -> None:  # hot
+        if not self._is_greeted:
+            super().on_text(payload)
         kind = payload[9 : payload.index(b'"', 9)]
         handler = _HANDLERS.get(kind)
         if handler is not None:

@@ -7,6 +7,7 @@ The rule: 503 and 429 are answers (:class:`Refused`, with the server's own retry
 from __future__ import annotations
 
 import random
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket_connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 
 from voiceserver.errors import VoiceServerError
 
@@ -24,13 +25,20 @@ OVERLOAD_STATUSES: Final = (429, 503)
 # A network that is gone is noticed while a call can still be picked up.
 PING_INTERVAL_S: Final = 5.0
 PING_TIMEOUT_S: Final = 10.0
+NATIVE_PATH: Final = "/v1/stream"
+READY_TIMEOUT_S: Final = 5.0  # a voiceserver greets with the handshake's own packet
+_SERVERS_WAIT: Final = re.compile(r"\W*\btry again in (about )?[\d.]+ s\.?$", re.IGNORECASE)
 
 
 class Refused(VoiceServerError):
-    """The server has no place now. ``retry_after_ms`` is its own estimate."""
+    """The server has no place now. ``retry_after_ms`` is its own estimate, 0 where it gave none."""
 
     def __init__(self, reason: str, retry_after_ms: float) -> None:
-        super().__init__(f"refused: {reason}; try again in {retry_after_ms / 1000:.1f} s")
+        if retry_after_ms > 0:  # spread by the server, so it goes before the rounded one in its words
+            told = _SERVERS_WAIT.sub("", reason).rstrip(". ")
+            super().__init__(f"refused: {told}; try again in {retry_after_ms / 1000:.1f} s")
+        else:
+            super().__init__(f"refused: {reason}")
         self.reason = reason
         self.retry_after_ms = retry_after_ms
 
@@ -94,7 +102,7 @@ async def open_stream(
     except InvalidURI as error:
         raise BadAddress(f"{url} is not a ws:// or wss:// address") from error
     except (OSError, InvalidHandshake, TimeoutError, EOFError) as error:
-        raise ConnectFailed(f"no answer from {url}: {error or type(error).__name__}") from error
+        raise ConnectFailed(f"no answer from {url}: {_reason_of(error, is_tls)}") from error
 
 
 def check_address(url: str) -> str:
@@ -116,7 +124,31 @@ def stream_url(url: str, rate_hz: int, resume_token: str = "", received: int = 0
     query.setdefault("rate", str(rate_hz))
     if resume_token:
         query |= {"resume": resume_token, "after": str(received)}
-    return urlunsplit(parts._replace(path=parts.path or "/v1/stream", query=urlencode(query)))
+    return urlunsplit(parts._replace(path=parts.path or NATIVE_PATH, query=urlencode(query)))
+
+
+def not_native(url: str, timeout_s: float) -> ConnectFailed:
+    """The handshake was done and no ``session.ready`` came."""
+    path = urlsplit(url).path or NATIVE_PATH
+    what = f"{url} took the connection and sent no session.ready in {timeout_s:g} s"
+    if path == NATIVE_PATH:
+        return ConnectFailed(f"{what}: is it a voiceserver?")
+    return ConnectFailed(f"{what}: {path} is not the native wire, which is at {NATIVE_PATH}")
+
+
+def _reason_of(error: Exception, is_tls: bool) -> str:
+    """Why there was no answer. Whoever resets or garbles a TLS handshake hardly speaks TLS."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS handshake failed: {reason}"
+    is_cut = isinstance(error, ConnectionResetError | EOFError)
+    if is_tls and (is_cut or isinstance(error, ssl.SSLError)):
+        return f"TLS handshake failed: is it wss? ({reason})"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "the time for the handshake ran out"
+    if isinstance(error, InvalidMessage):
+        return f"{reason}: is it ws, and not wss?" if not is_tls else reason
+    return reason
 
 
 def _error_of(error: InvalidStatus) -> Refused | ConnectFailed:

@@ -8,7 +8,6 @@ it is full.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -91,7 +90,10 @@ def find_speech() -> list[Recording]:
     paths = [RECORDED / name for name in SCRIPT]
     if all(path.is_file() for path in paths):
         return [read_recording(path, RATE_HZ) for path in paths]
-    return [make_speech(text, RATE_HZ) for text in LINES]
+    try:
+        return [make_speech(text, RATE_HZ) for text in LINES]
+    except NoSpeech as error:
+        raise NoSpeech(f"no recordings here, and {error}") from None
 
 
 async def converse(console: Console, url: str, recordings: Sequence[Recording]) -> bool:
@@ -205,20 +207,29 @@ def crowd_table(views: Sequence[CallerView]) -> Table:
 
 
 def _print_how_to(console: Console) -> None:
-    home = "" if sys.prefix == sys.base_prefix else str(Path(sys.prefix).name) + "/bin/"
-    recorded = RECORDED / SCRIPT[0]
-    speech = os.path.relpath(recorded) if recorded.is_file() else "speech.wav"
     console.print("Start a server, and talk to it from a second terminal:\n")
-    for command, meaning in (
-        (f"{home}voiceserver serve", "the default engines on port 8765"),
-        ("open http://127.0.0.1:8765/", "the page: microphone, transcript, where the time went"),
-        (f"{home}python -m clients.talk {speech} --out reply.wav", "any sound file, any rate"),
-        (f"{home}python -m clients.talk --mic", "your own voice (pip install 'voiceserver[mic]')"),
-        ("curl http://127.0.0.1:8765/v1/capacity", "what the server carries right now"),
-    ):
-        line = f"  [bold]{escape(command)}[/bold]   [dim]{escape(meaning)}[/dim]"
+    lines = how_to()
+    width = max(len(command) for command, _ in lines)
+    for command, meaning in lines:
+        line = f"  [bold]{escape(command.ljust(width))}[/bold]  [dim]# {escape(meaning)}[/dim]"
         console.print(line, highlight=False, soft_wrap=True)
     console.print()
+
+
+def how_to() -> list[tuple[str, str]]:
+    """Command and what it does: lines of a shell, as they stand."""
+    home = "" if sys.prefix == sys.base_prefix else str(Path(sys.prefix).name) + "/bin/"
+    browse = "open" if sys.platform == "darwin" else "xdg-open"
+    return [
+        (f"{home}voiceserver serve", "the default engines on port 8765"),
+        (f"{browse} http://127.0.0.1:8765/", "the page: microphone, transcript, where the time went"),
+        (
+            f"{home}python -m clients.talk --say 'what time is it' --out reply.wav",
+            "or a sound file, any rate",
+        ),
+        (f"{home}python -m clients.talk --mic", "your own voice (pip install 'voiceserver[mic]')"),
+        ("curl http://127.0.0.1:8765/v1/capacity", "what the server carries right now"),
+    ]
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
+import os
 import random
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -29,7 +27,6 @@ from rich.table import Table
 
 from clients.callers import (
     LISTENER_CHUNK_MS,
-    TALKER_CHUNK_MS,
     Caller,
     Idle,
     Listener,
@@ -39,56 +36,45 @@ from clients.callers import (
     Tally,
 )
 from clients.command import complain, raise_file_limit
-from clients.connecting import BadAddress, check_address
-from clients.histogram import Histogram
-from clients.recording import BadRecording, Recording, read_recording
+from clients.connecting import (
+    NATIVE_PATH,
+    READY_TIMEOUT_S,
+    BadAddress,
+    ConnectFailed,
+    check_address,
+    not_native,
+)
+from clients.load_processes import (
+    ADDRESSES,
+    LEAST_PER_SECOND,
+    LoadFailed,
+    Plan,
+    spread,
+    stride_of,
+    tally_from_json,
+    tally_to_json,
+)
+from clients.load_table import failures, status_table
+from clients.recording import BadRecording, read_recording
 from clients.timeline import make_console
+
+__all__ = ["Load", "Plan", "load", "run_greeted", "tally_from_json", "tally_to_json"]
 
 SPARE_FILES = 50  # what a process has open besides its callers
 RATE_HZ = 16_000
 CONNECTING_AT_ONCE = 256
-PORTS_PER_SOURCE = 20_000  # below the usual ephemeral range of one address
 GOODBYE_S = 15.0
 _IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>; the socket module has no name for it before Python 3.12
-TITLES = {
-    "handshake": "handshake",
-    "ping": "ping to pong",
-    "turn_end": "end of turn told",
-    "final": "final transcript",
-    "first_audio": "first reply audio",
-    "lateness": "this generator's own lateness",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Who calls, how fast they come, how long they stay. sources: how many addresses 127.0.0.x to call from, 0 for as
-    many as the ports demand; recordings: what talkers and listeners say, at 16 kHz."""
-
-    url: str
-    talkers: int = 0
-    listeners: int = 0
-    connections: int = 0
-    seconds: float = 10.0
-    ramp_per_s: float = 500.0
-    ping_ms: int = 20_000
-    sources: int = 0
-    first_source: int = 1
-    seed: int = 1
-    recordings: tuple[Recording, ...] = ()
-    talker_chunk_ms: int = TALKER_CHUNK_MS
-
-    @property
-    def callers(self) -> int:
-        return self.talkers + self.listeners + self.connections
+LONGEST_STAY_S = 86_400.0
+LONGEST_PING_S = 600.0
+MOST_PER_SECOND = 100_000.0
 
 
 class Load:
     """One process's callers. ``run`` returns the tally; ``tally`` may be watched meanwhile. Raises BadAddress."""
 
     def __init__(self, plan: Plan) -> None:
-        if check_address(plan.url) != "ws":
-            raise BadAddress(f"{plan.url} is not a ws:// address (TLS is not for load generators)")
+        check_plain(plan.url)
         parts = urlsplit(plan.url)
         self.plan = plan
         self.tally = Tally()
@@ -97,7 +83,7 @@ class Load:
         self._loop = asyncio.get_running_loop()
         self._host, self._port = parts.hostname or "", parts.port or 80
         query = f"{parts.query}&" if parts.query else ""
-        self._target = f"{parts.path or '/v1/stream'}?{query}rate={RATE_HZ}"
+        self._target = f"{parts.path or NATIVE_PATH}?{query}rate={RATE_HZ}"
         self._schedule = Schedule(self._now_ms, self.tally.latencies["lateness"])
         self._scripts = (
             {ms: Script.build(plan.recordings, ms) for ms in (plan.talker_chunk_ms, LISTENER_CHUNK_MS)}
@@ -122,6 +108,7 @@ class Load:
             ticking.cancel()
             await asyncio.gather(ticking, return_exceptions=True)
             for caller in self.callers:
+                caller.fail_unanswered("no answer to the handshake")
                 caller.abort()
         return self.tally
 
@@ -162,8 +149,7 @@ class Load:
         return random.Random(self.plan.seed * 1_000_003 + index).randrange(len(script.frames))
 
     async def _connect(self, index: int, caller: Caller) -> None:
-        sources = self.plan.sources or -(-self.plan.callers // PORTS_PER_SOURCE)
-        first = self.plan.first_source
+        sources, first = self.plan.addresses, self.plan.first_source
         source = f"127.0.0.{first + index % sources}" if sources > 1 or first > 1 else ""
         try:
             if source:
@@ -171,8 +157,10 @@ class Load:
                 await self._loop.create_connection(lambda: caller, sock=sock)
             else:
                 await self._loop.create_connection(lambda: caller, self._host, self._port)
-        except OSError:
-            self.tally.count("failed")
+        except OSError as error:
+            self.tally.count_failed(
+                os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+            )
             return
         self.callers.append(caller)
         self._begin(caller)
@@ -218,67 +206,35 @@ class Load:
             await asyncio.sleep(0.05)
 
 
-def status_table(tally: Tally, plan: Plan, elapsed_s: float) -> Table:
-    """One look at a running load, and its last word."""
-    counts = tally.counts
-    table = Table(title=f"{elapsed_s:5.1f} s   {plan.url}", title_justify="left")
-    for name in ("latency (ms)", "count", "p50", "p90", "p99", "p99.9", "max"):
-        table.add_column(name, justify="left" if name.startswith("lat") else "right")
-    for name, histogram in tally.latencies.items():
-        table.add_row(TITLES[name], *_cells(histogram))
-    open_now = counts["connected"] - counts["lost"] - counts["closed"]
-    lines = [
-        f"callers {counts['connected']:.0f} of {plan.callers} came in, {open_now:.0f} still there,"
-        f" {counts['refused']:.0f} refused, {counts['failed']:.0f} failed, {counts['lost']:.0f} lost",
-        f"turns {counts['turns']:.0f}, finals {counts['finals']:.0f}, replies {counts['replies']:.0f}"
-        f" (+{counts['interrupted']:.0f} interrupted), busy signals {counts['busy']:.0f}, errors {counts['errors']:.0f}",
-    ]
-    if counts["received_ms"]:
-        missing_ms = (
-            counts["received_ms"] - counts["consumed_ms"] - counts["dropped_ms"] - counts["discarded_ms"]
-        )
-        lines.append(
-            f"audio sent {counts['sent_ms'] / 1000:.1f} s = received {counts['received_ms'] / 1000:.1f} s;"
-            f" dropped {counts['dropped_ms']:.0f} ms, discarded {counts['discarded_ms']:.0f} ms, unaccounted {missing_ms:.1f} ms"
-        )
-    table.caption, table.caption_justify = "\n".join(lines), "left"
-    return table
-
-
-def _cells(histogram: Histogram) -> list[str]:
-    if not histogram.count:
-        return ["0", "-", "-", "-", "-", "-"]
-    values = [histogram.percentile(rank) for rank in (50, 90, 99, 99.9)]
-    return [f"{histogram.count:,}", *(f"{value:.2f}" for value in (*values, histogram.max_ms))]
-
-
-def tally_to_json(tally: Tally) -> str:
-    latencies = {
-        name: {"buckets": histogram.to_buckets(), "max_ms": histogram.max_ms, "sum_ms": histogram.sum_ms}
-        for name, histogram in tally.latencies.items()
-    }
-    return json.dumps({"counts": tally.counts, "latencies": latencies})
-
-
-def tally_from_json(line: str) -> Tally:
-    """Raises ValueError for what is not a tally."""
-    tally = Tally()
-    body = json.loads(line)
-    tally.counts.update(body["counts"])
-    for name, parts in body["latencies"].items():
-        buckets = [(index, count) for index, count in parts["buckets"]]
-        tally.latencies[name] = Histogram.from_buckets(buckets, parts["max_ms"], parts["sum_ms"])
-    return tally
+async def run_greeted(load: Load) -> Tally:
+    """Run as long as somebody hears a word of the native wire. Raises ConnectFailed."""
+    running = asyncio.create_task(load.run(), name="callers")
+    try:
+        while not running.done() and not load.tally.counts["connected"]:
+            await asyncio.wait({running}, timeout=0.1)
+        await asyncio.wait({running}, timeout=READY_TIMEOUT_S)
+        counts = load.tally.counts
+        if counts["connected"] and not counts["greeted"]:
+            raise not_native(load.plan.url, READY_TIMEOUT_S)
+        return await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def watch(load: Load, console: Console) -> Tally:
-    """Run with a table that refreshes each second."""
+    """Run with a table: on a terminal one that refreshes each second, else one at the end."""
     started_s = asyncio.get_running_loop().time()
 
     def table() -> Table:
-        return status_table(load.tally, load.plan, asyncio.get_running_loop().time() - started_s)
+        elapsed_s = asyncio.get_running_loop().time() - started_s
+        return status_table(load.tally, load.plan.url, load.plan.callers, elapsed_s)
 
-    running = asyncio.create_task(load.run(), name="load")
+    running = asyncio.create_task(run_greeted(load), name="load")
+    if not console.is_terminal:
+        await running
+        console.print(table())
+        return load.tally
     with Live(table(), console=console, auto_refresh=False, transient=False) as live:
         while not running.done():
             await asyncio.wait({running}, timeout=1.0)
@@ -286,46 +242,17 @@ async def watch(load: Load, console: Console) -> Tally:
     return await running
 
 
-async def spread(arguments: Sequence[str], processes: int, plan: Plan) -> Tally:
-    """Run ``processes`` copies of this module, each with its share, and add up what they saw."""
+def check_plain(url: str) -> None:
+    """Raises BadAddress."""
+    if check_address(url) != "ws":
+        raise BadAddress(f"{url} is not a ws:// address (TLS is not for load generators)")
 
-    async def one(index: int) -> Tally:
-        share = [
-            f"--{name}={count // processes + (index < count % processes)}"
-            for name, count in (
-                ("talkers", plan.talkers),
-                ("listeners", plan.listeners),
-                ("connections", plan.connections),
-            )
-        ]
-        extra = [f"--ramp={plan.ramp_per_s / processes}", f"--seed={plan.seed + index}", "--processes=1"]
-        extra.append(f"--first-source={1 + index * 8}")
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "clients.load",
-            *arguments,
-            *share,
-            *extra,
-            "--tally",
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            output, _ = await child.communicate()
-        finally:
-            if child.returncode is None:
-                child.terminate()
-                await child.wait()
-        if child.returncode:
-            raise RuntimeError(f"load process {index} failed with {child.returncode}")
-        return tally_from_json(output.decode())
 
-    total = Tally()
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(index)) for index in range(processes)]
-    for task in tasks:
-        total.add(task.result())
-    return total
+def check_number(value: float) -> float:
+    """Raises typer.BadParameter for nan, which is in every range."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 def load(
@@ -340,11 +267,32 @@ def load(
         int, typer.Option(help="Callers whose speech is only detected (100 ms chunks).", min=0)
     ] = 0,
     connections: Annotated[int, typer.Option(help="Callers that hold the line and ping.", min=0)] = 0,
-    seconds: Annotated[float, typer.Option(help="How long they stay after the last one came.", min=0)] = 10.0,
-    ramp: Annotated[float, typer.Option(help="How many come per second.", min=0.1)] = 500.0,
-    ping_s: Annotated[float, typer.Option(help="Time between the pings of a held line.", min=0.1)] = 20.0,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long they stay after the last one came.",
+            min=0,
+            max=LONGEST_STAY_S,
+            callback=check_number,
+        ),
+    ] = 10.0,
+    ramp: Annotated[
+        float,
+        typer.Option(
+            help="How many come per second.", min=LEAST_PER_SECOND, max=MOST_PER_SECOND, callback=check_number
+        ),
+    ] = 500.0,
+    ping_s: Annotated[
+        float,
+        typer.Option(
+            help="Time between the pings of a held line.", min=0.1, max=LONGEST_PING_S, callback=check_number
+        ),
+    ] = 20.0,
     processes: Annotated[int, typer.Option(help="Spread the callers over so many processes.", min=1)] = 1,
-    sources: Annotated[int, typer.Option(help="Addresses 127.0.0.x to call from; 0: as many as needed.")] = 0,
+    sources: Annotated[
+        int,
+        typer.Option(help="Addresses 127.0.0.x to call from; 0: as many as needed.", min=0, max=ADDRESSES),
+    ] = 0,
     first_source: Annotated[int, typer.Option(hidden=True)] = 1,
     seed: Annotated[int, typer.Option(help="Same seed, same order of callers.")] = 1,
     tally: Annotated[
@@ -355,8 +303,9 @@ def load(
     if (talkers or listeners) and not files:
         raise typer.Exit(complain("talkers and listeners need recordings to say"))
     try:
+        check_plain(url)
         recordings = tuple(read_recording(path, RATE_HZ) for path in files or [])
-    except BadRecording as error:
+    except (BadAddress, BadRecording) as error:
         raise typer.Exit(complain(str(error))) from None
     plan = Plan(
         url,
@@ -373,6 +322,10 @@ def load(
     )
     if not plan.callers:
         raise typer.Exit(complain("nobody calls: give --talkers, --listeners or --connections"))
+    processes = min(processes, plan.callers)
+    if processes > 1 and processes * stride_of(plan) > ADDRESSES:
+        most = ADDRESSES // stride_of(plan)
+        raise typer.Exit(complain(f"--processes {processes}: there are addresses for {most} of them"))
     carried = max(raise_file_limit() - SPARE_FILES, 1)
     if plan.callers > carried * processes:
         message = f"{plan.callers} callers: the open-file limit carries {carried} in a process, so give --processes "
@@ -383,16 +336,19 @@ def load(
     async def run() -> Tally:
         if processes > 1:
             shared = [*map(str, files or []), f"--url={url}", f"--seconds={seconds}", f"--ping-s={ping_s}"]
+            shared.append(f"--sources={sources}")
             return await spread(shared, processes, plan)
-        return await (Load(plan).run() if tally else watch(Load(plan), make_console()))
+        return await (run_greeted(Load(plan)) if tally else watch(Load(plan), make_console()))
 
     result = run_to_end(run)
     if tally:
         print(tally_to_json(result))
-    elif not result.counts["connected"]:
-        raise typer.Exit(1)
-    elif processes > 1:
-        make_console().print(status_table(result, plan, seconds))
+        return
+    if processes > 1:
+        make_console().print(status_table(result, url, plan.callers, seconds))
+    if not result.counts["connected"]:
+        why = failures(result) or "all were refused"
+        raise typer.Exit(complain(f"nobody got in at {url}: {why}", 1))
 
 
 def run_to_end(main: Callable[[], Awaitable[Tally]]) -> Tally:
@@ -408,6 +364,8 @@ def run_to_end(main: Callable[[], Awaitable[Tally]]) -> Tally:
         raise typer.Exit(130) from None
     except BadAddress as error:
         raise typer.Exit(complain(str(error))) from None
+    except (ConnectFailed, LoadFailed) as error:
+        raise typer.Exit(complain(str(error), 1)) from None
 
 
 def main() -> None:

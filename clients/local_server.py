@@ -1,5 +1,7 @@
 """A voiceserver of one's own for a while: started on a free port, watched until it is ready, always stopped.
 
+SIGTERM and SIGHUP stop it as Ctrl-C does; where the program is killed outright, the server ends with it (``lifeline``).
+
 For the demo and the benchmarks. The server is another process and is reached as anybody would: by its command line, HTTP and
 the wire.
 """
@@ -7,6 +9,7 @@ the wire.
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import socket
 import sys
@@ -20,9 +23,12 @@ from urllib.request import urlopen
 
 import msgspec
 
+from clients import lifeline
+
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
 POLL_S = 0.1
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 LAST_LINES = 12
 
 
@@ -37,8 +43,8 @@ class LocalServer:
         self.port = free_port()
         self.settings = dict(settings or {})
         self._process: asyncio.subprocess.Process | None = None
-        self._is_guard = False  # SIGTERM is ours to take
-        self._is_ended = False  # and came
+        self._taken: list[signal.Signals] = []  # those that are ours to take
+        self._ended_by = 0  # the one that came
         self._log = tempfile.NamedTemporaryFile(prefix="voiceserver-", suffix=".log", delete=False)  # noqa: SIM115
         self.log_path = Path(self._log.name)
 
@@ -59,41 +65,54 @@ class LocalServer:
         return [sys.executable, "-m", "voiceserver", "serve", f"--port={self.port}", *chosen]
 
     async def __aenter__(self) -> Self:
-        self._take_sigterm()
-        self._process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            # Ctrl-C is for us; the server is stopped in our own time.
-            start_new_session=True,
-        )
+        self._take_endings()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *lifeline.bound(self.command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                # Ctrl-C is for us; the server is stopped in our own time.
+                start_new_session=True,
+            )
+        except BaseException as error:
+            self._clear_up(error)
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.stop()
-        if self._is_guard:
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        try:
+            await self.stop()
+        finally:
+            self._clear_up(error)
+        if self._ended_by and kind is asyncio.CancelledError:
+            raise SystemExit(128 + self._ended_by)
+
+    def _clear_up(self, error: BaseException | None) -> None:
+        """The log stays where it may tell what went wrong: not after an interrupted run."""
+        for number in self._taken:
+            asyncio.get_running_loop().remove_signal_handler(number)
+        self._taken.clear()
         self._log.close()
-        if error is None:
+        if not isinstance(error, Exception):
             self.log_path.unlink(missing_ok=True)
-        if self._is_ended and kind is asyncio.CancelledError:
-            raise SystemExit(128 + signal.SIGTERM)
 
-    def _take_sigterm(self) -> None:
-        """Who is ended by SIGTERM stops its server first: the task that uses it is cancelled, and then the program ends."""
+    def _take_endings(self) -> None:
+        """Who is ended by a signal stops its server first: the task that uses it is cancelled, and then the program ends."""
         task = asyncio.current_task()
-        if task is None or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            return  # somebody else has taken it: another server, or the program itself
 
-        def end() -> None:
-            self._is_ended = True
-            task.cancel()
+        def end(number: signal.Signals) -> None:
+            self._ended_by = number
+            if task is not None:
+                task.cancel()
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
-        self._is_guard = True
+        for number in ENDINGS:
+            # Otherwise somebody else has taken it: another server, the program itself, or nohup.
+            if task is not None and signal.getsignal(number) is signal.SIG_DFL:
+                asyncio.get_running_loop().add_signal_handler(number, functools.partial(end, number))
+                self._taken.append(number)
 
     async def stop(self) -> None:
         """Drain it, and end it if it takes too long. Idempotent."""

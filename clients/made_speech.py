@@ -1,4 +1,5 @@
-"""Speech for a machine without recordings: made by the server's own default voice, in a process of its own.
+"""Speech for a machine without recordings, and for words that were typed: made by the server's own default voice, in a process
+of its own.
 
 The engine lives in the ``workers`` package, which clients do not import; a child process does.
 """
@@ -43,14 +44,13 @@ class NoSpeech(Exception):
 
 def make_speech(text: str, rate_hz: int) -> Recording:
     """Say ``text``. Raises NoSpeech."""
-    made = subprocess.run(
-        [sys.executable, "-c", _SPEAK, text, str(rate_hz)],
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    command = [sys.executable, "-c", _SPEAK, text, str(rate_hz)]
+    try:
+        made = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise NoSpeech(f"the espeak voice took longer than {TIMEOUT_S} s") from None
     if made.returncode or not made.stdout:
         reason = made.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it made no sound"]
-        raise NoSpeech(f"no recordings here, and the espeak voice does not work: {reason[0]}")
+        raise NoSpeech(f"the espeak voice does not work here: {reason[0]}")
     silence = bytes(2 * (rate_hz * SILENCE_MS // 1000))
     return Recording(f"“{text}”", silence + made.stdout + silence, rate_hz, "made on the spot by espeak")

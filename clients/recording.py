@@ -38,6 +38,8 @@ def read_recording(path: Path, rate_hz: int) -> Recording:
         raise BadRecording(
             f"sound files need the {error.name} package: pip install 'voiceserver[clients]'"
         ) from None
+    if path.is_dir():
+        raise BadRecording(f"{path}: is a directory, not a sound file")
     if not path.is_file():
         raise BadRecording(f"{path}: no such file")
     try:

@@ -1,4 +1,4 @@
-"""Talk to a voiceserver from the command line: ``python -m clients.talk FILE… [--mic]``.
+"""Talk to a voiceserver from the command line: ``python -m clients.talk FILE…``, ``--say TEXT`` or ``--mic``.
 
 Exit codes: 0 everything was answered; 1 something was not; 2 a bad file or bad usage; 3 refused (the retry time is printed);
 4 the connection was lost or never came about.
@@ -20,6 +20,7 @@ from rich.console import Console
 from clients.command import complain
 from clients.connecting import BadAddress, ConnectFailed, ConnectionLost, Reconnect, Refused, check_address
 from clients.conversation import Conversation, OnEvent, TurnReport
+from clients.made_speech import NoSpeech, make_speech
 from clients.recording import BadRecording, Recording, read_recording, write_wav
 from clients.timeline import Timeline, latency_table, make_console, speech_seconds
 from clients.voice import VoiceClient
@@ -62,6 +63,10 @@ def talk(
         bool,
         typer.Option("--realtime/--fast", help="As a microphone would, or as fast as the server allows."),
     ] = True,
+    say: Annotated[
+        list[str] | None,
+        typer.Option(help="Words to speak with the espeak voice, after the files; may be given again."),
+    ] = None,
     mic: Annotated[bool, typer.Option("--mic", help="Speak yourself; the reply is played.")] = False,
     reconnect: Annotated[bool, typer.Option(help="Pick a lost connection up again.")] = True,
     key: Annotated[
@@ -70,8 +75,8 @@ def talk(
 ) -> None:
     """Hold a spoken conversation with a voiceserver and show it as it happens."""
     options = Options(url, rate, out, json, realtime, reconnect, key)
-    if bool(files) == mic:
-        both = "give recordings to speak, or --mic to speak yourself"
+    if bool(files or say) == mic:
+        both = "give recordings to speak, --say and words, or --mic to speak yourself"
         _fail(f"{both}, not both" if mic else both, EXIT_USAGE)
     try:
         check_address(url)
@@ -81,7 +86,8 @@ def talk(
         _fail(f"{out}: the reply cannot be written there", EXIT_USAGE)
     try:
         recordings = [read_recording(path, rate) for path in files or []]
-    except BadRecording as error:
+        recordings += [make_speech(text, rate) for text in say or []]
+    except (BadRecording, NoSpeech) as error:
         _fail(str(error), EXIT_USAGE)
     raise typer.Exit(run(recordings, options, uses_microphone=mic))
 

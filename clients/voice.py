@@ -29,7 +29,16 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from clients.connecting import ConnectFailed, ConnectionLost, Reconnect, Refused, open_stream, stream_url
+from clients.connecting import (
+    READY_TIMEOUT_S,
+    ConnectFailed,
+    ConnectionLost,
+    Reconnect,
+    Refused,
+    not_native,
+    open_stream,
+    stream_url,
+)
 from clients.sending import BYTES_PER_SAMPLE, AudioLog, Credit, EventLog
 from voiceserver.errors import VoiceServerError
 from voiceserver.events import (
@@ -53,13 +62,8 @@ MAX_MESSAGE_MS: Final = 100  # a longer send is split, so that credit is honoure
 MAX_WAITING_EVENTS: Final = 1024  # then the client stops reading, and the server knows
 NORMAL_CLOSE: Final = 1000
 TRY_AGAIN_CLOSE: Final = 1013
-LOST_CODES: Final = (
-    1001,
-    1005,
-    1006,
-    1012,
-    1013,
-)  # worth another try; any other says that this session is over
+# Worth another try; any other says that this session is over.
+LOST_CODES: Final = (1001, 1005, 1006, 1012, 1013)
 PING_TIMEOUT: Final = "ping timeout"
 KEPT_EVENTS: Final = 256  # control events that may have to be sent again: more than fit between two sockets
 GONE_STATUSES: Final = (404, 410)  # of a session to resume: begin a new one
@@ -91,6 +95,7 @@ class VoiceClient:
         self._headers = headers or {}
         self._tls = tls
         self._open_timeout_s = open_timeout_s
+        self._unheard: asyncio.TimerHandle | None = None  # until the first event of the native wire
         self._log = AudioLog(rate_hz, reconnect.keep_ms if reconnect else 0.0)
         self._said = EventLog(KEPT_EVENTS if reconnect else 0)
         self._saying = asyncio.Lock()
@@ -104,6 +109,7 @@ class VoiceClient:
         self._reader: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
         self._ending: VoiceServerError | None = None
+        self._failure: ConnectFailed | None = None  # nobody there speaks the native wire
         self._has_ended = False
         self._is_leaving = False
         self._is_finishing = False
@@ -124,11 +130,14 @@ class VoiceClient:
         tls: ssl.SSLContext | None = None,
         open_timeout_s: float = 10.0,
     ) -> Self:
-        """A client for ``async with``. Entering raises Refused (503, with its retry time) or ConnectFailed."""
+        """A client for ``async with``. Entering raises Refused (503, with its retry time) or ConnectFailed. A server that lets
+        us in and then says nothing of the native wire for 5 s ends the session with ConnectFailed."""
         return cls(url, rate_hz, reconnect=reconnect, headers=headers, tls=tls, open_timeout_s=open_timeout_s)
 
     async def __aenter__(self) -> Self:
         self._socket = await self._open()
+        loop = asyncio.get_running_loop()
+        self._unheard = loop.call_later(READY_TIMEOUT_S, self._give_up, self._socket)
         self._reader = asyncio.create_task(self._read_until_end(), name="voice-client")
         return self
 
@@ -136,6 +145,7 @@ class VoiceClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_leaving = True
+        self._cancel_give_up()
         tasks = [task for task in (self._reader, self._resuming) if task is not None]
         for task in tasks:
             task.cancel()
@@ -204,7 +214,8 @@ class VoiceClient:
         return self.ready
 
     async def events(self) -> AsyncIterator[ServerEvent]:
-        """Everything the server says, audio as ReplyAudio. Ends with the session; raises ConnectionLost or Refused."""
+        """Everything the server says, audio as ReplyAudio. Ends with the session; raises ConnectionLost, Refused or
+        ConnectFailed."""
         while not (self._has_ended and self._events.empty()):
             event = await self._events.get()
             if event is None:
@@ -288,9 +299,20 @@ class VoiceClient:
         finally:
             await self._end(ending)
 
+    def _give_up(self, socket: ClientConnection) -> None:
+        if self._socket is socket:
+            self._failure = not_native(self.url, READY_TIMEOUT_S)
+            socket.transport.abort()
+
+    def _cancel_give_up(self) -> None:
+        if self._unheard is not None:
+            self._unheard.cancel()
+            self._unheard = None
+
     async def _end(self, ending: VoiceServerError | None) -> None:
         self._ending = ending
         self._has_ended = True
+        self._cancel_give_up()
         self._ready.set()
         if not self._events.full():
             self._events.put_nowait(ending)  # wakes a waiting reader; otherwise it sees _has_ended
@@ -298,6 +320,8 @@ class VoiceClient:
             self._may_send.notify_all()
 
     def _ending_of(self, socket: ClientConnection) -> VoiceServerError | None:
+        if self._failure is not None:
+            return self._failure
         code = socket.close_code if socket.close_code is not None else 1006
         if code == NORMAL_CLOSE:
             return None
@@ -323,6 +347,8 @@ class VoiceClient:
             if "type" in _decode_any(message):
                 return  # an event of a newer server
             raise
+        if self._unheard is not None:
+            self._cancel_give_up()
         match event:
             case ReplyStarted(turn=turn):
                 self._reply_turn = turn
@@ -415,4 +441,4 @@ def _is_worth_a_try(ending: VoiceServerError) -> bool:
     """Whether the session may go on over another connection: not when the server has ended it for a reason."""
     if isinstance(ending, ConnectionLost):
         return ending.code in LOST_CODES or ending.reason == PING_TIMEOUT
-    return True
+    return not isinstance(ending, ConnectFailed)

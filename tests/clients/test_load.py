@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from itertools import pairwise
 
 import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 from websockets.frames import Frame
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from clients import load as load_module
 from clients.callers import Schedule, Script, Tally
-from clients.connecting import BadAddress
+from clients.connecting import BadAddress, ConnectFailed
 from clients.histogram import Histogram
-from clients.load import Load, Plan, status_table, tally_from_json, tally_to_json
+from clients.load import Load, Plan, run_greeted, tally_from_json, tally_to_json, watch
 from clients.load import load as load_command
+from clients.load_processes import share_of
+from clients.load_table import status_table
 from clients.raw import BINARY, TEXT, RawConnection, build_frame
 from clients.recording import Recording
 from tests.clients.native_server import Caller, native_server
@@ -138,12 +143,24 @@ class TestScript:
 def test_tallies_travel_between_processes_and_add_up() -> None:
     first = Tally()
     first.count("turns", 3)
+    first.count_failed("no answer")
     first.latencies["ping"].record(5)
     second = tally_from_json(tally_to_json(first))
     second.add(first)
     assert second.counts["turns"] == 6
+    assert (second.counts["failed"], second.reasons) == (2, {"no answer": 2})
     assert second.latencies["ping"].count == 2
     assert second.latencies["ping"].max_ms == 5
+
+
+@given(st.tuples(*[st.integers(0, 50)] * 3), st.integers(1, 40))
+def test_callers_are_dealt_evenly_to_the_processes(counts: tuple[int, int, int], processes: int) -> None:
+    plan = Plan("ws://x", *counts)
+    shares = [share_of(plan, processes, index) for index in range(processes)]
+    for name, count in zip(("talkers", "listeners", "connections"), counts, strict=True):
+        assert sum(share[name] for share in shares) == count
+    sizes = [sum(share.values()) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 async def converse(caller: Caller) -> None:
@@ -172,6 +189,7 @@ class TestLoad:
             tally = await load.run()
             counts = tally.counts
             assert (counts["refused"], counts["failed"], counts["connected"]) == (1, 1, 7)
+            assert (counts["greeted"], tally.reasons) == (7, {"HTTP 500": 1})
             assert (counts["closed"], counts["lost"]) == (7, 0) or counts["closed"] + counts["lost"] == 7
             talking = sum(bool(caller.audio) for caller in server.callers)
             assert (
@@ -186,13 +204,78 @@ class TestLoad:
             assert tally.latencies["first_audio"].count == talking
             assert tally.latencies["handshake"].count == 7
             assert tally.latencies["ping"].count >= 1
-            assert "unaccounted 0.0 ms" in str(status_table(tally, plan, 1.0).caption)
+            assert "unaccounted 0.0 ms" in str(status_table(tally, plan.url, plan.callers, 1.0).caption)
 
     async def test_without_a_server_everybody_fails(self) -> None:
         async with native_server(converse) as server:
             url = server.url
         tally = await Load(Plan(url, connections=3, seconds=0, ramp_per_s=1_000)).run()
         assert tally.counts["failed"] == 3
+        assert tally.reasons == {"Connection refused": 3}
+        assert "failed: Connection refused (3)" in str(status_table(tally, url, 3, 0.0).caption)
+
+    async def test_who_hangs_up_before_the_handshake_and_who_says_nothing_are_failures(self) -> None:
+        transports: list[asyncio.BaseTransport] = []
+
+        class SayNothing(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                transports.append(transport)
+
+        class HangUp(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                transport.close()
+
+        for protocol, reason in (
+            (HangUp, "closed before the handshake was answered"),
+            (SayNothing, "no answer to the handshake"),
+        ):
+            async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0) as server:
+                url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+                tally = await Load(Plan(url, connections=2, seconds=0.05, ramp_per_s=1_000)).run()
+                for transport in transports:
+                    transport.close()
+            assert tally.reasons == {reason: 2}
+            assert tally.counts["failed"] == 2
+        await asyncio.sleep(0)  # closed transports are gone one turn of the loop later
+
+    async def test_another_wire_is_told_and_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(load_module, "READY_TIMEOUT_S", 0.05)
+
+        async def speak_realtime(caller: Caller) -> None:
+            await caller.socket.send('{"type":"session.created","event_id":"e1","session":{}}')
+            await caller.socket.wait_closed()
+
+        async with native_server(speak_realtime) as server:
+            url = server.url.replace("/v1/stream", "/v1/realtime")
+            load = Load(Plan(url, connections=2, seconds=600, ramp_per_s=1_000))
+            with pytest.raises(
+                ConnectFailed, match="/v1/realtime is not the native wire, which is at /v1/stream"
+            ):
+                await run_greeted(load)
+
+    async def test_who_waits_for_a_place_has_found_the_native_wire(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load_module, "READY_TIMEOUT_S", 0.05)
+
+        async def let_wait(caller: Caller) -> None:
+            await caller.say(ServerBusy("admission", "waiting", 0, 0, 5_000, position=1))
+            await caller.receive()
+            await caller.socket.close()
+
+        async with native_server(let_wait) as server:
+            tally = await run_greeted(Load(Plan(server.url, connections=1, seconds=0.1)))
+        assert tally.counts["greeted"] == 1
+
+    async def test_what_is_piped_is_one_table_and_ends_its_last_line(self) -> None:
+        async with native_server(converse) as server:
+            output = io.StringIO()
+            console = Console(file=output, width=120)
+            await watch(Load(Plan(server.url, connections=1, seconds=0)), console)
+        shown = output.getvalue()
+        assert shown.count("latency (ms)") == 1
+        assert shown.endswith("\n")
+        assert "\x1b" not in shown
 
     async def test_only_plain_websocket_addresses(self) -> None:
         for url in ("wss://localhost/", "http://localhost/", "ws://localhost:99999/"):
@@ -210,6 +293,25 @@ class TestLoad:
         (("--connections=-1",), 2, "greater than or equal"),
         (("--connections=2000000000",), 2, "give --processes"),
         (("--connections=1", "--seconds=0", "--url=ws://127.0.0.1:1"), 1, "1 failed"),
+        (
+            ("--connections=1", "--seconds=0", "--url=ws://127.0.0.1:1"),
+            1,
+            "ws://127.0.0.1:1: Connection refused (1)",
+        ),
+        (
+            ("--connections=2", "--processes=3", "--seconds=0", "--url=ws://127.0.0.1:1"),
+            1,
+            "Connection refused (2)",
+        ),
+        (("--connections=2", "--processes=2", "--url=ws://[::1"), 2, "is not an address"),
+        (("--connections=1", "--ping-s=inf"), 2, "Invalid value for '--ping-s'"),
+        (("--connections=1", "--ping-s=nan"), 2, "Invalid value for '--ping-s'"),
+        (("--connections=1", "--seconds=inf"), 2, "Invalid value for '--seconds'"),
+        (("--connections=1", "--seconds=nan"), 2, "Invalid value for '--seconds'"),
+        (("--connections=1", "--ramp=nan"), 2, "Invalid value for '--ramp'"),
+        (("--connections=1", "--sources=-1"), 2, "Invalid value for '--sources'"),
+        (("--connections=1", "--sources=99999"), 2, "Invalid value for '--sources'"),
+        (("--connections=99", "--processes=99"), 2, "there are addresses for 31 of them"),
     ],
 )
 def test_the_exit_code_says_whether_it_was_a_load(arguments: tuple[str, ...], code: int, words: str) -> None:

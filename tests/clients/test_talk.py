@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from clients import talk
+from clients import talk, voice
 from clients.conversation import EMPTY_TURN_MS, Exchange
-from clients.recording import BadRecording, read_recording, write_wav
+from clients.made_speech import NoSpeech
+from clients.recording import BadRecording, Recording, read_recording, write_wav
 from clients.talk import EXIT_LOST, EXIT_REFUSED, EXIT_UNANSWERED, EXIT_USAGE, Options
 from clients.timeline import describe
 from tests.clients.native_server import Caller, native_server
@@ -69,7 +70,7 @@ class TestRecording:
         for path, reason in (
             (tmp_path / "no.wav", "no such file"),
             (text, "not a sound file"),
-            (tmp_path, "no such"),
+            (tmp_path, "is a directory"),
         ):
             with pytest.raises(BadRecording, match=reason):
                 read_recording(path, 16_000)
@@ -229,12 +230,14 @@ async def run_talk(
     is_json: bool = False,
     refusals: tuple[tuple[int, str, str], ...] = (),
     before: Callable[[Caller], Awaitable[None]] | None = None,
+    path_of_url: str = "/v1/stream",
 ) -> int:
     """``before``: a first connection, after which the client comes back for ``script``."""
     scripts = (script,) if before is None else (before, script)
     async with native_server(*scripts, refusals=refusals) as server:
         reconnects = before is not None
-        options = Options(server.url, 16_000, out, is_json, is_realtime=False, reconnects=reconnects)
+        url = server.url.replace("/v1/stream", path_of_url)
+        options = Options(url, 16_000, out, is_json, is_realtime=False, reconnects=reconnects)
         recordings = [read_recording(path, 16_000)]
         return await asyncio.to_thread(talk.run, recordings, options)
 
@@ -273,6 +276,20 @@ class TestTalk:
             await run_talk(answer_all, path, refusals=((503, "7", "all places are taken"),)) == EXIT_REFUSED
         )
         assert "all places are taken; try again in 7.0 s" in capsys.readouterr().err
+
+    async def test_another_wire_is_told_and_not_waited_for(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(voice, "READY_TIMEOUT_S", 0.05)
+
+        async def speak_realtime(caller: Caller) -> None:
+            await caller.socket.send('{"type":"session.created","event_id":"e1","session":{}}')
+            await caller.socket.wait_closed()
+
+        path = tone(tmp_path / "t.wav", 16_000, 1)
+        assert await run_talk(speak_realtime, path, path_of_url="/v1/realtime") == EXIT_LOST
+        told = capsys.readouterr().err
+        assert "/v1/realtime is not the native wire, which is at /v1/stream" in told
 
     async def test_lost(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         async def cut(caller: Caller) -> None:
@@ -336,6 +353,7 @@ class TestTalk:
             (["--url", "ws://"], "not a ws://"),
             (["--url", "ws://127.0.0.1:99999"], "out of range"),
             (["--mic"], "not both"),
+            (["--mic", "--say", "hello"], "not both"),
         ],
     )
     def test_what_cannot_work_is_usage_and_not_a_lost_connection(
@@ -348,6 +366,32 @@ class TestTalk:
         app.command()(talk.talk)
         ended = CliRunner().invoke(app, [str(tone(tmp_path / "t.wav", 16_000, 1)), *arguments])
         assert (ended.exit_code, words in ended.stderr) == (EXIT_USAGE, True), ended.output
+
+    def test_words_are_spoken_after_the_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import typer
+        from typer.testing import CliRunner
+
+        def make_speech(text: str, rate_hz: int) -> Recording:
+            if not text:
+                raise NoSpeech("it made no sound")
+            return Recording(text, bytes(2), rate_hz)
+
+        spoken: list[str] = []
+
+        def run(recordings: list[Recording], _: Options, *, uses_microphone: bool) -> int:
+            spoken.extend(recording.name for recording in recordings)
+            return 0
+
+        monkeypatch.setattr(talk, "make_speech", make_speech)
+        monkeypatch.setattr(talk, "run", run)
+        app = typer.Typer()
+        app.command()(talk.talk)
+        path = tone(tmp_path / "t.wav", 16_000, 1)
+        assert CliRunner().invoke(app, ["--say", "one", str(path), "--say", "two"]).exit_code == 0
+        assert CliRunner().invoke(app, ["--say", "three"]).exit_code == 0
+        assert spoken == ["t.wav", "one", "two", "three"]
+        silent = CliRunner().invoke(app, ["--say", ""])
+        assert (silent.exit_code, "no sound" in silent.stderr) == (EXIT_USAGE, True)
 
     async def test_the_key_is_sent_and_never_shown(self) -> None:
         options = Options("ws://127.0.0.1:1", 16_000, None, False, True, False, "sk-hush")

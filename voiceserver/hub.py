@@ -18,7 +18,7 @@ from voiceserver.http import Router
 from voiceserver.learner import Learner
 from voiceserver.metrics import Metrics
 from voiceserver.outage import Outage, slices
-from voiceserver.pool import Pool
+from voiceserver.pool import Pool, StreamOwner
 from voiceserver.resume import Calls, new_seed
 from voiceserver.session import Session
 from voiceserver.settings import Facts, Settings
@@ -231,6 +231,11 @@ class Hub:
                     owner.on_place(ticket, now_ms)
                 except Exception as error:
                     self.log.error("admission fault", exc_info=error)
+
+    def forget(self, caller: StreamOwner) -> None:
+        """A caller leaves: it stands in line for nothing any more."""
+        for pool in self.pools.values():
+            pool.forget(caller)
 
     def live_books(self) -> Iterator[Accounting]:
         """The books of the open sessions that have heard something."""

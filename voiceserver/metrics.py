@@ -37,6 +37,7 @@ _TURN_BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4),
     *(0.5, 0.525, 0.55, 0.6, 0.7, 0.8, 1.2, 2.0, 5.0, 10.0),
 )
+FIRST_PRIVATE_CODE = 3_000  # from here on a client may choose any of 2,000: no label each
 _PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
 
 
@@ -147,7 +148,7 @@ class Metrics(Collector):
 
     def count_closed(self, wire: str, code: int, accounting: ev.Accounting) -> None:
         self.sessions.dec()
-        self._inc(self._closed, wire, str(code))
+        self._inc(self._closed, wire, str(code) if code < FIRST_PRIVATE_CODE else "private")
         for fate, counter in self._audio_of.items():
             counter.inc(max(getattr(accounting, f"{fate}_ms"), 0.0) / 1000.0)
 

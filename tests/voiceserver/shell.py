@@ -178,6 +178,7 @@ class AnsweredPool:
         self.room = 10**9
         self.voices: frozenset[str] = frozenset()
         self.ready = True
+        self.forgotten: list[StreamOwner] = []
 
     def try_open(
         self, owner: StreamOwner, params: StreamParams, *, key: str = ""
@@ -186,6 +187,9 @@ class AnsweredPool:
             return self.refusal
         self.streams.append(AnsweredStream(self, owner, params))
         return self.streams[-1]
+
+    def forget(self, owner: StreamOwner) -> None:
+        self.forgotten.append(owner)
 
     def is_ready(self) -> bool:
         return self.ready

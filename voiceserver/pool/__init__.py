@@ -86,6 +86,9 @@ class Pool(Protocol):
         """A new stream on the least loaded live worker, or a Refusal (all places taken, no live worker). ``key`` names
         the session, so that input which kills workers can be traced and quarantined."""
 
+    def forget(self, owner: StreamOwner) -> None:
+        """``owner`` is leaving: it waits for no place any more, and hears no ``on_room``."""
+
     def is_ready(self) -> bool:
         """At least one worker has loaded its engine and answers."""
 

@@ -51,6 +51,11 @@ class TieredPool:
             return self.own.try_open(owner, params, key=key)
         return got
 
+    def forget(self, owner: StreamOwner) -> None:
+        """See ``Pool``."""
+        self.own.forget(owner)
+        self.lighter.forget(owner)
+
     @property
     def voices(self) -> frozenset[str]:
         """Of the stage's own engine."""

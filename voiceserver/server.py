@@ -364,8 +364,9 @@ class Server:
         connections = len(self.hub.connections)
         if connections >= self._frozen + _FREEZE_STEP:
             self._freeze()
-        elif connections * 2 < self._frozen - _FREEZE_STEP:
+        elif connections * 2 < self._frozen and self._frozen >= _FREEZE_STEP // 2:
             gc.unfreeze()
+            gc.collect()  # what became garbage while it was frozen is in the oldest generation
             self._freeze()
         self._timers["refresh"] = self._loop.call_later(FACTS_MS / 1000.0, self._refresh)
 

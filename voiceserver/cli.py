@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from voiceserver.config import DEFAULT_FILE, ENV_FILE, Loaded, load, parse_assignment
-from voiceserver.errors import VoiceServerError
+from voiceserver.errors import ConfigError, VoiceServerError
 from workers import registry
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+LEAST_SECONDS = 0.01  # of one measurement
+MOST_SECONDS = 60.0
 
 ConfigFile = Annotated[
     Path | None,
@@ -103,8 +106,11 @@ def key(
     admin: Annotated[bool, typer.Option("--admin", help="May see the figures and drain the server.")] = False,
 ) -> None:
     """Make an API key: on stderr the key, this once; on stdout the lines for the key file, which hold its hash."""
-    from voiceserver.auth import new_key
+    from voiceserver.auth import name_problem, new_key
 
+    problem = name_problem(name)
+    if problem:
+        raise ConfigError("NAME", f"{problem}, not {name!r}", "the command line")
     made, kept = new_key()
     typer.echo(f"the key, for the client; it is not kept anywhere: {made}", err=True)
     typer.echo(f"[keys.{json.dumps(name)}]\nhash = {json.dumps(kept)}")
@@ -126,6 +132,8 @@ def doctor(
     ] = 1.0,
 ) -> None:
     """Say what this machine is, what is too low and how to raise it, and what it carries. Exit code 1: something is too low."""
+    if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
+        raise ConfigError("--seconds", f"must be from {LEAST_SECONDS:g} to {MOST_SECONDS:g}, not {seconds:g}")
     flags = [("server.processes", processes, "--processes")] if processes is not None else []
     loaded = _load(config, settings, flags)
     from voiceserver.doctor import report
@@ -144,13 +152,13 @@ def version() -> None:
 
 
 def _load(config: Path | None, settings: list[str] | None, flags: list[tuple[str, str, str]]) -> Loaded:
-    path = config
+    path, named_by = config, "--config"
     if path is None and os.environ.get(ENV_FILE):
-        path = Path(os.environ[ENV_FILE])
+        path, named_by = Path(os.environ[ENV_FILE]), f"environment variable {ENV_FILE}"
     if path is None and Path(DEFAULT_FILE).is_file():
-        path = Path(DEFAULT_FILE)
+        path, named_by = Path(DEFAULT_FILE), "the working directory"
     assigned = [parse_assignment(text) for text in settings or ()]
-    return load(path, os.environ, [*assigned, *flags])
+    return load(path, os.environ, [*assigned, *flags], named_by=named_by)
 
 
 def main() -> None:

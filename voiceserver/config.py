@@ -11,15 +11,17 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
+from voiceserver.config_rules import problem_of
+from voiceserver.cores import usable_cores
 from voiceserver.errors import ConfigError
-from voiceserver.events import MAX_TURN_MS, TurnDetection, range_of
+from voiceserver.events import MAX_TURN_MS
 
 Value = str | int | float | bool
 
@@ -111,14 +113,14 @@ class LighterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A second, lighter engine of a stage, for the turns of a server that has retreated so far. "none": there is none."""
 
     engine: str = "none"
-    workers: int = 1
+    workers: int = 1  # 0: one per core
     max_batch_size: int = 64
     streams_per_worker: int = 0  # 0: what the engine says
     params: dict[str, Value] = {}
 
 
 class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``engine`` "none" switches the stage off. ``workers`` 0: one per core up to the engine's advice."""
+    """``engine`` "none" switches the stage off. ``workers`` 0: one per core; ``load`` puts the number in its place."""
 
     engine: str = "none"
     workers: int = 1
@@ -171,6 +173,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 ENV_PREFIX: Final = "VOICESERVER_"
 ENV_FILE: Final = "VOICESERVER_CONFIG"  # names the file, as --config does
 DEFAULT_FILE: Final = "voiceserver.toml"
+# What else begins like a setting's variable: for the chat engine, for our client, for the tests in a browser.
+OTHER_VARIABLES: Final = (
+    ENV_FILE,
+    "VOICESERVER_CHAT_API_KEY",
+    "VOICESERVER_KEY",
+    "VOICESERVER_CHROMIUM",
+)
+_SERVICE_VARIABLE: Final = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PORT|PROTO|ADDR))?$"
+)
+_SERVICE_VALUE: Final = re.compile(r"(tcp|udp|sctp)://")
+_VAD_LIGHTER: Final = "stages.vad.lighter."
 # Settings that are never shown. Engines bring parameters of their own, so this goes by how such things are called.
 _SECRET: Final = re.compile(
     r"(^|[._-])(key|apikey|token|secret|password|passphrase|credentials?|authorization)$|[.]params[.]headers?[.]",
@@ -202,6 +216,8 @@ class Loaded:
         lines: list[str] = []
         tables: dict[str, list[str]] = {}
         for key, value in _leaves(msgspec.to_builtins(self.config)):
+            if key.startswith(_VAD_LIGHTER):  # there is no such thing
+                continue
             table, _, name = key.rpartition(".")
             # A JSON scalar is a TOML scalar too.
             line = f"{name} = {json.dumps(_shown(key, value))}"
@@ -218,13 +234,20 @@ def _shown(key: str, value: object) -> object:
     return _USER_OF_URL.sub(_HIDDEN, value) if isinstance(value, str) else value
 
 
-def load(path: Path | None, environ: Mapping[str, str], flags: Sequence[tuple[str, str, str]] = ()) -> Loaded:
+def load(
+    path: Path | None,
+    environ: Mapping[str, str],
+    flags: Sequence[tuple[str, str, str]] = (),
+    *,
+    named_by: str = "--config",
+) -> Loaded:
     """Merge defaults, the TOML file at ``path``, ``environ`` and ``flags``, the later ones winning.
 
-    flags: ``(key, text, name of the flag)``. Raises ConfigError.
+    flags: ``(key, text, name of the flag)``. named_by: what gave ``path``, for errors. Raises ConfigError.
     """
-    settings = [*_from_file(path), *_from_environment(environ)]
+    settings = [*_from_file(path, named_by), *_from_environment(environ)]
     settings += [_Setting(key, text, flag, True) for key, text, flag in flags]
+    _check_names(environ, settings)
     tree: dict[str, Any] = msgspec.to_builtins(Config())
     sources: dict[str, str] = {}
     for setting in settings:
@@ -237,7 +260,20 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Sequence[tuple[st
             table = table[part]
         table[name] = value
         sources[setting.key] = setting.source
-    return Loaded(msgspec.convert(tree, Config), sources)
+    _count_workers(tree, sources)
+    config = msgspec.convert(tree, Config)
+    _check_together(config, sources)
+    return Loaded(config, sources)
+
+
+def _count_workers(tree: Mapping[str, Any], sources: dict[str, str]) -> None:
+    """0 workers: as many as there are cores for this server process."""
+    count = max(int(usable_cores() / tree["server"]["processes"]), 1)
+    for name, stage in tree["stages"].items():
+        for key, table in ((f"stages.{name}", stage), (f"stages.{name}.lighter", stage["lighter"])):
+            if table["workers"] == 0:
+                table["workers"] = count
+                sources[f"{key}.workers"] += ", 0: one per core"
 
 
 def parse_assignment(text: str) -> tuple[str, str, str]:
@@ -248,17 +284,17 @@ def parse_assignment(text: str) -> tuple[str, str, str]:
     return key.strip(), value.strip(), f"--set {key.strip()}"
 
 
-def _from_file(path: Path | None) -> Iterator[_Setting]:
+def _from_file(path: Path | None, named_by: str) -> Iterator[_Setting]:
     if path is None:
         return
     try:
         tree = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(str(path), "there is no such file", "--config") from None
+        raise ConfigError(str(path), "there is no such file", named_by) from None
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "--config") from None
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}", named_by) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"is not TOML: {error}", "--config") from None
+        raise ConfigError(str(path), f"is not TOML: {error}", named_by) from None
     for key, value in _leaves(tree):
         yield _Setting(key, value, str(path), False)
 
@@ -344,66 +380,40 @@ def _parse_value(text: str) -> object:
 # ------------------------------------------------------------------------------------------------------ checking
 
 
-def _between(low: float, high: float) -> Callable[[Any], str]:
-    return lambda value: "" if low <= value <= high else f"must be from {low} to {high}"
-
-
-def _at_least(low: float) -> Callable[[Any], str]:
-    return lambda value: "" if value >= low else f"must be at least {low}"
-
-
-def _one_of(*allowed: str) -> Callable[[Any], str]:
-    return lambda value: "" if value in allowed else f"must be one of {', '.join(allowed)}"
-
-
-def _power_of_two(value: Any) -> str:
-    return "" if value > 0 and value & (value - 1) == 0 else "must be a power of two"
-
-
-_DETECTION: Final = (
-    "threshold",
-    "prefix_padding_ms",
-    "silence_duration_ms",
-    "min_speech_ms",
-    "max_turn_ms",
-    "max_silence_ms",
-    "min_silence_ms",
-)
-_RULES: Final[Mapping[str, Callable[[Any], str]]] = {
-    "server.port": _between(0, 65_535),
-    "server.processes": _at_least(1),
-    "server.backlog": _at_least(1),
-    "server.max_message_bytes": _between(1_024, 67_108_864),
-    "server.handshake_timeout_ms": _at_least(1),
-    "server.ping_timeout_ms": _at_least(1),
-    "server.slow_reader_timeout_ms": _at_least(1),
-    "server.write_limit_bytes": _at_least(1_024),
-    "server.log_level": _one_of("debug", "info", "warning", "error"),
-    "server.log_format": _one_of("auto", "console", "json"),
-    "session.output_rate_hz": _between(8_000, 48_000),
-    **{f"session.{name}": _between(*range_of(TurnDetection, name)) for name in _DETECTION},
-    "session.max_manual_turn_ms": _between(1_000, 3_600_000),
-    "session.filler_after_ms": _at_least(1),
-    "auth.token_ttl_ms": _between(1, 7_200_000),
-    "backpressure.busy_repeat_ms": _at_least(1),
-    "backpressure.max_backlog_ms": _at_least(1),
-    "backpressure.hold": _one_of("connection", "speech"),
-    "backpressure.tenant_share": _between(0, 1),
-    "stages.max_batch_size": _at_least(1),
-    "stages.step_timeout_ms": _at_least(1),
-    "stages.request_slots": _power_of_two,
-    "stages.result_slots": _power_of_two,
-    "stages.slot_bytes": _at_least(128),
-}
-
-
 def _check(setting: _Setting, value: Value) -> None:
-    parts = _split(setting.key)
-    rule = _RULES.get(
-        f"stages.{parts[-1]}" if parts[0] == "stages" and "params" not in parts else setting.key
-    )
-    if rule is None and isinstance(value, int | float) and "params" not in parts:
-        rule = _at_least(0)
-    problem = rule(value) if rule is not None else ""
+    problem = problem_of(_split(setting.key), value)
     if problem:
         raise ConfigError(setting.key, f"{problem}, not {value!r}", setting.source)
+    if setting.key.startswith(_VAD_LIGHTER) and (
+        "params" in setting.key or value != getattr(LighterConfig(), setting.key.removeprefix(_VAD_LIGHTER))
+    ):
+        problem = "vad hears the whole call with one engine, so there cannot be a lighter one for some turns"
+        raise ConfigError(setting.key, problem, setting.source)
+
+
+def _check_together(config: Config, sources: Mapping[str, str]) -> None:
+    """What is wrong with settings only because of others."""
+    if config.server.tls_key and not config.server.tls_cert:
+        problem = "is given without server.tls_cert: wss needs both, and nothing would be encrypted"
+        raise ConfigError("server.tls_key", problem, sources.get("server.tls_key", ""))
+
+
+def _check_names(environ: Mapping[str, str], settings: Sequence[_Setting]) -> None:
+    """A misspelt variable would be a setting that has no effect, and nobody would know."""
+    known = {
+        ENV_PREFIX + key.upper().replace(".", "__"): key for key, _ in _leaves(msgspec.to_builtins(Config()))
+    }
+    named = {setting.value for setting in settings if isinstance(setting.value, str)}  # as api_key_env does
+    for name, text in sorted(environ.items()):
+        is_ours = name.startswith(ENV_PREFIX) and "__" not in name and name not in OTHER_VARIABLES
+        if not is_ours or name in named or _is_of_orchestrator(name, text):
+            continue
+        close = difflib.get_close_matches(name, [*known, *OTHER_VARIABLES], n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problem = f"there is no such variable{hint} (a setting's name has two underscores for each dot)"
+        raise ConfigError(name, problem, "the environment")
+
+
+def _is_of_orchestrator(name: str, text: str) -> bool:
+    """Kubernetes describes each service to every container; one that is called voiceserver gets these names."""
+    return bool(_SERVICE_VARIABLE.search(name) or _SERVICE_VALUE.match(text))

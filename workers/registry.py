@@ -17,6 +17,7 @@ import difflib
 import importlib
 import importlib.util
 import re
+import sys
 from dataclasses import dataclass
 from functools import reduce
 from importlib.machinery import ModuleSpec, PathFinder
@@ -154,6 +155,10 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
         module = spec.target.partition(":")[0]
         if _find_module(module) is None:
             raise EngineNotFound(name, f"engine {name!r}: there is no module {module!r} on the import path")
+        if module.partition(".")[0] in sys.stdlib_module_names:
+            raise EngineNotFound(
+                name, f"engine {name!r}: {module!r} is a module of Python itself, and no engine"
+            )
     if stage is not None and spec.stages and stage not in spec.stages:
         fitting = ", ".join(other.name for other in _BUILT_IN.values() if stage in other.stages)
         serves = ", ".join(spec.stages)

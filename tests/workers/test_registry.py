@@ -165,3 +165,9 @@ def test_checking_imports_no_engine_and_nothing_heavy() -> None:
         "assert not any(name.startswith(('workers.engines', 'tests.')) for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", ["os:system", "json.tool:main", "builtins:print"])
+def test_a_module_of_python_is_no_engine(name: str) -> None:
+    with pytest.raises(EngineNotFound, match="a module of Python itself"):
+        check(name)

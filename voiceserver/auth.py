@@ -17,17 +17,19 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from voiceserver.config import AuthConfig
 from voiceserver.errors import ConfigError, ProtocolError
-from voiceserver.http import Caller, Response, error_response, json_response
+from voiceserver.http import TOO_DEEP, Caller, Response, error_response, json_response
+from voiceserver.wire.openai.errors import field_error
 
 CLIENT_SECRETS: Final = "/v1/realtime/client_secrets"
 KEY_PREFIX: Final = "vs_"
@@ -36,7 +38,12 @@ HASH_PREFIX: Final = "sha256:"
 SUBPROTOCOL_PREFIXES: Final = ("openai-insecure-api-key.", "voiceserver-key.")
 MAX_TOKEN_TTL_S: Final = 7_200.0  # as the service that this endpoint is named after
 MAX_SESSION_BYTES: Final = 6_000  # of a token, which is sent in a header
+MIN_TOKEN_TTL_S: Final = 1.0
+MOST_OF_A_KEY: Final = 1_000_000_000  # sessions, or minutes a day
+ANCHOR: Final = "created_at"  # what a token's time is counted from
 _DAY_S: Final = 86_400.0
+_HASH: Final = re.compile(HASH_PREFIX + "[0-9a-fA-F]{64}")
+_DECLARED_TWICE: Final = re.compile(r"Cannot declare \('keys', '(.*)'\) twice")
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +56,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    keys: dict[str, Key] = {}
+    keys: dict[str, dict[str, Any]] = {}
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -60,25 +67,27 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 class _ExpiresAfter(msgspec.Struct, frozen=True):
-    seconds: float = 0.0
-    anchor: str = "created_at"
+    seconds: Annotated[float, msgspec.Meta(ge=MIN_TOKEN_TTL_S, le=MAX_TOKEN_TTL_S)] | None = None
+    anchor: str | None = None
 
 
 class _SecretRequest(msgspec.Struct, frozen=True):
-    expires_after: _ExpiresAfter = _ExpiresAfter()
+    expires_after: _ExpiresAfter | None = None
     session: msgspec.Raw = msgspec.Raw()
 
 
 class _Usage:
-    """What a key has used: sessions now, ms of audio since the day began, and of each open session so far."""
+    """What a key has used: sessions now, ms of audio of those that ended since the day began, and of each open session so far,
+    and when the day began."""
 
-    __slots__ = ("day", "open_ms", "sessions", "talk_ms")
+    __slots__ = ("before_ms", "day", "open_ms", "sessions", "talk_ms")
 
     def __init__(self) -> None:
         self.sessions = 0
         self.day = 0
         self.talk_ms = 0.0
         self.open_ms: dict[str, float] = {}
+        self.before_ms: dict[str, float] = {}
 
 
 def new_key() -> tuple[str, str]:
@@ -91,22 +100,60 @@ def hash_of(key: str) -> str:
     return HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
 
 
+def name_problem(name: str) -> str:
+    """Why this cannot be the name of a key; empty if it can."""
+    is_name = bool(name.strip()) and name.isprintable()
+    return "" if is_name else "the name of a key must be printable and not empty"
+
+
 def read_keys(path: str, source: str = "") -> dict[str, Key]:
-    """Raises ConfigError naming what is wrong in the file."""
+    """Raises ConfigError naming what is wrong in the file: the key, the field, and what is allowed."""
     try:
-        read = msgspec.convert(tomllib.loads(Path(path).read_text()), _File)
+        read = msgspec.convert(tomllib.loads(Path(path).read_text()), _File).keys
     except OSError as error:
         raise ConfigError("auth.keys_file", f"{path!r} cannot be read: {error.strerror}", source) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("auth.keys_file", f"{path!r} is not TOML: {error}", source) from None
+    except tomllib.TOMLDecodeError as error:
+        twice = _DECLARED_TWICE.search(str(error))
+        message = f"is not TOML: {error}"
+        if twice is not None:
+            message = f"there is more than one keys.{twice[1]}; every key needs a name of its own"
+        raise ConfigError("auth.keys_file", f"{path!r}: {message}", source) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("auth.keys_file", f"{path!r}: is not TOML: {error}", source) from None
     except msgspec.ValidationError as error:
         raise ConfigError("auth.keys_file", f"{path!r}: {error}", source) from None
-    for name, key in read.keys.items():
-        digest = key.hash.removeprefix(HASH_PREFIX)
-        if not key.hash.startswith(HASH_PREFIX) or len(digest) != 64:
-            message = f"{path!r}: keys.{name}.hash must be {HASH_PREFIX} and 64 hex digits; 'voiceserver key {name}' makes one"
-            raise ConfigError("auth.keys_file", message, source)
-    return read.keys
+    keys: dict[str, Key] = {}
+    names: dict[str, str] = {}  # by hash
+    for name, fields in read.items():
+        try:
+            keys[name] = key = msgspec.convert(fields, Key)
+            problem = _problem(name, key, names)
+        except msgspec.ValidationError as error:
+            problem = f"keys.{name}: {error}"
+        if problem:
+            raise ConfigError("auth.keys_file", f"{path!r}: {problem}", source)
+        names[key.hash.lower()] = name
+    return keys
+
+
+def _problem(name: str, key: Key, names: Mapping[str, str]) -> str:
+    """What is wrong with a key; empty: nothing. names: of the keys before it, by hash."""
+    if problem := name_problem(name):
+        return f"{problem}, not {name!r}"
+    if _HASH.fullmatch(key.hash) is None:
+        return f"keys.{name}.hash must be {HASH_PREFIX} and 64 hex digits; 'voiceserver key {name}' makes one"
+    if key.hash.lower() in names:
+        return f"keys.{name}.hash is that of keys.{names[key.hash.lower()]} too; every key needs a hash of its own"
+    if not 0 <= key.max_sessions <= MOST_OF_A_KEY:
+        return (
+            f"keys.{name}.max_sessions must be from 0 (no limit) to {MOST_OF_A_KEY}, not {key.max_sessions}"
+        )
+    minutes = key.talk_minutes_per_day
+    if not 0 <= minutes <= MOST_OF_A_KEY:  # nan neither
+        return (
+            f"keys.{name}.talk_minutes_per_day must be from 0 (no limit) to {MOST_OF_A_KEY}, not {minutes:g}"
+        )
+    return ""
 
 
 class Auth:
@@ -192,6 +239,7 @@ class Auth:
         today = int(self._wall_s() // _DAY_S)
         if usage.day != today:
             usage.day, usage.talk_ms = today, 0.0
+            usage.before_ms = dict(usage.open_ms)
         return usage
 
     def enter(self, name: str) -> None:
@@ -208,7 +256,7 @@ class Auth:
         """It has ended; ``talk_ms``: the audio that it sent."""
         usage = self._used(name)
         usage.sessions -= 1
-        usage.talk_ms += talk_ms
+        usage.talk_ms += talk_ms - usage.before_ms.pop(session_id, 0.0)
         usage.open_ms.pop(session_id, None)
 
     def talk_left_ms(self, name: str) -> float:
@@ -217,7 +265,8 @@ class Auth:
         if key is None or not key.talk_minutes_per_day:
             return float("inf")
         usage = self._used(name)
-        return key.talk_minutes_per_day * 60_000.0 - usage.talk_ms - sum(usage.open_ms.values())
+        open_ms = sum(usage.open_ms.values()) - sum(usage.before_ms.values())
+        return key.talk_minutes_per_day * 60_000.0 - usage.talk_ms - open_ms
 
     def talk_check_ms(self, name: str) -> float:
         """How soon the key's audio may be used up, all its sessions talking; at least a second. Infinite without a limit."""
@@ -242,14 +291,18 @@ class Auth:
             return name
         try:
             request = msgspec.json.decode(caller.body or b"{}", type=_SecretRequest)
+        except msgspec.ValidationError as error:
+            mistake = field_error(error, _SecretRequest)
+            return error_response(400, mistake.code, mistake.message, param=mistake.param)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return error_response(400, "invalid_request_error", str(error))
+            return error_response(400, "invalid_json", f"The body is not JSON: {error}.")
         except RecursionError:
-            return error_response(400, "invalid_request_error", "The body is nested too deep.")
-        ttl_s = request.expires_after.seconds or self._config.token_ttl_ms / 1000.0
-        if not 0 < ttl_s <= MAX_TOKEN_TTL_S:
-            message = f"expires_after.seconds must be above 0 and at most {MAX_TOKEN_TTL_S:g}."
-            return error_response(400, "invalid_value", message, param="expires_after.seconds")
+            return TOO_DEEP
+        expires_after = request.expires_after or _ExpiresAfter()
+        if expires_after.anchor not in (None, ANCHOR):
+            message = f"Invalid value: {expires_after.anchor[:90]!r}. Supported values are: {ANCHOR!r}."
+            return error_response(400, "invalid_value", message, param="expires_after.anchor")
+        ttl_s = expires_after.seconds or self._config.token_ttl_ms / 1000.0
         session = bytes(request.session).removeprefix(b"null")
         if len(session) > MAX_SESSION_BYTES:
             message = f"A session in a token may have {MAX_SESSION_BYTES} bytes: it travels in a header."
@@ -259,6 +312,8 @@ class Auth:
                 self.check_session(session)
         except ProtocolError as error:
             return error_response(400, error.code, error.message, param=error.param)
+        except RecursionError:
+            return TOO_DEEP
         ends_s = self._wall_s() + ttl_s
         value = self.make_token(name, ends_s, session)
         shown = msgspec.Raw(session or b"{}")

@@ -13,7 +13,7 @@ from voiceserver import outage
 from voiceserver.errors import ProtocolError
 from voiceserver.events import ServerReady
 from voiceserver.framing import Inbox
-from voiceserver.handshake import HEAD_END, MAX_BODY_BYTES, MAX_HEAD_BYTES, body_length, is_tls_hello
+from voiceserver.handshake import HEAD_END, MAX_HEAD_BYTES, BadRequest, body_length, is_tls_hello
 from voiceserver.http import CALL_IS_ELSEWHERE, Elsewhere, Response, Upgrade, error_response, refusal_events
 from voiceserver.resume import Resumable
 
@@ -95,9 +95,10 @@ class Door(Resumable):
             self._answer(error_response(431, "request_too_large", "The request head is too large."))
             return
         end += len(HEAD_END)
-        length = body_length(bytes(inbox[:end]))
-        if not 0 <= length <= MAX_BODY_BYTES:
-            self._answer(error_response(413, "request_too_large", "The request body is too large."))
+        try:
+            length = body_length(bytes(inbox[:end]))
+        except BadRequest as error:
+            self._answer(error_response(error.status, error.code, error.message))
             return
         if len(inbox) < end + length:
             return

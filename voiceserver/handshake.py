@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Final
+from typing import Final, cast
 
 from websockets.datastructures import Headers
-from websockets.exceptions import HeaderLineTooLong, RequestLineTooLong, TooManyHeaders
+from websockets.exceptions import HeaderLineTooLong, InvalidHeaderValue, RequestLineTooLong, TooManyHeaders
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
@@ -23,9 +23,10 @@ from websockets.utils import accept_key
 MAX_HEAD_BYTES: Final = 16_384
 MAX_BODY_BYTES: Final = 65_536
 HEAD_END: Final = b"\r\n\r\n"
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*(?=\r\n)", re.IGNORECASE)
-_CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
+_CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 _METHODS: Final = (b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"HEAD ", b"OPTIONS ", b"TRACE ", b"CONNECT ")
+_DIGITS: Final = re.compile(rb"[0-9]{1,15}")
 # A GET of HTTP/1.1 whose header lines are of the most ordinary kind.
 _PLAIN: Final = re.compile(
     rb"GET ([!-~]{1,4096}) HTTP/1\.1\r\n((?:[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,128}:[\x20-\x7e]{0,4096}\r\n){1,100})\r\n"
@@ -36,18 +37,21 @@ _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _ACCEPTED: Final = (
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
+_JUDGED: Final = ("Upgrade", "Allow")  # of the judge's headers, those that say what to do instead
+_VERSION: Final = ("Sec-WebSocket-Version", "13")
 # Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
 _judge: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
 
 
 class BadRequest(Exception):
-    """No handshake will come of this request. ``status``, ``code`` and ``message`` are what the client is told."""
+    """No handshake will come of this request. ``status``, ``code``, ``message`` and ``headers`` are what the client is told."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, *headers: tuple[str, str]) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
+        self.headers = headers
 
 
 class Handshake:
@@ -75,10 +79,12 @@ class Handshake:
         _judge.handshake_exc = None
         response = _judge.accept(self._request)
         if response.status_code != 101:
-            detail = str(_judge.handshake_exc)
-            raise BadRequest(
-                response.status_code, "bad_handshake", f"The WebSocket handshake is wrong: {detail}."
-            )
+            error = cast("Exception | None", _judge.handshake_exc)
+            status: int = response.status_code
+            headers = [(name, response.headers[name]) for name in _JUDGED if name in response.headers]
+            if isinstance(error, InvalidHeaderValue) and error.name == _VERSION[0]:  # RFC 6455, 4.4
+                status, headers = 426, [("Upgrade", "websocket"), _VERSION]
+            raise BadRequest(status, "bad_handshake", f"The WebSocket handshake is wrong: {error}.", *headers)
         return response.serialize()
 
 
@@ -89,8 +95,9 @@ def read_handshake(head: bytes) -> Handshake:
     if handshake is not None:
         return handshake
     reader = StreamReader()
-    if head.startswith(b"POST "):
-        head = _LENGTH.sub(b"", head)  # the body was read already; the parser knows none
+    if head.startswith(_METHODS):
+        # The parser knows no bodies. That of a POST was read already, and no other method is answered with one.
+        head = _CHUNKED.sub(b"", _LENGTH.sub(b"", head))
     reader.feed_data(head)
     reader.feed_eof()
     try:
@@ -102,8 +109,7 @@ def read_handshake(head: bytes) -> Handshake:
     except (HeaderLineTooLong, TooManyHeaders):
         raise BadRequest(431, "request_too_large", "The request headers are too large.") from None
     except (ValueError, EOFError, NotImplementedError):
-        if head.startswith(_METHODS):
-            raise BadRequest(405, "method_not_allowed", "Only GET is answered here.") from None
+        pass
     raise BadRequest(400, "bad_request", "This is not an HTTP/1.1 request without a body.")
 
 
@@ -133,13 +139,19 @@ def _read_plain(plain: re.Match[bytes]) -> Handshake | None:
 
 
 def body_length(head: bytes) -> int:
-    """How many bytes of body follow the head of a POST; 0 for anything else. -1: not to be had like this."""
+    """How many bytes of body follow the head of a POST; 0 for anything else. Raises BadRequest."""
     if not head.startswith(b"POST "):
         return 0
     if _CHUNKED.search(head):
-        return -1
-    lengths = {int(length) for length in _LENGTH.findall(head)}
-    return max(lengths, default=0) if len(lengths) <= 1 else -1
+        message = "A body comes with a Content-Length here, not in chunks."
+        raise BadRequest(411, "length_required", message)
+    lengths = set(_LENGTH.findall(head))
+    if len(lengths) > 1 or any(_DIGITS.fullmatch(length) is None for length in lengths):
+        raise BadRequest(400, "bad_request", "Content-Length must be one number of bytes.")
+    length = int(lengths.pop()) if lengths else 0
+    if length > MAX_BODY_BYTES:
+        raise BadRequest(413, "request_too_large", "The request body is too large.")
+    return length
 
 
 def is_tls_hello(first: bytes) -> bool:

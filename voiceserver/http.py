@@ -8,8 +8,9 @@ A router has ``pages`` (path -> response), ``actions`` (the same, asked for with
 400    a bad query or a bad handshake; the message names the parameter
 401/3  what the auth hook says
 404    no such path, or no such call to resume (410: there was one)
-405    another method than the path has
-426    plain HTTP on a WebSocket path
+405    another method than the path has; HEAD is answered as GET is, without the body
+411/3  a body in chunks, or too long
+426    plain HTTP on a WebSocket path, or another version of WebSocket than 13
 503    at capacity or draining, with Retry-After
 =====  ============================================================================
 """
@@ -53,13 +54,15 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """``refused``: why a caller was turned away with it, for the metrics; empty for any other answer."""
+    """``refused``: why a caller was turned away with it, for the metrics; empty for any other answer. ``is_head``: it tells of
+    its body, and does not bring it."""
 
     status: int
     body: bytes
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
     refused: str = ""
+    is_head: bool = False
 
     def to_bytes(self) -> bytes:
         reason = HTTPStatus(self.status).phrase
@@ -71,7 +74,7 @@ class Response:
             "Connection: close",
             *(f"{name}: {value}" for name, value in self.headers),
         ]
-        return "\r\n".join((*lines, "", "")).encode("latin-1") + self.body
+        return "\r\n".join((*lines, "", "")).encode("latin-1") + (b"" if self.is_head else self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,10 @@ def error_response(
     return json_response(status, body, *headers)
 
 
+def _response_to(error: BadRequest) -> Response:
+    return error_response(error.status, error.code, error.message, *error.headers)
+
+
 class Router:
     """Answers request heads. ``admission`` decides about upgrades; ``jitter`` spreads those that come back."""
 
@@ -151,9 +158,18 @@ class Router:
     ) -> Response | Upgrade | Elsewhere:
         """The answer to one request. Raises nothing for what a client sent."""
         try:
-            handshake = read_handshake(head)
+            answer = self._answer(read_handshake(head), now_ms, peer, body)
         except BadRequest as error:
-            return error_response(error.status, error.code, error.message)
+            answer = _response_to(error)
+        except RecursionError:  # of JSON: how deep it may be depends on how deep the one is who reads it
+            answer = TOO_DEEP
+        if isinstance(answer, Response) and head.startswith(b"HEAD "):
+            return replace(answer, is_head=True)
+        return answer
+
+    def _answer(
+        self, handshake: Handshake, now_ms: float, peer: str, body: bytes
+    ) -> Response | Upgrade | Elsewhere:
         path, _, query = handshake.path.partition("?")
         caller = Caller(
             path,
@@ -166,13 +182,13 @@ class Router:
             known = sorted({*self.wires, *self.pages, *self.actions})
             listed = ", ".join(one for one in known if not one.startswith("/web/"))
             return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
-        method = "POST" if path in self.actions else "GET"
-        if handshake.method != method:
-            message = f"Only {method} is answered here."
-            return error_response(405, "method_not_allowed", message, ("Allow", method))
-        if method == "POST":
+        methods = ("POST",) if path in self.actions else ("GET", "HEAD")
+        if handshake.method not in methods:
+            message = f"Only {methods[0]} is answered here."
+            return error_response(405, "method_not_allowed", message, ("Allow", ", ".join(methods)))
+        if handshake.method == "POST":
             return self.actions[path](caller)
-        if handshake.is_upgrade:
+        if handshake.is_upgrade and handshake.method == "GET":
             return self._upgrade(handshake, caller, now_ms)
         page = self.pages.get(path)
         if page is not None:
@@ -202,7 +218,7 @@ class Router:
         except ProtocolError as error:
             return error_response(400, error.code, str(error), param=error.param)
         except BadRequest as error:
-            return error_response(error.status, error.code, error.message)
+            return _response_to(error)
         if self.is_draining:
             got: Ticket | Refusal = Refusal("draining", DRAIN_RETRY_MS)
         elif claim is not None and claim.call.has_place:
@@ -232,14 +248,13 @@ class Router:
         return self.auth.tenant(key) if self.auth is not None and key else tenant_of(caller)
 
     def _refuse(self, refusal: Refusal) -> Response:
-        retry_after_ms = self._jittered_ms(refusal)
-        seconds = str(max(math.ceil(retry_after_ms / 1000.0), 1))
+        refusal = replace(refusal, retry_after_ms=self._jittered_ms(refusal))
         response = error_response(
             503,
             refusal.reason,
             refusal_message(refusal),
-            ("Retry-After", seconds),
-            retry_after_ms=round(retry_after_ms),
+            ("Retry-After", str(_whole_seconds(refusal.retry_after_ms))),
+            retry_after_ms=round(refusal.retry_after_ms),
         )
         return replace(response, refused=refusal.reason)
 
@@ -251,6 +266,8 @@ def tenant_of(caller: Caller) -> str:
 
 # The header counts whole seconds: a spread that fits into one of them would bring everybody back in the same one.
 SPREAD_MIN_MS: Final = 3_000.0
+
+TOO_DEEP: Final = error_response(400, "invalid_request_error", "The JSON is nested too deep.")
 
 CALL_IS_ELSEWHERE: Final = replace(
     error_response(
@@ -279,4 +296,9 @@ def refusal_events(refusal: Refusal, *, is_spoken: bool) -> tuple[ServerEvent, .
 def refusal_message(refusal: Refusal) -> str:
     if refusal.reason == "draining":
         return "This server is shutting down; try again, another one may answer."
-    return f"All places are taken; try again in about {max(round(refusal.retry_after_ms / 1000.0), 1)} s."
+    return f"All places are taken; try again in about {_whole_seconds(refusal.retry_after_ms)} s."
+
+
+def _whole_seconds(ms: float) -> int:
+    """Not less than ``ms``, as the header counts."""
+    return max(math.ceil(ms / 1000.0), 1)

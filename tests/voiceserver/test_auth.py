@@ -11,6 +11,7 @@ from websockets.datastructures import Headers
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
+from voiceserver import cli
 from voiceserver.auth import CLIENT_SECRETS, MAX_SESSION_BYTES, Auth, hash_of, new_key, presented_key
 from voiceserver.config import AuthConfig
 from voiceserver.errors import ConfigError
@@ -19,6 +20,7 @@ from voiceserver.wire import openai
 from workers.ipc.messages import ResultKind
 
 NOON_S = 43_200.0
+VALID = '[keys.a]\nhash = "sha256:' + "abcd" * 16 + '"'
 
 
 class Door:
@@ -113,8 +115,70 @@ def test_a_token_opens_until_its_end_and_mints_no_other(tmp_path: Path) -> None:
 def test_a_token_asked_for_wrongly_names_the_field(tmp_path: Path) -> None:
     door = Door(tmp_path)
     assert "expires_after.seconds" in str(door.mint(b'{"expires_after": {"seconds": 9000}}'))
-    assert "expires_after" in str(door.mint(b'{"expires_after": 7}'))
     assert "error" in door.mint(b"nonsense")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b'{"expires_after": {"seconds": 0}}', "decimal_below_min_value", "expires_after.seconds"),
+        (b'{"expires_after": {"seconds": 1e-300}}', "decimal_below_min_value", "expires_after.seconds"),
+        (b'{"expires_after": {"seconds": -1}}', "decimal_below_min_value", "expires_after.seconds"),
+        (b'{"expires_after": {"seconds": 7201}}', "decimal_above_max_value", "expires_after.seconds"),
+        (b'{"expires_after": {"seconds": "9"}}', "invalid_type", "expires_after.seconds"),
+        (b'{"expires_after": {"anchor": "now"}}', "invalid_value", "expires_after.anchor"),
+        (b'{"expires_after": {"anchor": 7}}', "invalid_type", "expires_after.anchor"),
+        (b'{"expires_after": 7}', "invalid_type", "expires_after"),
+        (b"nonsense", "invalid_json", None),
+    ],
+)
+def test_what_is_wrong_with_a_request_for_a_token_is_worded(
+    tmp_path: Path, body: bytes, code: str, param: str | None
+) -> None:
+    error: dict[str, str | None] = Door(tmp_path).mint(body)["error"]  # type: ignore[assignment]
+    assert (error["code"], error["param"]) == (code, param)
+    assert param is None or param in str(error["message"]) or "'created_at'" in str(error["message"])
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        (b"", 600),
+        (b'{"expires_after": null}', 600),
+        (b'{"expires_after": {"anchor": "created_at"}}', 600),
+        (b'{"expires_after": {"anchor": "created_at", "seconds": 1}, "more": 1}', 1),
+        (b'{"expires_after": {"seconds": 7200}}', 7_200),
+    ],
+)
+def test_a_token_is_good_for_as_long_as_was_asked(tmp_path: Path, body: bytes, seconds: int) -> None:
+    assert Door(tmp_path).mint(body)["expires_at"] == int(NOON_S) + seconds
+
+
+def test_a_key_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("", " ", "a\nb"):
+        with pytest.raises(ConfigError, match="must be printable and not empty"):
+            cli.key(name)
+    cli.key("web")
+    assert '[keys."web"]' in capsys.readouterr().out
+
+
+def test_a_token_that_is_nested_too_deep_to_be_read_is_a_mistake_and_no_fault(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    shell = Shell("reply")
+    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.session_of = door.auth.session_of
+    token = door.auth.make_token("app", NOON_S + 60, b"[" * 2_000 + b"]" * 2_000)
+    line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {token}\r\n"))
+    assert (line.status, line.body["error"]["code"]) == (400, "invalid_request_error")
+
+
+def test_a_session_that_is_too_deep_for_its_reader_is_not_put_into_a_token(tmp_path: Path) -> None:
+    def read(session: bytes) -> None:
+        raise RecursionError
+
+    door = Door(tmp_path)
+    door.auth.check_session = read
+    assert "too deep" in str(door.mint(b'{"session": {"type": "realtime"}}')["error"])
 
 
 def test_the_key_of_a_token_can_be_taken_away(tmp_path: Path) -> None:
@@ -140,6 +204,19 @@ def test_only_pages_of_listed_origins_connect_but_programs_have_none(tmp_path: P
         ('[keys.a]\nhash = "plain"', "keys.a.hash"),
         ('[keys.a]\nhash = "sha256:' + "0" * 64 + '"\nmax_session = 1', "max_session"),
         ("not toml", "TOML"),
+        ('[keys.a]\nhash = "sha256:' + "g" * 64 + '"', "keys.a.hash must be .* 64 hex digits"),
+        ('[keys.""]\nhash = "sha256:' + "0" * 64 + '"', "the name of a key must be printable and not empty"),
+        (f"{VALID}\nmax_sessions = -1", "keys.a.max_sessions must be from 0 .*, not -1"),
+        (f'{VALID}\nmax_sessions = "1"', "keys.a: .*max_sessions"),
+        (f"{VALID}\ntalk_minutes_per_day = nan", "keys.a.talk_minutes_per_day must be from 0 .*, not nan"),
+        (f"{VALID}\ntalk_minutes_per_day = inf", "keys.a.talk_minutes_per_day must be from 0 .*, not inf"),
+        (f"{VALID}\ntalk_minutes_per_day = -5", "keys.a.talk_minutes_per_day must be from 0 .*, not -5"),
+        (f"{VALID}\ntalk_minutes_per_day = 1e300", "keys.a.talk_minutes_per_day must be from 0"),
+        (f"{VALID}\n{VALID}", "more than one keys.a; every key needs a name of its own"),
+        (
+            f"{VALID}\n" + VALID.replace("keys.a", "keys.b").replace("abc", "ABC"),
+            "keys.b.hash is that of keys.a",
+        ),
     ],
 )
 def test_a_wrong_key_file_is_named(tmp_path: Path, text: str, named: str) -> None:

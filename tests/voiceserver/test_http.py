@@ -27,7 +27,16 @@ def get(path: str, method: str = "GET", more: str = "") -> bytes:
         (get("/v1/stream"), 426, "upgrade_required"),
         (get("/healthz", "POST"), 405, "method_not_allowed"),
         (get("/healthz", "POST", "Content-Length: 5\r\n") + b"hello", 405, "method_not_allowed"),
-        (get("/v1/stream", "HEAD"), 405, "method_not_allowed"),
+        (get("/v1/stream", "DELETE"), 405, "method_not_allowed"),
+        (get("/healthz", "PUT", "Content-Length: 5\r\n"), 405, "method_not_allowed"),
+        (get("/healthz", "PUT", "Transfer-Encoding: chunked\r\n"), 405, "method_not_allowed"),
+        (get("/healthz", "POST", "Content-Length: abc\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: -2\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: \r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: 2\r\nContent-Length: 3\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: 70000\r\n"), 413, "request_too_large"),
+        (get("/healthz", "POST", "Content-Length: " + "9" * 20 + "\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Transfer-Encoding: chunked\r\n"), 411, "length_required"),
         (get("/healthz", more="Content-Length: 5\r\n"), 400, "bad_request"),
         (b"hello world\r\n\r\n", 400, "bad_request"),
         (b"GET / HTTP/3\r\n\r\n", 400, "bad_request"),
@@ -38,7 +47,7 @@ def get(path: str, method: str = "GET", more: str = "") -> bytes:
         (upgrade("/healthz"), 404, "not_found"),
         (upgrade("/v1/stream?rate=7"), 400, "unsupported_rate"),
         (upgrade("/v1/stream?rte=8000"), 400, "unknown_parameter"),
-        (upgrade().replace(b"-Version: 13", b"-Version: 12"), 400, "bad_handshake"),
+        (upgrade().replace(b"-Version: 13", b"-Version: 12"), 426, "bad_handshake"),
         (upgrade().replace(b"dGhlIHNhbXBsZSBub25jZQ==", b"short"), 400, "bad_handshake"),
         (upgrade().replace(b"HTTP/1.1", b"HTTP/1.0"), 505, "bad_handshake"),
     ],
@@ -55,8 +64,59 @@ def test_a_bad_rate_names_the_parameter() -> None:
 
 
 def test_the_usual_headers_say_what_to_do_instead() -> None:
-    assert b"\r\nAllow: GET\r\n" in Shell("vad").call(get("/healthz", "PUT")).transport.data
+    for more in ("", "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"):
+        assert b"\r\nAllow: GET, HEAD\r\n" in Shell("vad").call(get("/healthz", "PUT", more)).transport.data
     assert b"\r\nUpgrade: websocket\r\n" in Shell("vad").call(get("/v1/stream")).transport.data
+    other_version = Shell("vad").call(upgrade().replace(b"-Version: 13", b"-Version: 12")).transport.data
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in other_version
+    assert b"\r\nUpgrade: websocket\r\n" in other_version
+    no_connection = Shell("vad").call(upgrade().replace(b"Connection: Upgrade\r\n", b"")).transport.data
+    assert b"\r\nUpgrade: websocket\r\n" in no_connection
+
+
+def test_a_path_that_is_posted_to_says_so() -> None:
+    router = make_router()
+    router.actions["/do"] = lambda caller: json_response(200, {})
+    for method in ("GET", "HEAD", "PUT"):
+        answer = router.answer(get("/do", method), 0.0)
+        assert isinstance(answer, Response)
+        assert (answer.status, answer.headers) == (405, (("Allow", "POST"),))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/v1/stream", 426), ("/nope", 404), ("/metrics", 200)]
+)
+def test_head_is_answered_as_get_is_without_the_body(path: str, status: int) -> None:
+    shell = Shell("vad")
+    told = bytes(shell.call(get(path, "HEAD")).transport.data)
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert not body
+    if path != "/metrics":
+        assert head == bytes(shell.call(get(path)).transport.data).partition(b"\r\n\r\n")[0]
+    assert bytes(shell.call(upgrade().replace(b"GET ", b"HEAD ")).transport.data).startswith(b"HTTP/1.1 426 ")
+
+
+def test_json_that_is_too_deep_for_who_reads_it_is_a_mistake_and_no_fault() -> None:
+    def deep(caller: Caller) -> Codec:
+        raise RecursionError
+
+    router = make_router()
+    router.wires["/deep"] = deep
+    answer = router.answer(upgrade("/deep"), 0.0)
+    assert isinstance(answer, Response)
+    assert answer.status == 400
+
+
+def test_a_refusal_states_one_wait() -> None:
+    shell = Shell("vad", limits=BackpressureConfig(max_connections=1, retry_after_ms=2_000))
+    shell.call()
+    for _ in range(20):
+        line = shell.call()
+        header = bytes(line.transport.data).partition(b"Retry-After: ")[2].partition(b"\r\n")[0].decode()
+        error = line.body["error"]
+        assert f"try again in about {header} s." in error["message"]
+        assert 0 <= int(header) * 1_000 - error["retry_after_ms"] <= 1_000
 
 
 def test_health_readiness_capacity_and_metrics() -> None:

@@ -45,12 +45,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """step_ms: the median. audio_ms: speech heard or spoken by one such step, of all streams together."""
+    """step_ms: the median. audio_ms: speech heard or spoken by one such step, of all streams together. max_streams: what the
+    engine says that one worker can hold; 0: no limit."""
 
     dtype: str
     batch: int
     step_ms: float
     audio_ms: float
+    max_streams: int = 0
 
     @property
     def work(self) -> float:
@@ -124,7 +126,8 @@ def _hearing(engine: Engine, job: Job, dtype: str, streams: Sequence[int], rate_
             break
     # The mean of a whole utterance: most of an utterance's work may be at its end.
     per_step_s = statistics.median(took_s / count for took_s, count in utterances[1:] or utterances)
-    return Measured(dtype, len(streams), per_step_s * 1000.0, len(streams) * size * 1000.0 / rate_hz)
+    audio_ms = len(streams) * size * 1000.0 / rate_hz
+    return Measured(dtype, len(streams), per_step_s * 1000.0, audio_ms, engine.info.max_streams)
 
 
 def _speaking(engine: Engine, job: Job, dtype: str, streams: Sequence[int], rate_hz: int) -> Measured:
@@ -145,7 +148,8 @@ def _speaking(engine: Engine, job: Job, dtype: str, streams: Sequence[int], rate
             ]
         took.append(watch.seconds() * 1000.0)
         spoken.append(samples * 1000.0 / rate_hz)
-    return Measured(dtype, len(streams), statistics.median(took[1:]), statistics.median(spoken))
+    step_ms, audio_ms = statistics.median(took[1:]), statistics.median(spoken)
+    return Measured(dtype, len(streams), step_ms, audio_ms, engine.info.max_streams)
 
 
 _NOTHING: Audio = np.zeros(0, np.float32)

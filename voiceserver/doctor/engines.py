@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from voiceserver.config import Config, StageConfig
 from voiceserver.limit import Cost, calibrate, carried
@@ -25,7 +25,8 @@ _TIMEOUT_S: Final = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One measured pair of batch size and dtype ("": the engine's own). work: seconds of one worker per second of audio."""
+    """One measured pair of batch size and dtype ("": the engine's own). work: seconds of one worker per second of audio.
+    max_streams: places of one worker, as the engine says; 0: no limit."""
 
     stage: str
     engine: str
@@ -33,6 +34,7 @@ class Step:
     batch: int
     step_ms: float
     work: float
+    max_streams: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Carries:
-    """What the machine carries, by the configured dtype. None: that stage is not measured here."""
+    """What the machine carries, by the configured dtype. None: not known, because a stage that it takes was not measured."""
 
     talkers: int | None
     listeners: int | None
@@ -67,7 +69,7 @@ def measure(config: Config, budget_s: float) -> Iterator[Step | Trouble]:
 
 
 def _measure(stage: str, settings: StageConfig, budget_s: float) -> Iterator[Step | Trouble]:
-    job = {
+    job: dict[str, Any] = {
         "engine": settings.engine,
         "stage": stage,
         "params": settings.params,
@@ -76,19 +78,28 @@ def _measure(stage: str, settings: StageConfig, budget_s: float) -> Iterator[Ste
         "budget_s": budget_s,
     }
     command = [sys.executable, "-m", "workers.calibrate"]
+    timeout_s = _TIMEOUT_S + budget_s * len(job["batch_sizes"]) * len(job["dtypes"])
     try:
         told = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            command, input=json.dumps(job), capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
-        yield Trouble(stage, settings.engine, f"it was not measured within {_TIMEOUT_S:.0f} s")
+        yield Trouble(stage, settings.engine, f"it was not measured within {timeout_s:.0f} s")
         return
     lines = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")]
     for line in lines:
         if "error" in line:
             yield Trouble(stage, settings.engine, line["error"])
         else:
-            yield Step(stage, settings.engine, line["dtype"], line["batch"], line["step_ms"], line["work"])
+            yield Step(
+                stage,
+                settings.engine,
+                line["dtype"],
+                line["batch"],
+                line["step_ms"],
+                line["work"],
+                line["max_streams"],
+            )
     if not lines:
         yield Trouble(stage, settings.engine, f"its process ended with {told.returncode}")
 
@@ -100,21 +111,38 @@ def best(steps: Sequence[Step], stage: str, dtype: str = "") -> Step | None:
 
 
 def carries(config: Config, steps: Sequence[Step], cores: float, connections: int) -> Carries:
-    """talkers speak with the whole pipeline behind them; listeners are heard by vad and silent."""
-    costs = []
+    """talkers speak with the whole pipeline behind them; listeners are heard by vad and silent. A stage that computes and was not
+    measured is not taken for one that costs nothing."""
+    costs: dict[str, Cost] = {}
+    needed: set[str] = set()
     for stage in MEASURED:
+        settings: StageConfig = getattr(config.stages, stage)
+        if _computes(settings.engine):
+            needed.add(stage)
         step = best(steps, stage)
         if step is not None:
-            settings: StageConfig = getattr(config.stages, stage)
             workers = max(settings.workers, 1) * config.server.processes
-            places = settings.streams_per_worker * workers or None
-            costs.append(Cost(stage, step.work, workers, places, stage != "vad"))
-    vad = best(steps, "vad")
-    listeners = None
+            # As a pool takes it: what is configured, and what the engine says.
+            places = min(
+                (some for some in (settings.streams_per_worker, step.max_streams) if some), default=0
+            )
+            costs[stage] = Cost(stage, step.work, workers, places * workers or None, stage != "vad")
+    talkers = listeners = None
+    vad = costs.get("vad")
     if vad is not None:
-        busy = min(max(config.stages.vad.workers, 1) * config.server.processes, cores)
-        listeners = min(int(carried(busy / vad.work)), connections)
-    talkers = calibrate(costs, cores) or None
-    if talkers is not None:
-        talkers = min(talkers, connections)
+        listeners = min(int(carried(min(vad.workers, cores) / vad.work)), connections)
+        if vad.places is not None:
+            listeners = min(listeners, vad.places)
+    if needed and needed <= costs.keys():
+        talkers = min(calibrate(costs.values(), cores), connections)
     return Carries(talkers, listeners, connections)
+
+
+def _computes(engine: str) -> bool:
+    """Whether a stage with this engine takes time of this machine."""
+    if engine in ("", "none"):
+        return False
+    try:
+        return not registry.resolve(engine).is_remote
+    except registry.EngineNotFound:
+        return True

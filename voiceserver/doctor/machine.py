@@ -21,6 +21,7 @@ from voiceserver.cores import usable_cores
 
 EXPECTED_CONNECTIONS: Final = 10_000  # where nothing is configured
 SPARE_FILES: Final = 256  # descriptors of a process that are not callers: workers, rings, logs
+_LEAST_FILES: Final = 16  # for callers, which a server takes in any case
 CONNECTION_BYTES: Final = 8_192  # ours and the kernel's, of one that idles
 _SESSION_SHARE: Final = 0.5  # of the free memory; the engines need the rest
 _LEAST_PORTS: Final = 20_000
@@ -42,12 +43,14 @@ _NVIDIA_SMI: Final = ("--query-gpu=name,memory.total,driver_version,compute_cap"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fact. ``fix``: the command that helps; with it, ``why`` says what happens otherwise. Empty: all is well."""
+    """One fact. ``fix``: the command that helps; with it, ``why`` says what happens otherwise. Empty: all is well.
+    ``instead``: other lines that help as well."""
 
     name: str
     value: str
     why: str = ""
     fix: str = ""
+    instead: tuple[str, ...] = ()
 
     @property
     def is_low(self) -> bool:
@@ -79,10 +82,14 @@ def too_low(config: Config) -> list[Finding]:
 
 def connections_carried(config: Config) -> int:
     """Connections of the whole server, by open files and memory."""
-    files = (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE_FILES) * config.server.processes
     memory = int(memory_bytes() * _SESSION_SHARE) // CONNECTION_BYTES
-    limits = [files, memory, config.backpressure.max_connections]
-    return max(min(limit for limit in limits if limit), 0)
+    limits = [memory]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY:
+        limits.append(max(hard - SPARE_FILES, _LEAST_FILES) * config.server.processes)
+    if config.backpressure.max_connections:
+        limits.append(config.backpressure.max_connections)
+    return min(limits)
 
 
 # ------------------------------------------------------------------------------------------------------------- facts
@@ -90,14 +97,18 @@ def connections_carried(config: Config) -> int:
 
 def _open_files(wanted: int, processes: int) -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return Finding("open files", "no limit")
     value = f"{soft:,} (can be raised to {hard:,}, and is at the start)" if soft < hard else f"{hard:,}"
     needed = -(-wanted // processes) + SPARE_FILES
     if hard >= needed:
         return Finding("open files", value)
     why = f"{wanted:,} connections in {processes} process(es) need {needed:,} each; callers beyond it are refused"
     limit, count = _round_up(needed), -(-wanted // max(hard - SPARE_FILES, 1))
-    fix = f"ulimit -Hn {limit}  (systemd: LimitNOFILE={limit}; or more processes: --processes {count})"
-    return Finding("open files", value, why, fix)
+    instead = [f"LimitNOFILE={limit}  # in a systemd unit"]
+    if count <= cores():
+        instead.append(f"voiceserver serve --processes {count}")
+    return Finding("open files", value, why, f"ulimit -Hn {limit}", tuple(instead))
 
 
 def memory_bytes() -> int:
@@ -115,7 +126,10 @@ def _memory(wanted: int) -> Finding:
         return Finding("memory", value)
     why = f"{wanted:,} connections and their engines need about {needed / 2**30:.1f} GiB"
     return Finding(
-        "memory", value, why, "--set backpressure.max_connections=" + str(total // CONNECTION_BYTES // 2)
+        "memory",
+        value,
+        why,
+        f"voiceserver serve --set backpressure.max_connections={total // CONNECTION_BYTES // 2}",
     )
 
 
@@ -130,7 +144,7 @@ def _cores(processes: int) -> Finding:
     if processes <= count:
         return Finding("cores", value)
     why = f"{processes} server processes share them, and the workers want some, too"
-    return Finding("cores", value, why, f"--processes {max(int(count), 1)}")
+    return Finding("cores", value, why, f"voiceserver serve --processes {max(int(count), 1)}")
 
 
 def cpu_features() -> list[str]:

@@ -67,14 +67,19 @@ def _show(
     console.print(table)
     for finding in findings:
         if finding.is_low:
-            console.print(f"[yellow]{escape(finding.warning)}[/]\n    {escape(finding.fix)}", highlight=False)
+            console.print(f"[yellow]{escape(finding.warning)}", highlight=False)
+            for line in (finding.fix, *(line for other in finding.instead for line in ("# or:", other))):
+                console.print(f"    {escape(line)}", highlight=False, soft_wrap=True)
     for trouble in troubles:
         console.print(f"[red]{trouble.stage} ({trouble.engine}): {escape(trouble.message)}", highlight=False)
     if steps:
         _show_steps(console, steps)
     lines = [
         (carries.talkers, "callers who talk, with every stage behind them"),
-        (carries.listeners, "callers who are listened to and silent"),
+        (
+            carries.listeners,
+            "callers who are listened to and silent, by the vad alone: the loop, which reads their audio, is not counted",
+        ),
         (carries.connections, "connections"),
     ]
     console.print("This machine carries about", highlight=False)

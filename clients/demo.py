@@ -66,7 +66,7 @@ async def demo(console: Console) -> int:
     began_s = time.monotonic()
     console.rule("1. a server")
     async with LocalServer(SMALL) as server:
-        console.print("[dim]$ voiceserver serve " + " ".join(server.command[4:]) + "[/dim]")
+        console.print("[dim]$ voiceserver serve " + " ".join(server.command[4:]) + "[/dim]", soft_wrap=True)
         with console.status("starting") as status:
             recordings, _ = await asyncio.gather(
                 asyncio.to_thread(find_speech),

@@ -15,15 +15,14 @@ from __future__ import annotations
 import math
 
 from voiceserver.events import TurnDetection
+from voiceserver.outbox import PIECE as PIECE
 from voiceserver.outbox import Outbox
 from voiceserver.turn import TurnDetector
 from workers.ipc.messages import RequestKind
 
 DATA = RequestKind.DATA
 WARM_MS = 200.0  # kept beside the padding, so that a replayed detector starts warm
-PIECE = (
-    16_384  # samples: a longer message goes to the stages in pieces of this, as a ring has only so much room
-)
+SMALL_MS = 20.0  # what comes in shorter messages is kept in longer pieces
 AHEAD_MS = 1_000.0  # a caller whose audio runs further ahead of the clock than this is not live
 
 
@@ -66,8 +65,8 @@ class Ear:
         # a hiccup of the network is not taken for a recording, nor a recording after a silence for live audio.
         self._paced_ms = -math.inf
         self._grace_ms = max_backlog_ms / 4.0
-        self.outbox = Outbox()
-        self.capture = Outbox()
+        self.outbox = Outbox(self.samples(SMALL_MS))
+        self.capture = Outbox(self.samples(SMALL_MS))
         self.received_seq = start_seq
         self._captured_seq = start_seq
         self._turn = 0

@@ -12,16 +12,21 @@ replay log. Rule, checked by ``check``, in units (samples for audio, requests fo
 
     received = consumed + backlog + dropped + discarded
 
-``rewind`` moves only the sent cursor: after a crash entries are sent again, but never counted as consumed twice.
+``rewind`` moves only the sent cursor: after a crash entries are sent again, but never counted as consumed twice. An entry
+costs some 200 bytes beside its audio, so audio in tiny messages is joined: at the end while it is unsent, and once
+it is consumed, but never across a cursor.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from workers.ipc.messages import RequestKind
+
+PIECE: Final = 16_384  # samples: no request has more, as a ring has only so much room
+ENTRY_BYTES: Final = 200  # of memory that an entry costs beside its payload
 
 
 class Entry(NamedTuple):
@@ -35,7 +40,7 @@ class Entry(NamedTuple):
     at_ms: float
 
 
-FLUSH = RequestKind.FLUSH
+DATA, FLUSH = RequestKind.DATA, RequestKind.FLUSH
 _new_entry = tuple.__new__  # half the time of the constructor that NamedTuple makes
 
 
@@ -44,7 +49,10 @@ class Outbox:
         "_consumed_entries",
         "_consumed_seq",
         "_entries",
+        "_is_last_small",
+        "_is_taken_small",
         "_sent_entries",
+        "_small",
         "backlog",
         "consumed",
         "discarded",
@@ -52,7 +60,11 @@ class Outbox:
         "received",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, small: int = 0) -> None:
+        """small: audio of fewer units is joined with what follows it. 0: nothing is, as where a unit is a whole request."""
+        self._small = small
+        self._is_last_small = False  # the last entry may be one to join with
+        self._is_taken_small = False  # so may the last that is consumed
         self._entries: deque[Entry] = deque()
         self._sent_entries = 0
         self._consumed_entries = 0
@@ -66,9 +78,35 @@ class Outbox:
     def append(
         self, kind: RequestKind, turn: int, seq: int, payload: bytes, units: int, at_ms: float
     ) -> None:  # hot
-        self._entries.append(_new_entry(Entry, (kind, turn, seq, payload, units, at_ms)))
+        entry = _new_entry(Entry, (kind, turn, seq, payload, units, at_ms))
+        if units >= self._small and not self._is_last_small:
+            self._entries.append(entry)
+        else:
+            self._append_small(entry)
         self.received += units
         self.backlog += units
+
+    def _append_small(self, entry: Entry) -> None:
+        """What is small, or comes after it, goes to the entry before it where that still waits to be sent."""
+        entries = self._entries
+        if len(entries) > max(self._sent_entries, self._consumed_entries):
+            joined = self._join(entries[-1], entry)
+            if joined is not None:
+                entries.pop()
+                entry = joined
+        entries.append(entry)
+        self._is_last_small = self._is_small(entry)
+
+    def _is_small(self, entry: Entry) -> bool:
+        return entry.kind is DATA and 0 < entry.units < self._small
+
+    def _join(self, first: Entry, second: Entry) -> Entry | None:
+        """Both as one; None if ``first`` is large enough, or they are not neighbours in one turn."""
+        units = first.units + second.units
+        is_near = second.kind is DATA and second.turn == first.turn and second.seq - second.units == first.seq
+        if not is_near or not second.units or units > PIECE or not self._is_small(first):
+            return None
+        return Entry(DATA, first.turn, second.seq, first.payload + second.payload, units, first.at_ms)
 
     def refuse(self, units: int) -> None:
         """Count audio that came too late to be taken: received and discarded."""
@@ -105,19 +143,45 @@ class Outbox:
         entries = self._entries
         index = begin = self._consumed_entries
         last = len(entries)
-        units = 0
+        units, small, has_small = 0, self._small, self._is_taken_small
         while index < last:
             entry = entries[index]
-            if entry.seq > seq or (not entry.units and index >= self._sent_entries):
+            size = entry.units
+            if entry.seq > seq or (not size and index >= self._sent_entries):
                 break
-            units += entry.units
+            if size < small:
+                has_small = True
+            units += size
             index += 1
         self._consumed_entries = index
         self._consumed_seq = seq
         self.consumed += units
         self.backlog -= units
-        if index > begin and index > self._sent_entries:
-            self._sent_entries = index
+        if index > begin:
+            if index > self._sent_entries:
+                self._sent_entries = index
+            if has_small:
+                self._join_consumed(begin)
+
+    def _join_consumed(self, begin: int) -> None:
+        """Join what is small of the consumed entries from ``begin`` on, and with the one before. All of it was sent."""
+        joined = self._join_within(max(begin - 1, 0), self._consumed_entries)
+        self._consumed_entries -= joined
+        self._sent_entries -= joined
+        self._is_taken_small = self._is_small(self._entries[self._consumed_entries - 1])
+
+    def _join_within(self, begin: int, end: int) -> int:
+        """Join what is small of entries [begin, end); how many fewer there are now."""
+        entries, index, last = self._entries, begin, end - 1
+        while index < last:
+            joined = self._join(entries[index], entries[index + 1])
+            if joined is None:
+                index += 1
+                continue
+            entries[index] = joined
+            del entries[index + 1]
+            last -= 1
+        return end - 1 - last if end > begin else 0
 
     def commit(self, seq: int) -> None:  # hot
         """Forget consumed entries up to ``seq``: they will never be replayed."""
@@ -158,6 +222,8 @@ class Outbox:
     def rewind(self) -> None:
         """The stream is lost: send everything that is not committed again."""
         self._sent_entries = 0
+        if self._small:
+            self._join_within(self._consumed_entries, len(self._entries))
 
     def shed(self, limit: int) -> int:
         """Drop the oldest unsent audio until the backlog is at most ``limit`` units; returns the units dropped."""
@@ -206,6 +272,11 @@ class Outbox:
     def kept_bytes(self) -> int:
         """Of all entries, also those that are only kept for replay. Counts them; not for the hot path."""
         return sum(len(entry.payload) for entry in self._entries)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what the entries cost, as ``kept_bytes`` but with what is around the audio."""
+        return self.kept_bytes + len(self._entries) * ENTRY_BYTES
 
     @property
     def consumed_seq(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from voiceserver.ear import WARM_MS, Ear
 from voiceserver.events import TurnDetection
+from voiceserver.outbox import ENTRY_BYTES, PIECE
 from workers.ipc.messages import RequestKind
 
 DETECTION = TurnDetection(prefix_padding_ms=100, min_speech_ms=50)
@@ -78,11 +79,11 @@ def test_shedding_takes_the_oldest_of_the_captured_turn_first() -> None:
     ear.consume(8_000)
     ear.begin(1, 400.0, 500.0, 0.0)
     assert ear.lag_ms == 600.0
-    assert ear.shed(550.0) == 50.0
-    assert (ear.capture.dropped, ear.outbox.dropped) == (800, 0)
-    assert ear.shed(450.0) == 100.0
-    assert (ear.capture.dropped, ear.outbox.dropped) == (1_600, 800)
-    assert ear.shed(450.0) == 0.0
+    assert ear.shed(560.0) == 40.0
+    assert (ear.capture.dropped, ear.outbox.dropped) == (640, 0)
+    assert ear.shed(460.0) == 100.0
+    assert (ear.capture.dropped, ear.outbox.dropped) == (1_600, 640)
+    assert ear.shed(460.0) == 0.0
     ear.check()
 
 
@@ -102,3 +103,68 @@ def test_a_turn_that_nobody_transcribes_keeps_no_audio_however_long_it_is() -> N
     assert (ear.capture.received, ear.capture.backlog, ear.lag_ms) == (0, 0, 0.0)
     assert ear.outbox.consumed == ear.received_seq
     ear.check()
+
+
+def by_hand(samples: int, messages: int) -> Ear:
+    """A turn that nothing detects, sent to stt and taken by it message by message."""
+    ear = Ear(16_000, None, 10_000)
+    ear.begin(1, 0.0, 0.0, 0.0)
+    for count in range(messages):
+        ear.receive(bytes((count % 251,)) * 2 * samples, float(count))
+        ear.pass_through()
+        ear.capture.send_to(lambda *_: True)
+        ear.capture.consume(ear.received_seq)
+    return ear
+
+
+def test_what_is_kept_of_tiny_messages_costs_little_more_than_its_bytes() -> None:
+    ear = by_hand(1, 16_000)
+    ear.check()
+    assert ear.capture.memory_bytes <= 2 * 16_000 + 51 * ENTRY_BYTES
+    ear.capture.rewind()
+    ear.end(1_000.0, 0.0)
+    assert [end - begin for begin, end in spans_of(ear)] == [320] * 50
+
+
+def test_messages_of_the_usual_length_are_left_as_they_came() -> None:
+    ear = by_hand(320, 50)
+    assert ear.capture.memory_bytes == 50 * (640 + ENTRY_BYTES)
+
+
+def test_tiny_messages_that_nobody_takes_are_joined_and_count_from_the_oldest() -> None:
+    ear = Ear(16_000, DETECTION, 10_000)
+    for count in range(1_000):
+        ear.receive(bytes(2), float(count))
+    assert (ear.outbox.backlog, ear.outbox.oldest_at_ms) == (1_000, 0.0)
+    sizes = []
+    while (entry := ear.outbox.next_unsent()) is not None:
+        sizes.append((entry.seq, len(entry.payload) // 2))
+        ear.outbox.mark_sent()
+    assert sizes == [(320, 320), (640, 320), (960, 320), (1_000, 40)]
+    ear.receive(bytes(2), 1_000.0)
+    assert ear.outbox.next_unsent() == (RequestKind.DATA, 0, 1_001, bytes(2), 1, 1_000.0), "the rest is gone"
+    ear.check()
+
+
+def test_audio_is_not_joined_across_the_end_of_a_turn_nor_to_more_than_a_ring_takes() -> None:
+    ear = Ear(16_000, None, 10_000)
+    for turn in (1, 2):
+        ear.begin(turn, 0.0, 0.0, 0.0)
+        for _ in range(2):
+            ear.receive(bytes(2), 0.0)
+            ear.pass_through()
+        ear.end(ear.ms(ear.received_seq), 0.0)
+    ear.begin(3, 0.0, 0.0, 0.0)
+    ear.receive(bytes(2), 0.0)
+    ear.receive(bytes(2 * PIECE), 0.0)
+    ear.pass_through()
+    assert [end - begin for begin, end in spans_of(ear)] == [2, 2, 1, PIECE]
+
+
+def spans_of(ear: Ear) -> list[tuple[int, int]]:
+    spans = []
+    while (entry := ear.capture.next_unsent()) is not None:
+        ear.capture.mark_sent()
+        if entry.units:
+            spans.append((entry.seq - entry.units, entry.seq))
+    return spans

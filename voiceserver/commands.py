@@ -11,6 +11,8 @@ import msgspec
 from voiceserver import ahead, conversation
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.history import check_key
+from voiceserver.tools import check_choice, check_tools, is_choice
 from voiceserver.voices import near_voices
 
 if TYPE_CHECKING:
@@ -52,10 +54,11 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
         raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
     if changes.get("voice"):
         _check_voice(changes["voice"], session.facts.voices)
+    _settle_tools(session, changes)
     detection = changes.get("turn_detection")
     if detection is not None:
         base = session.options.turn_detection or settings.options.turn_detection or ev.TurnDetection()
-        changes["turn_detection"] = detection.upon(base)
+        changes["turn_detection"] = _upon(detection, base)
     ear = session.ear
     if "turn_detection" in changes and ear is not None:
         if ear.capturing_turn and (changes["turn_detection"] is None) != (ear.detector is None):
@@ -65,6 +68,30 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
             conversation.hear_by_hand(session, ear, now_ms)
     session.options = msgspec.structs.replace(session.options, **changes)
     session.emit(ev.SessionUpdated())
+
+
+def _upon(change: ev.TurnDetectionChange, base: ev.TurnDetection) -> ev.TurnDetection:
+    after = change.upon(base)
+    least_ms, most_ms = after.min_silence_ms, after.max_silence_ms
+    is_new = (least_ms, most_ms) != (base.min_silence_ms, base.max_silence_ms)
+    if is_new and most_ms is not None and least_ms > most_ms:
+        raise ProtocolError(
+            "invalid_field",
+            f"turn_detection.min_silence_ms ({least_ms}) must be at most max_silence_ms ({most_ms})",
+            param="turn_detection.min_silence_ms",
+        )
+    return after
+
+
+def _settle_tools(session: Session, changes: dict[str, Any]) -> None:
+    """The tools and the choice among them fit together, whichever of the two changes."""
+    tools = changes.get("tools", session.options.tools)
+    if "tools" in changes:
+        check_tools(tools, "tools")
+        if session.options.tool_choice and not is_choice(session.options.tool_choice, tools):
+            changes.setdefault("tool_choice", "auto")  # the tool of that name is gone
+    if "tool_choice" in changes:
+        check_choice(changes["tool_choice"], tools, "tool_choice")
 
 
 def _check_voice(voice: str, voices: frozenset[str]) -> None:
@@ -94,6 +121,7 @@ def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
 
 
 def _append(session: Session, event: ev.ItemAppend, now_ms: float) -> None:
+    check_key(event.item.key, "item.key")
     history, after_key = session.mouth.history, event.after_key
     is_gone = event.may_be_gone and after_key != "root" and after_key not in history
     history.append(event.item, "" if is_gone else after_key)
@@ -107,6 +135,7 @@ def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
 
 def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
     hears = session.settings.hears_with == "reply"
+    event = _with_tools(session, event)
     if "reply" not in session.settings.stages or (
         hears and (event.is_out_of_band or event.items is not None)
     ):
@@ -121,6 +150,17 @@ def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
     if session.queue is not None and len(session.queue) >= REPLY_QUEUE:
         raise ProtocolError("reply_queue_full", f"at most {REPLY_QUEUE} replies can wait")
     session.enqueue_reply(event)
+
+
+def _with_tools(session: Session, event: ev.ReplyCreate) -> ev.ReplyCreate:
+    tools = session.options.tools if event.tools is None else event.tools
+    if event.tools is not None:
+        check_tools(tools, "tools")
+    if event.tool_choice is not None:
+        check_choice(event.tool_choice, tools, "tool_choice")
+    elif session.options.tool_choice and not is_choice(session.options.tool_choice, tools):
+        return msgspec.structs.replace(event, tool_choice="auto")
+    return event
 
 
 def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:

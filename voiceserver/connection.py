@@ -74,14 +74,17 @@ class Connection(Door, asyncio.Protocol):
     def __call__(self, data: bytes) -> None:  # hot
         hub = self._hub
         hub.now_ms = now_ms = hub.clock()
-        if self._codec is None:
-            self.receive_head(data, now_ms)
-        elif not self._is_ended:
-            if self.feed(data):
-                self._heard_ms = now_ms
-            self._pump(now_ms)
-            if self._held_ms:
-                self._listen_or_not()
+        try:
+            if self._codec is None:
+                self.receive_head(data, now_ms)
+            elif not self._is_ended:
+                if self.feed(data):
+                    self._heard_ms = now_ms
+                self._pump(now_ms)
+                if self._held_ms:
+                    self._listen_or_not()
+        except Exception as error:
+            self.on_fault(error)
 
     def wait_for_turn(self) -> None:
         hub = self._hub

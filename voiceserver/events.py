@@ -8,21 +8,27 @@ and what was answered; it only grows. ``item_id`` names are the codec's affair: 
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, get_args, get_type_hints
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from voiceserver.detection import TurnDetection as TurnDetection
+from voiceserver.detection import TurnDetectionChange as TurnDetectionChange
+from voiceserver.fields import (
+    MAX_TOOLS,
+    Language,
+    PhoneKey,
+    Temperature,
+    Tokens,
+    ToolName,
+    TurnNumber,
+    VoiceName,
+)
+from voiceserver.fields import MAX_TURN_MS as MAX_TURN_MS
+from voiceserver.fields import range_of as range_of
+
 Json = msgspec.Raw
-MAX_TURN_MS: Final = 600_000  # what is said is kept until it is answered, so a turn has an end
-Threshold = Annotated[float, Meta(ge=0, le=1)]
-Padding = Annotated[int, Meta(ge=0, le=5_000)]
-Silence = Annotated[int, Meta(ge=0, le=60_000)]
-TurnLength = Annotated[int, Meta(ge=100, le=MAX_TURN_MS)]
-IdleTimeout = Annotated[int, Meta(ge=100, le=3_600_000)]
-Language = Annotated[str, Meta(max_length=64)]
-Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
-Temperature = Annotated[float, Meta(ge=0, le=2)]
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -32,61 +38,18 @@ class _Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
 # ---------------------------------------------------------------------------------------------------- input events
 
 
-class TurnDetectionChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client changes of how the end of a turn is found; what it leaves out stays. Held to these ranges, which ``range_of``
-    tells."""
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``parameters``: a JSON Schema. What is checked of all the tools together is in ``voiceserver.tools``."""
 
-    threshold: Threshold | UnsetType = UNSET
-    prefix_padding_ms: Padding | UnsetType = UNSET
-    silence_duration_ms: Silence | UnsetType = UNSET
-    min_speech_ms: Padding | UnsetType = UNSET
-    max_turn_ms: TurnLength | UnsetType = UNSET
-    creates_reply: bool | UnsetType = UNSET
-    interrupts_reply: bool | UnsetType = UNSET
-    idle_timeout_ms: IdleTimeout | None | UnsetType = UNSET
-    max_silence_ms: Silence | None | UnsetType = UNSET
-    min_silence_ms: Silence | UnsetType = UNSET
-
-    def upon(self, base: TurnDetection) -> TurnDetection:
-        """``base`` with these changes."""
-        given = {name: getattr(self, name) for name in self.__struct_fields__}
-        changes = {name: value for name, value in given.items() if value is not UNSET}
-        return msgspec.structs.replace(base, **changes)
-
-
-class TurnDetection(TurnDetectionChange, frozen=True, forbid_unknown_fields=True):
-    """How the end of a turn is found, whole. ``None`` in place of this object means: by hand (``InputCommit``)."""
-
-    threshold: Threshold = 0.5
-    prefix_padding_ms: Padding = 300
-    silence_duration_ms: Silence = 500
-    min_speech_ms: Padding = 64
-    max_turn_ms: TurnLength = 30_000
-    creates_reply: bool = True
-    interrupts_reply: bool = True
-    idle_timeout_ms: IdleTimeout | None = None
-    # Where the vad engine judges turns: how long a turn that sounds unfinished may stay open (None: no longer than
-    # usual), and how soon one that sounds finished may end.
-    max_silence_ms: Silence | None = None
-    min_silence_ms: Silence = 250
-
-
-def range_of(kind: type[msgspec.Struct], name: str) -> tuple[float, float]:
-    """The least and the greatest value that a field takes from outside. Raises KeyError for one that has no range."""
-    hint = get_type_hints(kind, include_extras=True)[name]
-    for one in (hint, *get_args(hint)):
-        for meta in getattr(one, "__metadata__", ()):
-            return meta.ge, meta.le
-    raise KeyError(name)
-
-
-class Tool(msgspec.Struct, frozen=True):
-    name: str
+    name: ToolName
     description: str = ""
     parameters: dict[str, object] = {}
 
 
-class HistoryItem(msgspec.Struct, frozen=True, omit_defaults=True):
+Tools = Annotated[tuple[Tool, ...], Meta(max_length=MAX_TOOLS)]
+
+
+class HistoryItem(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One item of the conversation, in the shape chat-completions endpoints take after ``reply_message``.
 
     role ``user``/``assistant``/``system``/``tool``; a tool call has role ``assistant`` with ``call_id``, ``name`` and
@@ -107,13 +70,13 @@ class SessionUpdate(_Event, frozen=True, tag="session.update"):
 
     turn_detection: TurnDetectionChange | UnsetType | None = UNSET
     instructions: str | UnsetType = UNSET
-    voice: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+    voice: VoiceName | UnsetType = UNSET
     language: Language | UnsetType = UNSET
     speed: Annotated[float, Meta(ge=0.25, le=4)] | UnsetType = UNSET
     speaks: bool | UnsetType = UNSET  # False: text replies only
     transcribes: bool | UnsetType = UNSET
     replies: bool | UnsetType = UNSET  # False: a transcription-only session
-    tools: tuple[Tool, ...] | UnsetType = UNSET
+    tools: Tools | UnsetType = UNSET
     tool_choice: str | UnsetType = UNSET
     max_output_tokens: Tokens | UnsetType | None = UNSET
     temperature: Temperature | UnsetType | None = UNSET
@@ -143,7 +106,7 @@ class ItemAppend(_Event, frozen=True, tag="item.append"):
 class ItemDelete(_Event, frozen=True, tag="item.delete"):
     """``may_be_gone``: no error if the history does not have it (it is bounded, and an unheard reply is not in it)."""
 
-    key: str
+    key: Annotated[str, Meta(min_length=1)]
     may_be_gone: bool = False
 
 
@@ -154,7 +117,7 @@ class ReplyCreate(_Event, frozen=True, tag="reply.create"):
     key: str = ""
     instructions: str | None = None
     speaks: bool | None = None
-    tools: tuple[Tool, ...] | None = None
+    tools: Tools | None = None
     tool_choice: str | None = None
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
@@ -170,7 +133,7 @@ class ReplyPlayed(_Event, frozen=True, tag="reply.played"):
     """The client says how much of the reply of ``turn`` a person has heard (a mark, a truncate). ``is_final`` cuts the
     history there."""
 
-    turn: int
+    turn: TurnNumber
     played_ms: Annotated[float, Meta(ge=0)]
     is_final: bool = False
 
@@ -178,7 +141,7 @@ class ReplyPlayed(_Event, frozen=True, tag="reply.played"):
 class Digit(_Event, frozen=True, tag="input.digit"):
     """A telephone key."""
 
-    digit: str
+    digit: PhoneKey
 
 
 class SessionClose(_Event, frozen=True, tag="session.close"):

@@ -11,6 +11,18 @@ from voiceserver.events import HistoryItem
 
 # Far more than an LLM reads. Without it a client could keep the longest message that there may be in every item.
 MAX_CHARACTERS: Final = 1_000_000
+SHOWN: Final = 80  # characters of a client's key in an error
+_OF_THE_SERVER: Final = ("user:", "reply:", "call:")  # the keys that turns get
+
+
+def check_key(key: str, param: str) -> None:
+    """Raises ProtocolError for a key that a client may not give an item: it would be taken for another one."""
+    if key == "root" or key.startswith(_OF_THE_SERVER):
+        message = (
+            f"{param}: {key[:SHOWN]!r} is a name of the server's own, as 'root' is and all that begin with "
+            "'user:', 'reply:' or 'call:'."
+        )
+        raise ProtocolError("reserved_key", message, param=param)
 
 
 class History:
@@ -32,24 +44,23 @@ class History:
         return tuple(self._items)
 
     def __contains__(self, key: str) -> bool:
-        return any(one.key == key for one in self._items)
+        return bool(key) and any(one.key == key for one in self._items)
 
     def append(self, item: HistoryItem, after_key: str = "") -> None:
         """Raises ProtocolError ``item_not_found`` for an unknown ``after_key`` and ``item_exists`` for a used key."""
-        if item.key and any(one.key == item.key for one in self._items):
-            raise ProtocolError(
-                "item_exists", f"an item with the key {item.key!r} exists already", param="item.key"
-            )
+        if item.key in self:
+            message = f"an item with the key {item.key[:SHOWN]!r} exists already"
+            raise ProtocolError("item_exists", message, param="item.key")
         position = len(self._items)
         if after_key == "root":
             position = 0
         elif after_key:
-            position = self._find(after_key) + 1
+            position = self._find(after_key, "after_key") + 1
         self._insert(position, item)
 
     def record(self, item: HistoryItem) -> None:
         """What was said goes to the end, whatever keys a client has used up."""
-        if item.key and any(one.key == item.key for one in self._items):
+        if item.key in self:
             item = msgspec.structs.replace(item, key="")
         self._insert(len(self._items), item)
 
@@ -74,7 +85,7 @@ class History:
         self._characters -= _length(self._items.pop(index))
 
     def delete(self, key: str) -> None:
-        self._drop(self._find(key))
+        self._drop(self._find(key, "key"))
 
     def cut(self, turn: int, text: str) -> None:
         """The reply of ``turn`` was heard only as far as ``text``; unheard replies leave the history."""
@@ -88,11 +99,11 @@ class History:
                     self._characters += _length(heard)
                 return
 
-    def _find(self, key: str) -> int:
+    def _find(self, key: str, param: str) -> int:
         for index, item in enumerate(self._items):
-            if item.key == key:
+            if key and item.key == key:
                 return index
-        raise ProtocolError("item_not_found", f"no item has the key {key!r}", param="key")
+        raise ProtocolError("item_not_found", f"no item has the key {key[:SHOWN]!r}", param=param)
 
 
 def _length(item: HistoryItem) -> int:

@@ -13,11 +13,14 @@ from voiceserver.errors import ProtocolError, Refusal
 from voiceserver.events import BusyCue, ReplyAudio, ReplyDone, ServerBusy
 from voiceserver.framing import Framing
 from voiceserver.wire import Audio
+from voiceserver.wire.decoding import event_id_of
 from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from voiceserver.backpressure import Ticket
-    from voiceserver.events import Accounting
+    from voiceserver.events import Accounting, ClientEvent
     from voiceserver.hub import Hub
     from voiceserver.outbox import Outbox
     from voiceserver.pool import LossReason, Stream
@@ -134,31 +137,40 @@ class Pump(Framing):
                 self.tell_later(payload)
             return
         assert codec is not None
-        now_ms = self._active_ms = self._hub.now_ms
+        self._active_ms = self._hub.now_ms
+        if getattr(codec, "has_opening", False):  # what its client token says comes first, and fails alone
+            try:
+                self._receive_items(session, codec, codec.opening_events())  # type: ignore[attr-defined]
+            except ProtocolError as error:
+                self._complain(error)
         try:
-            items = codec.receive_text(payload)
-            # A wire may settle its audio format by its first messages.
-            session.input_rate_hz = codec.input_rate_hz
-            session.output_rate_hz = codec.output_rate_hz
-            for item in items:
-                if isinstance(item, Audio):
-                    session.receive_audio(item.pcm, now_ms)
-                else:
-                    session.receive_event(item, now_ms)
+            self._receive_items(session, codec, codec.receive_text(payload))
         except ProtocolError as error:
+            error.event_id = error.event_id or event_id_of(payload)
             self._complain(error)
         self._say(session, codec)
+
+    def _receive_items(self, session: Session, codec: Codec, items: Sequence[ClientEvent | Audio]) -> None:
+        session.input_rate_hz = codec.input_rate_hz  # which a wire may settle by its first messages
+        session.output_rate_hz = codec.output_rate_hz
+        for item in items:
+            if isinstance(item, Audio):
+                session.receive_audio(item.pcm, self._hub.now_ms)
+            else:
+                session.receive_event(item, self._hub.now_ms)
 
     def _complain(self, error: ProtocolError) -> None:
         """Answer a client's mistake; the connection goes on unless the error says otherwise."""
         assert self._codec is not None
         self._hub.metrics.count_error(error.code)
         self._queue(self._codec.encode_protocol_error(error))
-        if self._session is not None:  # the codec may have taken a change of format back
-            self._session.input_rate_hz = self._codec.input_rate_hz
-            self._session.output_rate_hz = self._codec.output_rate_hz
-        if error.close_code is not None and self._session is not None:
-            self._session.fail(error.code, str(error), error.close_code, self._hub.now_ms)
+        if (session := self._session) is not None:  # the codec may have taken a change of format back
+            session.input_rate_hz = self._codec.input_rate_hz
+            session.output_rate_hz = self._codec.output_rate_hz
+            if error.close_code is not None:
+                session.fail(error.code, str(error), error.close_code, self._hub.now_ms)
+                if error.param:
+                    session.close_reason = f"{error.code}: {error.param}"
 
     def receive_close(self, code: int, reason: str) -> None:
         session = self.session_made()
@@ -292,7 +304,8 @@ class Pump(Framing):
             self._leave_speech(now_ms)
 
     def leave_places(self, now_ms: float) -> None:
-        """Give back what this caller holds. Idempotent."""
+        """Give back what this caller holds, and what it stands in line for. Idempotent."""
+        self._hub.forget(self)
         if self._ticket is not None:
             self._ticket.release(now_ms)
             self._hub.place_freed()

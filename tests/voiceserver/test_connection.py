@@ -13,6 +13,7 @@ from voiceserver.door import TOLD_MS
 from voiceserver.errors import Refusal
 from voiceserver.framing import FRAMES_PER_TURN, RUN_BYTES
 from voiceserver.hub import KEEPALIVE_TICK_MS
+from voiceserver.session import Session
 from workers.ipc.messages import RequestKind, ResultKind
 
 CHUNK = b"\x01\x00" * 1_600  # 100 ms at 16 kHz
@@ -114,6 +115,37 @@ def test_a_mistake_is_answered_and_the_connection_goes_on(frame: bytes, code: st
     assert (error["type"], error["code"], error.get("param")) == ("error", code, param)
     assert shell.pools["vad"].streams[0].sent[0][3] == CHUNK
     assert line.close_code is None
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        ({"type": "item.delete", "key": "nobody"}, "item_not_found"),
+        ({"type": "input.commit"}, "input_empty"),
+        ({"type": "session.update", "tool_choice": "x"}, "invalid_field"),
+    ],
+)
+def test_an_error_that_the_session_finds_carries_the_event_id_too(event: dict[str, str], code: str) -> None:
+    line = Shell("vad", "reply").call()
+    line.receive(text({**event, "event_id": "e9"}))
+    error = line.events()[-1]
+    assert (error["code"], error["event_id"]) == (code, "e9")
+
+
+def test_a_fault_in_what_a_caller_says_is_told_and_closed_and_never_reaches_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shell = Shell("vad")
+    line = shell.call()
+
+    def burst(*_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(Session, "receive_event", burst)
+    line.receive(text({"type": "input.clear"}))
+    assert line.types() == ["session.ready", "error", "session.closing"]
+    assert line.close_code == 1011
+    assert "connection fault" in [entry.get("event") for entry in shell.logged]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,16 @@ def test_a_key_is_used_once() -> None:
     assert history.items[1].key == ""
 
 
+def test_items_without_a_key_are_found_by_none() -> None:
+    history = History(9)
+    history.append(HistoryItem(role="user", text="a"))
+    assert "" not in history
+    with pytest.raises(ProtocolError) as caught:
+        history.delete("")
+    assert caught.value.param == "key"
+    assert texts(history) == ["a"]
+
+
 def test_cut_shortens_the_reply_and_removes_one_that_nobody_heard() -> None:
     history = History(9)
     history.append(HistoryItem(role="assistant", text="all of it", turn=1, key="r1"))

@@ -585,12 +585,79 @@ def test_items_of_the_client_reach_the_reply_in_their_places() -> None:
     ]
 
 
-def test_a_client_key_cannot_collide_with_what_the_server_records() -> None:
+@pytest.mark.parametrize("key", ["root", "user:1", "reply:1", "call:1:0"])
+def test_a_client_key_cannot_collide_with_what_the_server_records(key: str) -> None:
     bench = Bench()
-    bench.do(ev.ItemAppend(item=ev.HistoryItem(role="user", text="mine", key="user:1")))
-    bench.converse("spoken")
-    assert ("user", "spoken") in bench.roles()
-    assert not bench.session.is_closed
+    with pytest.raises(ProtocolError) as caught:
+        bench.do(ev.ItemAppend(item=ev.HistoryItem(role="user", text="mine", key=key)))
+    assert (caught.value.code, caught.value.param) == ("reserved_key", "item.key")
+    assert bench.roles() == []
+
+
+def test_an_item_after_one_that_there_is_not_names_that_field_and_shows_a_little_of_it() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        Bench().do(ev.ItemAppend(item=ev.HistoryItem(role="user"), after_key="x" * 500))
+    assert caught.value.param == "after_key"
+    assert len(str(caught.value)) < 150
+
+
+def nested(levels: int) -> dict[str, object]:
+    value: dict[str, object] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+LOOK = ev.Tool("look")
+
+
+@pytest.mark.parametrize(
+    ("event", "param", "words"),
+    [
+        (ev.SessionUpdate(tools=(LOOK, LOOK)), "tools[1].name", "unique"),
+        (ev.SessionUpdate(tools=(ev.Tool("a", "", nested(65)),)), "tools[0].parameters", "64 levels"),
+        (ev.SessionUpdate(tools=tuple(ev.Tool(f"t{n}") for n in range(129))), "tools", "128"),
+        (ev.SessionUpdate(tool_choice="look"), "tool_choice", "auto, none, required"),
+        (ev.SessionUpdate(tools=(LOOK,), tool_choice="lok"), "tool_choice", "required, look"),
+        (ev.ReplyCreate(tools=(LOOK, LOOK)), "tools[1].name", "unique"),
+        (ev.ReplyCreate(tool_choice="look"), "tool_choice", "auto, none, required"),
+        (
+            ev.SessionUpdate(turn_detection=ev.TurnDetectionChange(min_silence_ms=900, max_silence_ms=800)),
+            "turn_detection.min_silence_ms",
+            "at most max_silence_ms",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_and_changes_nothing(
+    event: ev.ClientEvent, param: str, words: str
+) -> None:
+    bench = Bench()
+    before = bench.session.options
+    with pytest.raises(ProtocolError, match=words) as caught:
+        bench.do(event)
+    assert caught.value.param == param
+    assert bench.session.options == before
+    assert bench.session.reply is None
+
+
+def test_tools_and_the_choice_among_them_fit_together() -> None:
+    bench = Bench()
+    bench.do(ev.SessionUpdate(tools=(ev.Tool("look", "", nested(64)),), tool_choice="look"))
+    bench.do(ev.SessionUpdate(tools=(LOOK, ev.Tool("stop"))))
+    assert bench.session.options.tool_choice == "look"
+    bench.do(ev.SessionUpdate(tools=(ev.Tool("stop"),)))
+    assert bench.session.options.tool_choice == "auto", "the tool of that name is gone"
+
+
+def test_what_the_configuration_says_of_silence_does_not_stand_in_the_way_of_other_changes() -> None:
+    bench = Bench()
+    bench.session.options = msgspec.structs.replace(
+        bench.session.options, turn_detection=ev.TurnDetection(min_silence_ms=900, max_silence_ms=800)
+    )
+    bench.do(ev.SessionUpdate(turn_detection=ev.TurnDetectionChange(threshold=0.7)))
+    assert bench.session.options.turn_detection == ev.TurnDetection(
+        threshold=0.7, min_silence_ms=900, max_silence_ms=800
+    )
 
 
 @pytest.mark.parametrize("event", [ev.ItemDelete(key="x"), ev.ItemAppend(ev.HistoryItem("user"), "x")])

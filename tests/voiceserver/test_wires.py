@@ -183,3 +183,81 @@ def test_clips_are_begun_again_after_their_worker_was_lost() -> None:
         again.answer(ResultKind.DONE, turn, seq)
     shell.call(upgrade(twilio.PATH))
     assert len(shell.pools["tts"].streams) == 2
+
+
+def test_a_call_whose_start_is_wrong_is_closed_with_the_field_in_the_reason() -> None:
+    shell = Shell("stt")
+    line = shell.call(upgrade(twilio.PATH))
+    line.receive(text({"event": "connected", "protocol": "Call", "version": "1.0.0"}))
+    line.receive(text({**START, "start": {"streamSid": "", "callSid": "CA1"}}))
+    (close,) = (frame for frame in line.frames() if frame.opcode is Opcode.CLOSE)
+    assert line.close_code == 1003
+    assert close.data[2:] == b"invalid_message: start.streamSid"
+    line.lose()
+    assert shell.logged[-1]["reason"] == "invalid_message: start.streamSid"
+    assert 'code="invalid_message"' in shell.hub.metrics.to_text().decode()
+
+
+@pytest.mark.parametrize(
+    ("session", "param"),
+    [
+        (b'{"audio":{"input":{"transcription":{"model":"x"}}}}', "session.audio.input.transcription"),
+        (b'{"type":"realtime","instructions":"x"}', None),
+    ],
+)
+def test_what_a_token_says_is_applied_before_and_apart_from_what_its_client_says(
+    session: bytes, param: str | None
+) -> None:
+    """A server without an engine for it refuses what the token says, not what came with it, and answers go on in order."""
+    shell = Shell("reply")
+    shell.router.session_of = lambda caller: session
+    line = shell.call(upgrade(openai.PATH))
+    for name in ("one", "two"):
+        update = {"instructions": name, "output_modalities": ["text"]}
+        line.receive(text({"type": "session.update", "event_id": name, "session": update}))
+    said = line.events()[1:]
+    errors = [event["error"] for event in said if event["type"] == "error"]
+    assert [(error["param"], error["event_id"]) for error in errors] == ([(param, None)] if param else [])
+    updated = [event["session"] for event in said if event["type"] == "session.updated"]
+    assert [one["instructions"] for one in updated] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("path", "event", "param"),
+    [
+        (
+            openai.PATH,
+            {"session": {"audio": {"input": {"transcription": {}}}}},
+            "session.audio.input.transcription",
+        ),
+        (openai.PATH, {"session": {"output_modalities": ["audio"]}}, "session.output_modalities"),
+        (openai.PATH, {"session": {"turn_detection": {}}}, "session.audio.input.turn_detection"),
+    ],
+)
+def test_what_this_server_cannot_do_is_named_as_the_wire_names_it(
+    path: str, event: dict[str, object], param: str
+) -> None:
+    line = Shell("reply").call(upgrade(path))
+    line.receive(text({"type": "session.update", "event_id": "e1", **event}))
+    error = line.events()[-1]["error"]
+    assert (error["param"], error["event_id"]) == (param, "e1")
+    beta = Shell("reply").call(upgrade(path, "OpenAI-Beta: realtime=v1\r\n"))
+    beta.receive(text({"type": "session.update", "session": {"input_audio_transcription": {}}}))
+    assert beta.events()[-1]["error"]["param"] == "session.input_audio_transcription"
+
+
+@pytest.mark.parametrize("levels", [65, 900, 960, 970, 975, 980, 990, 2_000])
+def test_tools_that_are_nested_too_deep_are_refused_and_the_call_goes_on(levels: int) -> None:
+    shell = Shell("vad", "reply")
+    line = shell.call(upgrade(openai.PATH))
+    parameters = '{"a":' * levels + "{}" + "}" * levels
+    deep = f'{{"type":"session.update","session":{{"tools":[{{"name":"f","parameters":{parameters}}}]}}}}'
+    line.receive(masked(Opcode.TEXT, deep.encode()))
+    error = line.events()[-1]["error"]
+    assert error["code"] in ("invalid_value", "invalid_json")
+    assert "too deep" in error["message"]
+    if levels < 900:
+        assert error["param"] == "session.tools[0].parameters"
+    line.receive(text({"type": "session.update", "session": {"instructions": "x"}}))
+    assert line.events()[-1]["type"] == "session.updated"
+    assert [entry for entry in shell.logged if "fault" in str(entry.get("event"))] == []

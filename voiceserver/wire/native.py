@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import re
 from collections.abc import Mapping
 from typing import Final, get_args
 
@@ -16,8 +15,9 @@ import msgspec
 
 from voiceserver import events
 from voiceserver.errors import ProtocolError
-from voiceserver.events import ClientEvent, ErrorEvent, ReplyAudio, ServerEvent
+from voiceserver.events import ClientEvent, ErrorEvent, ItemAppend, ReplyAudio, ReplyCreate, ServerEvent
 from voiceserver.wire import Audio, Frame
+from voiceserver.wire.decoding import field_error, why_unreadable
 
 SUBPROTOCOL: Final = "voiceserver"  # for pages that put their key among the subprotocols
 PATH: Final = "/v1/stream"
@@ -33,7 +33,6 @@ _ENVELOPE: Final = ("type", "event_id")
 _objects: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _events: Final[msgspec.json.Decoder[ClientEvent]] = msgspec.json.Decoder(ClientEvent)
 _encode: Final = msgspec.json.Encoder().encode
-_WHERE: Final = re.compile(r" - at `\$\.?(.*)`$")
 
 
 class NativeCodec:
@@ -69,19 +68,22 @@ class NativeCodec:
                 "invalid_event", "A text message must be a JSON object with a 'type'."
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+            reason = why_unreadable(error, message)
             raise ProtocolError("invalid_json", f"A text message must be JSON: {reason}.") from None
         event_id = _text_field(fields, "event_id", None)
         kind = _kind_of(fields, event_id)
         _check_names(kind, fields, event_id)
         try:
-            return [_events.decode(message)]
-        except RecursionError:
-            raise ProtocolError("invalid_json", "The event is nested too deep.", event_id=event_id) from None
-        except UnicodeDecodeError:
-            raise ProtocolError("invalid_json", "The event is not UTF-8.", event_id=event_id) from None
+            event = _events.decode(message)
         except msgspec.ValidationError as error:
-            raise _field_error(error, event_id) from None
+            raise field_error(error, kind, event_id) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            reason = why_unreadable(error, message)
+            raise ProtocolError(
+                "invalid_json", f"The event must be JSON: {reason}.", event_id=event_id
+            ) from None
+        _check_items(event, event_id)
+        return [event]
 
     def encode(self, event: ServerEvent) -> list[Frame]:  # hot
         if type(event) is ReplyAudio:
@@ -165,18 +167,29 @@ def _text_field(fields: Mapping[str, msgspec.Raw], name: str, event_id: str | No
         ) from None
 
 
-def _field_error(error: msgspec.ValidationError, event_id: str | None) -> ProtocolError:
-    message = str(error)
-    found = _WHERE.search(message)
-    param = found[1] if found else ""
-    if found:
-        message = message[: found.start()]
-    where = f"{param!r}: " if param else ""
-    missing = message.startswith("Object missing required field")
-    if missing or message.startswith("Object contains unknown field"):
-        param = ".".join(filter(None, (param, message.split("`")[1])))
-    code = "missing_field" if missing else "invalid_field"
-    return ProtocolError(code, f"{where}{message}.", param=param or None, event_id=event_id)
+def _check_items(event: ClientEvent, event_id: str | None) -> None:
+    """What the fields of an item from a client have to be together."""
+    if isinstance(event, ItemAppend):
+        items = [("item", event.item)]
+    elif isinstance(event, ReplyCreate) and event.items:
+        items = [(f"items[{index}]", item) for index, item in enumerate(event.items)]
+    else:
+        return
+    for where, item in items:
+        if item.turn:
+            path = f"{where}.turn"
+            message = f"{path!r}: only what was said has a turn; leave it out, or 0."
+            raise ProtocolError("invalid_field", message, param=path, event_id=event_id)
+        needed = ""
+        if item.role == "tool" and not item.call_id:
+            needed, why = "call_id", "An item of role tool answers a call"
+        elif item.role == "assistant" and item.call_id and not item.name:
+            needed, why = "name", "An item of role assistant with a call_id calls a tool"
+        if needed:
+            path = f"{where}.{needed}"
+            raise ProtocolError(
+                "missing_field", f"{path!r} is missing: {why}.", param=path, event_id=event_id
+            )
 
 
 def _not_one_of(what: str, name: str, allowed: Mapping[str, object] | tuple[str, ...]) -> str:

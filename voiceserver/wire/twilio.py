@@ -31,7 +31,7 @@ import hashlib
 import hmac
 from collections import deque
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 import pybase64
@@ -39,13 +39,16 @@ import pybase64
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
 from voiceserver.events import ClientEvent, ServerEvent
+from voiceserver.fields import Language, PhoneKey, VoiceName
 from voiceserver.wire import Audio, Frame, mulaw
+from voiceserver.wire.decoding import field_error, why_unreadable
 
 PATH: Final = "/v1/twilio"
 SIGNATURE_HEADER: Final = "X-Twilio-Signature"
 MARK_EVERY_BYTES: Final = 100 * mulaw.BYTES_PER_MS
 MAX_MARKS: Final = 4_096
 MAX_HELD: Final = 256
+BAD_START: Final = 1003  # nobody would hear of it: without a start a call is silence until somebody hangs up
 
 # What to have spoken once at the start, for ``clips``. ``waiting_N`` is for place N of the waiting room.
 LINES: Final[Mapping[str, str]] = {
@@ -72,20 +75,28 @@ class _Media(msgspec.Struct, frozen=True):
 
 class _Format(msgspec.Struct, frozen=True, rename="camel"):
     encoding: str = "audio/x-mulaw"
-    sample_rate: int | str = 8_000
-    channels: int | str = 1
+    sample_rate: float | str = 8_000
+    channels: float | str = 1
 
 
 class _Start(msgspec.Struct, frozen=True, rename="camel"):
-    stream_sid: str
+    stream_sid: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     account_sid: str = ""
     call_sid: str = ""
-    custom_parameters: dict[str, str] = {}
+    custom_parameters: dict[str, object] = {}
     media_format: _Format = _Format()
 
 
+class _Parameters(msgspec.Struct, frozen=True):
+    """Of ``customParameters`` those that say something to us."""
+
+    voice: VoiceName = ""
+    language: Language | msgspec.UnsetType = msgspec.UNSET
+    instructions: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class _Dtmf(msgspec.Struct, frozen=True):
-    digit: str
+    digit: PhoneKey
 
 
 class _Mark(msgspec.Struct, frozen=True):
@@ -100,6 +111,10 @@ class _Message(msgspec.Struct, frozen=True):
     mark: _Mark | None = None
 
 
+class _Event(msgspec.Struct, frozen=True):
+    event: str = ""
+
+
 class _Sent(NamedTuple):
     """Audio up to a mark that has not come back. ``played_ms``: of the reply of ``turn``, when it does; or, with ``turn`` 0,
     of this clip."""
@@ -111,6 +126,7 @@ class _Sent(NamedTuple):
 
 _HELD: Final = (ev.ReplyAudio, ev.ReplyDone, ev.ServerBusy, ev.BusyCue, ev.ServerDraining)
 _decode: Final = msgspec.json.Decoder(_Message).decode
+_decode_event: Final = msgspec.json.Decoder(_Event).decode
 _text: Final = msgspec.json.Encoder().encode
 
 
@@ -174,11 +190,16 @@ class TwilioCodec:
         raise ProtocolError("binary_message", "Twilio Media Streams has text messages only.")
 
     def receive_text(self, message: bytes) -> list[ClientEvent | Audio]:  # hot
-        """One message of Twilio. Raises ProtocolError."""
+        """One message of Twilio. Raises ProtocolError; one with a ``close_code`` for a ``start`` that no call can begin with."""
         try:
             said = _decode(message)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ProtocolError("invalid_message", "This is no message of Twilio Media Streams.") from None
+        except msgspec.ValidationError as error:
+            raise self._not_understood(error, message) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            reason = why_unreadable(error, message)
+            raise ProtocolError(
+                "invalid_message", f"This is no message of Twilio Media Streams: {reason}."
+            ) from None
         if said.event == "media":
             return self._receive_media(said.media)
         if said.event == "mark":
@@ -210,39 +231,47 @@ class TwilioCodec:
             ) from None
         return [Audio(mulaw.to_pcm(data))] if data else []
 
+    def _not_understood(self, error: msgspec.ValidationError, message: bytes) -> ProtocolError:
+        found = field_error(error, _Message, code="invalid_message")
+        try:
+            event = _decode_event(message).event
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return found
+        if event == "start" and not self.stream_sid:
+            found.close_code = BAD_START
+        return found
+
     def _receive_start(self, start: _Start | None) -> list[ClientEvent | Audio]:
-        if start is None:
-            raise _missing("start")
         if self.stream_sid:
             raise ProtocolError("already_started", "The stream has started before.")
-        if not start.stream_sid:
-            raise _missing("start.streamSid")
+        if start is None:
+            raise _missing("start", BAD_START)
         given = start.media_format
-        if (
-            given.encoding != "audio/x-mulaw"
-            or str(given.sample_rate) != "8000"
-            or str(given.channels) != "1"
-        ):
+        is_ours = (
+            given.encoding == "audio/x-mulaw" and _is(given.sample_rate, 8_000) and _is(given.channels, 1)
+        )
+        if not is_ours:
             raise ProtocolError(
                 "unsupported_format",
                 "Only audio/x-mulaw with 8000 Hz and one channel is spoken here.",
-                close_code=1003,
+                param="start.mediaFormat",
+                close_code=BAD_START,
             )
+        asked = _read_parameters(start.custom_parameters)
         self.stream_sid, self.call_sid, self.account_sid = start.stream_sid, start.call_sid, start.account_sid
-        self.parameters = start.custom_parameters
+        self.parameters = {name: str(value) for name, value in start.custom_parameters.items()}
         held, self._held = self._held, []
         for event in held:
             self._own += self.encode(event)
         update = ev.SessionUpdate(
             audible_busy=True,
-            voice=self._voice(),
-            language=self.parameters.get("language", msgspec.UNSET),
-            instructions=self.parameters.get("instructions", msgspec.UNSET),
+            voice=self._voice(asked.voice),
+            language=asked.language,
+            instructions=asked.instructions,
         )
         return [update]
 
-    def _voice(self) -> str | msgspec.UnsetType:
-        voice = self.parameters.get("voice", "")
+    def _voice(self, voice: str) -> str | msgspec.UnsetType:
         is_known = not self._voices or voice in self._voices or voice.partition("+")[0] in self._voices
         return voice if voice and is_known else msgspec.UNSET
 
@@ -365,8 +394,26 @@ class TwilioCodec:
         return _text({"event": event, "streamSid": self.stream_sid, **fields}).decode()
 
 
-def _missing(name: str) -> ProtocolError:
-    return ProtocolError("missing_field", f"{name!r} is missing.", param=name)
+def _missing(name: str, close_code: int | None = None) -> ProtocolError:
+    return ProtocolError("missing_field", f"{name!r} is missing.", param=name, close_code=close_code)
+
+
+def _is(given: float | str, wanted: int) -> bool:
+    """Numbers come as strings, and as numbers from those who play Twilio."""
+    try:
+        return float(given) == wanted
+    except ValueError:
+        return False
+
+
+def _read_parameters(given: Mapping[str, object]) -> _Parameters:
+    try:
+        return msgspec.convert(given, _Parameters)
+    except msgspec.ValidationError as error:
+        found = field_error(error, _Parameters)
+        path = f"start.customParameters.{found.param}"
+        message = found.message.replace(repr(found.param), repr(path), 1)
+        raise ProtocolError(found.code, message, param=path, close_code=BAD_START) from None
 
 
 # -------------------------------------------------------------------------------------------------------- signatures

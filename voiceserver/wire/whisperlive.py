@@ -9,6 +9,9 @@
                                        <--  {uid, segments: [{start, end, text, completed}]}
     binary "END_OF_AUDIO"              -->
 
+Options: ``uid`` (1 to 128 characters), ``language`` (at most 64), ``task``, ``audio_format``, ``send_last_n_segments``
+(completed segments in each message; less than 1 means 1, more than 50 means 50); others are passed over.
+
 Times are strings with three decimals and never run backwards; only the last segment may still change. ``WAIT`` makes a
 client go away, so it is said before SERVER_READY only; later trouble is a ``WARNING`` with the numbers in its text. Nothing is
 sent before the options, because a client drops what does not carry its uid.
@@ -22,14 +25,16 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
 from voiceserver.events import ClientEvent, ServerEvent
+from voiceserver.fields import Language
 from voiceserver.wire import Audio, Frame
+from voiceserver.wire.decoding import field_error, why_unreadable
 
 with warnings.catch_warnings():
     # The standard library's copy says on import that 3.13 drops it; audioop-lts takes its place there.
@@ -46,11 +51,15 @@ _MS_PER_MINUTE: Final = 60_000.0
 
 
 class _Options(msgspec.Struct, frozen=True):
-    uid: str
-    language: str | None = None
+    uid: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    language: Language | None = None
     task: str = "transcribe"
-    audio_format: str = "float32"
+    audio_format: Literal["float32", "int16", "uint8"] = "float32"
     send_last_n_segments: int = 10
+
+
+class _Uid(msgspec.Struct, frozen=True):
+    uid: str = ""
 
 
 class _Segment:
@@ -66,6 +75,7 @@ class _Segment:
 
 
 _decode: Final = msgspec.json.Decoder(_Options).decode
+_decode_uid: Final = msgspec.json.Decoder(_Uid).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -78,6 +88,7 @@ class WhisperLiveCodec:
         "_is_open",
         "_is_ready",
         "_last",
+        "_named_uid",
         "_own",
         "_received",
         "_segments",
@@ -95,6 +106,7 @@ class WhisperLiveCodec:
 
     def __init__(self) -> None:
         self.uid = ""
+        self._named_uid = ""  # of options that were refused: a client drops what does not carry its uid
         self._format = ""
         self._bytes_per_sample = 0
         self._last = 10  # completed segments in each message
@@ -115,16 +127,16 @@ class WhisperLiveCodec:
             raise ProtocolError("unexpected_text", "After the options there are binary messages only.")
         try:
             options = _decode(message)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except msgspec.ValidationError as error:
+            self._named_uid = _uid_of(message)
+            found = field_error(error, _Options, code="invalid_options")
+            code = "unsupported_format" if found.param == "audio_format" else found.code
+            raise ProtocolError(code, f"The options are wrong. {found.message}", param=found.param) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(
-                "invalid_options", "The first message must be a JSON object with a 'uid'."
+                "invalid_options",
+                f"The first message must be a JSON object with a 'uid': {why_unreadable(error, message)}.",
             ) from None
-        if not options.uid:
-            raise ProtocolError("invalid_options", "The uid is empty.", param="uid")
-        if options.audio_format not in FORMATS:
-            raise ProtocolError(
-                "unsupported_format", f"audio_format is one of {', '.join(FORMATS)}.", param="audio_format"
-            )
         self.uid, self._format = options.uid, options.audio_format
         self._bytes_per_sample = FORMATS[options.audio_format]
         self._last = min(max(options.send_last_n_segments, 1), MAX_SEGMENTS)
@@ -225,7 +237,7 @@ class WhisperLiveCodec:
         return [self._frame(status=status, message=message)] if self.uid or is_early else []
 
     def _frame(self, **fields: object) -> Frame:
-        return _encode({"uid": self.uid, **fields}).decode()
+        return _encode({"uid": self.uid or self._named_uid, **fields}).decode()
 
     # ---------------------------------------------------------------------------------------------------- segments
 
@@ -256,6 +268,14 @@ class WhisperLiveCodec:
         completed = [one for one in shown if one.is_completed][-self._last :]
         growing = [one for one in shown if not one.is_completed]
         return [self._frame(segments=[_said(one) for one in (*completed, *growing)])] if shown else []
+
+
+def _uid_of(message: bytes) -> str:
+    """Of options that are wrong otherwise; "" where that cannot be read or is itself what is wrong."""
+    try:
+        return _decode_uid(message).uid[:128]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _said(segment: _Segment) -> dict[str, object]:

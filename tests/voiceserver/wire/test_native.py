@@ -81,6 +81,38 @@ def test_half_a_sample_is_an_error_that_keeps_the_connection() -> None:
         (b'{"type": "session.update", "language": "%s"}' % (b"x" * 65), "invalid_field", "language", "<= 64"),
         (b'{"type": "reply.played", "turn": 1, "played_ms": -1}', "invalid_field", "played_ms", ">= 0"),
         (b'{"type": "reply.played"}', "missing_field", "turn", "turn"),
+        (b'{"type": "reply.played", "turn": 0, "played_ms": 1}', "invalid_field", "turn", ">= 1"),
+        (b'{"type": "reply.played", "turn": 1e300, "played_ms": 1}', "invalid_field", "turn", "int"),
+        (b'{"type": "input.digit", "digit": "E"}', "invalid_field", "digit", "*, 0, 1"),
+        (b'{"type": "input.digit", "digit": "12"}', "invalid_field", "digit", "9, A, B, C, D"),
+        (b'{"type": "item.delete", "key": ""}', "invalid_field", "key", ">= 1"),
+        *(
+            (b'{"type": "item.append", "item": ' + item + b"}", code, param, words)
+            for item, code, param, words in (
+                (b'{"role": "bad"}', "invalid_field", "item.role", "allowed: assistant, system, tool, user"),
+                (b'{"role": "user", "txt": "a"}', "invalid_field", "item.txt", "unknown field"),
+                (b'{"role": "user", "turn": 3}', "invalid_field", "item.turn", "leave it out"),
+                (b'{"role": "tool", "text": "1"}', "missing_field", "item.call_id", "answers a call"),
+                (b'{"role": "assistant", "call_id": "c"}', "missing_field", "item.name", "calls a tool"),
+            )
+        ),
+        (
+            b'{"type": "reply.create", "items": [{"role": "user"}, {"role": "tool"}]}',
+            "missing_field",
+            "items[1].call_id",
+            "missing",
+        ),
+        *(
+            (b'{"type": "session.update", "tools": [' + tools + b"]}", code, param, words)
+            for tools, code, param, words in (
+                (b'{"name": "a b"}', "invalid_field", "tools[0].name", "[A-Za-z0-9_-]{1,64}"),
+                (b'{"name": "a", "paramters": {}}', "invalid_field", "tools[0].paramters", "unknown field"),
+                (b",".join([b'{"name": "a"}'] * 129), "invalid_field", "tools", "<= 128"),
+            )
+        ),
+        (b'{"type": "input.commit", "key": "\\ud83d"}', "invalid_json", None, "a lone surrogate"),
+        (b'{"type": "input.commit", "key": "\\ude00 and more"}', "invalid_json", None, "a lone surrogate"),
+        (b'{"type": "input.commit", "key": "\\ud83d\\ude00', "invalid_json", None, "truncated"),
         (b'{"type": ' + b"[" * 100_000, "invalid_json", None, "deep"),
         (
             b'{"type": "session.update", "tools": ' + b'[{"name": "x", "parameters": {"a": ' * 50_000,
@@ -105,6 +137,15 @@ def test_an_error_carries_the_event_id_of_what_was_wrong() -> None:
     (frame,) = codec.encode_protocol_error(error)
     assert isinstance(frame, str)
     assert '"event_id":"e7"' in frame
+
+
+def test_items_and_tools_that_are_whole_are_taken() -> None:
+    (event,) = codec.receive_text(
+        b'{"type": "item.append", "item": {"role": "assistant", "call_id": "c", "name": "look"}}'
+    )
+    assert event == ev.ItemAppend(ev.HistoryItem("assistant", call_id="c", name="look"))
+    (event,) = codec.receive_text(b'{"type": "reply.create", "tools": [{"name": "Look-1_a"}]}')
+    assert event == ev.ReplyCreate(tools=(ev.Tool("Look-1_a"),))
 
 
 def test_reply_audio_is_binary_and_everything_else_is_json_with_its_type() -> None:

@@ -13,6 +13,13 @@ from voiceserver.errors import ProtocolError
 from voiceserver.wire.openai import Dialect, OpenAICodec, read_request, read_session, schema
 
 
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 def session_param(**session: Any) -> dict[str, Any]:
     return {"kind": "session.update", "session": session}
 
@@ -58,6 +65,51 @@ def session_param(**session: Any) -> dict[str, Any]:
             "response.conversation",
         ),
         (session_param(instructions=5), "invalid_type", "session.instructions"),
+        (session_param(voice="x" * 257), "string_above_max_length", "session.voice"),
+        (session_param(voice={"id": "x" * 257}), "string_above_max_length", "session.voice.id"),
+        (session_param(model="x" * 257), "string_above_max_length", "session.model"),
+        (session_param(modalities=[]), "invalid_value", "session.modalities"),
+        (session_param(output_modalities=[]), "invalid_value", "session.output_modalities"),
+        (session_param(tools=[{"name": "a b"}]), "invalid_value", "session.tools[0].name"),
+        (session_param(tools=[{"name": "a"}, {"name": "a"}]), "invalid_value", "session.tools[1].name"),
+        (session_param(tools=[{"name": f"t{n}"} for n in range(129)]), "invalid_value", "session.tools"),
+        (
+            session_param(tools=[{"name": "a"}], tool_choice={"type": "function", "name": "b"}),
+            "invalid_value",
+            "session.tool_choice",
+        ),
+        (session_param(tracing=nested(65)), "invalid_value", "session.tracing"),
+        *(
+            ({"kind": "response.create", "response": response}, code, f"response.{param}")
+            for response, code, param in (
+                ({"modalities": []}, "invalid_value", "modalities"),
+                ({"output_modalities": []}, "invalid_value", "output_modalities"),
+                ({"output_audio_format": "mp3"}, "invalid_value", "output_audio_format"),
+                ({"output_audio_format": "g711_ulaw"}, "invalid_value", "output_audio_format"),
+                ({"tool_choice": {"type": "function", "name": "b"}}, "invalid_value", "tool_choice"),
+                ({"tools": [{"name": "a"}, {"name": "a"}]}, "invalid_value", "tools[1].name"),
+                (
+                    {"input": [{"type": "item_reference"}]},
+                    "missing_required_parameter",
+                    "input[0].id",
+                ),
+                ({"metadata": {str(n): "" for n in range(17)}}, "invalid_value", "metadata"),
+                ({"metadata": {"k" * 65: ""}}, "invalid_value", "metadata"),
+                ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata"),
+            )
+        ),
+        *(
+            ({"kind": "conversation.item.create", "item": text_item(id=taken)}, "invalid_value", "item.id")
+            for taken in ("root", "user:1", "reply:1", "call:1:0", "item_abcff")
+        ),
+        (
+            {
+                "kind": "conversation.item.create",
+                "item": {"type": "function_call", "name": "", "arguments": "{}"},
+            },
+            "missing_required_parameter",
+            "item.name",
+        ),
         (
             session_param(audio={"input": {"turn_detection": {"prefix_padding_ms": 1_000_000_000}}}),
             "integer_above_max_value",
@@ -70,7 +122,6 @@ def session_param(**session: Any) -> dict[str, Any]:
         ),
         (session_param(max_output_tokens=0), "integer_below_min_value", "session.max_output_tokens"),
         (session_param(output_modalities=["smell"]), "invalid_value", "session.output_modalities[]"),
-        (session_param(output_modalities=[]), "invalid_value", "session.output_modalities"),
         (session_param(tools=[{"type": "mcp", "name": "x"}]), "invalid_value", "session.tools[].type"),
         (session_param(audio={"input": {"format": "mp3"}}), "invalid_value", "session.audio.input.format"),
         (
@@ -172,7 +223,10 @@ def test_a_voice_that_the_speech_engine_does_not_have_is_refused_with_the_neares
     error = client.error("session.update", session={"audio": {"output": {"voice": "en-gv"}}})
     assert (error["code"], error["param"]) == ("invalid_value", "session.audio.output.voice")
     assert error["message"].startswith("Invalid value: 'en-gv'. Supported values are: 'en-gb'")
-    assert client.error("response.create", response={"voice": "klingon"})["code"] == "invalid_value"
+    error = client.error("response.create", response={"voice": "klingon"})
+    assert (error["code"], error["param"]) == ("invalid_value", "response.voice")
+    error = client.error("response.create", response={"audio": {"output": {"voice": "klingon"}}})
+    assert error["param"] == "response.audio.output.voice"
     assert len(client.asked) == asked
     client = Client()
     client.update(voice="anything")
@@ -318,7 +372,19 @@ def test_what_is_kept_to_be_told_back_is_text_or_refused(name: str) -> None:
         (b"[]", "Invalid type for the event: expected `object`, but got `array` instead."),
         (
             b'{"type":"session.update","session":{"output_modalities":["video"]}}',
-            "Invalid value: 'video'.",
+            "Invalid value: 'video'. Supported values are: 'audio', 'text'.",
+        ),
+        (
+            b'{"type":"session.update","session":{"type":"foo"}}',
+            "Invalid value: 'foo'. Supported values are: 'realtime', 'transcription'.",
+        ),
+        (
+            b'{"type":"session.update","session":{"tools":[{"name":"f","type":"mcp"}]}}',
+            "Invalid value: 'mcp'. Supported values are: 'function'.",
+        ),
+        (
+            b'{"type":"input_audio_buffer.append","audio":"\\ud83d"}',
+            "The event is not valid JSON: it is not valid JSON text (a lone surrogate).",
         ),
     ],
 )
@@ -326,3 +392,67 @@ def test_the_sentence_names_what_is_wrong(message: bytes, text: str) -> None:
     with pytest.raises(ProtocolError) as refused:
         OpenAICodec("abc").receive_text(message)
     assert refused.value.message == text
+
+
+def test_an_error_shows_a_little_of_a_long_name() -> None:
+    client = Client()
+    for event in (
+        {"item": text_item(), "previous_item_id": "x" * 500},
+        {"item": {"type": "function_call_output", "call_id": "x" * 500, "output": ""}},
+    ):
+        assert len(client.error("conversation.item.create", **event)["message"]) < 200
+    assert len(client.error("conversation.item.delete", item_id="x" * 500)["message"]) < 200
+
+
+def test_a_choice_whose_tool_has_gone_is_auto_again() -> None:
+    client = Client()
+    client.update(tools=[{"name": "f"}], tool_choice={"type": "function", "name": "f"})
+    (answer,) = client.update(tools=[{"name": "g"}])
+    assert answer["session"]["tool_choice"] == "auto"
+    assert client.asked[-1] == ev.SessionUpdate(tools=(ev.Tool("g"),), tool_choice="auto")
+
+
+def test_an_item_that_was_deleted_may_come_again_under_its_id() -> None:
+    client = Client()
+    for _ in range(2):
+        client.say("conversation.item.create", item=text_item(id="item_mine"))
+        client.say("conversation.item.delete", item_id="item_mine")
+    given = client.say("conversation.item.create", item=text_item())[0]["item"]["id"]
+    client.say("conversation.item.delete", item_id=given)
+    assert client.say("conversation.item.create", item=text_item(id=given))[0]["item"]["id"] == given
+
+
+@pytest.mark.parametrize(
+    ("session", "param"),
+    [
+        (b'{"voice":"nope"}', "session.voice"),
+        (b'{"output_modalities":[]}', "session.output_modalities"),
+        (
+            b'{"audio":{"output":{"format":{"type":"audio/pcm","rate":8000}}}}',
+            "session.audio.output.format.rate",
+        ),
+        (b'{"tools":[{"name":"a"},{"name":"a"}]}', "session.tools[1].name"),
+        (b'{"type":"foo"}', "session.type"),
+    ],
+)
+def test_a_session_for_a_token_is_refused_for_all_that_no_session_could_begin_with(
+    session: bytes, param: str
+) -> None:
+    with pytest.raises(ProtocolError) as refused:
+        read_session(session, frozenset({"en-us"}))
+    assert (refused.value.code, refused.value.param) == ("invalid_value", param)
+
+
+def test_a_model_of_any_length_is_not_taken_from_the_query() -> None:
+    with pytest.raises(ProtocolError) as refused:
+        read_request({"model": "m" * 257})
+    assert refused.value.param == "model"
+
+
+def test_longer_silence_for_sentences_that_sound_finished_is_held_to_the_longest() -> None:
+    client = Client(turn_detection=ev.TurnDetection(min_silence_ms=9_000, max_silence_ms=9_500))
+    client.update(audio={"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "high"}}})
+    update = client.asked[-1]
+    assert isinstance(update, ev.SessionUpdate)
+    assert isinstance(update.turn_detection, ev.TurnDetection)
+    assert (update.turn_detection.min_silence_ms, update.turn_detection.max_silence_ms) == (2_000, 2_000)

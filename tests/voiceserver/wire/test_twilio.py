@@ -160,6 +160,51 @@ def test_media_before_the_start_and_another_format_are_refused() -> None:
         TwilioCodec().receive_binary(b"\xff")
 
 
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"streamSid": ""}, "start.streamSid"),
+        ({"streamSid": 5}, "start.streamSid"),
+        ({"customParameters": {"instructions": 5}}, "start.customParameters.instructions"),
+        ({"customParameters": {"language": "x" * 65}}, "start.customParameters.language"),
+        ({"customParameters": {"voice": "x" * 257}}, "start.customParameters.voice"),
+        ({"customParameters": []}, "start.customParameters"),
+        ({"mediaFormat": {"sampleRate": []}}, "start.mediaFormat.sampleRate"),
+        ({"mediaFormat": {"sampleRate": "fast"}}, "start.mediaFormat"),
+        ({"mediaFormat": {"channels": 2}}, "start.mediaFormat"),
+        (None, "start"),
+    ],
+)
+def test_a_start_that_no_call_can_begin_with_ends_the_call_and_names_the_field(
+    change: dict[str, object] | None, param: str
+) -> None:
+    codec = TwilioCodec()
+    wrong: dict[str, Any] = {**START, "start": {**START["start"], **(change or {})}}
+    if change is None:
+        del wrong["start"]
+    with pytest.raises(ProtocolError) as caught:
+        receive(codec, wrong)
+    assert (caught.value.param, caught.value.close_code) == (param, 1003)
+    assert param in str(caught.value) or param == "start.mediaFormat"
+    assert codec.stream_sid == ""
+
+
+@pytest.mark.parametrize("rate", [8000, 8000.0, "8000"])
+def test_numbers_of_the_format_may_be_written_in_any_way(rate: float | str) -> None:
+    codec = TwilioCodec()
+    receive(
+        codec, {**START, "start": {**START["start"], "mediaFormat": {"sampleRate": rate, "channels": 1.0}}}
+    )
+    assert codec.stream_sid == SID
+
+
+def test_a_key_that_no_telephone_has_is_named_and_the_call_goes_on() -> None:
+    codec = started()
+    with pytest.raises(ProtocolError, match="allowed: #") as caught:
+        receive(codec, {"event": "dtmf", "streamSid": SID, "dtmf": {"digit": "w"}})
+    assert (caught.value.param, caught.value.close_code) == ("dtmf.digit", None)
+
+
 # --------------------------------------------------------------------------------------------- replies and their marks
 
 

@@ -103,6 +103,36 @@ def test_wrong_options_are_an_error_and_may_be_sent_again(message: bytes) -> Non
     assert codec.receive_text(json.dumps(OPTIONS).encode())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "param", "words"),
+    [
+        ({"uid": ""}, "uid", ">= 1"),
+        ({"uid": "u" * 129}, "uid", "<= 128"),
+        ({"language": "x" * 65}, "language", "<= 64"),
+        ({"language": 5}, "language", "str"),
+        ({"audio_format": "mp3"}, "audio_format", "allowed: float32, int16, uint8"),
+        ({"send_last_n_segments": "many"}, "send_last_n_segments", "int"),
+    ],
+)
+def test_a_wrong_option_is_named_to_the_client_that_sent_it(
+    wrong: dict[str, object], param: str, words: str
+) -> None:
+    codec = WhisperLiveCodec()
+    with pytest.raises(ProtocolError, match=f"'{param}'.*{words}") as caught:
+        codec.receive_text(json.dumps({**OPTIONS, **wrong}).encode())
+    assert caught.value.param == param
+    if "uid" not in wrong:
+        assert said(codec.encode_protocol_error(caught.value))[0]["status"] == "ERROR"
+
+
+@pytest.mark.parametrize(("asked", "given"), [(-5, 1), (0, 1), (2, 2), (10**9, 50)])
+def test_how_many_segments_are_sent_is_held_to_its_range(asked: int, given: int) -> None:
+    codec = opened(send_last_n_segments=asked)
+    for turn in range(1, 60):
+        frames = codec.encode(ev.TranscriptFinal(turn=turn, text="yes"))
+    assert len(segments(frames)) == given
+
+
 def test_audio_before_the_options_after_the_end_and_half_samples_are_refused() -> None:
     with pytest.raises(ProtocolError, match="first message"):
         WhisperLiveCodec().receive_binary(bytes(4))

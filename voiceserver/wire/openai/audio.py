@@ -11,9 +11,14 @@ A-law      audio/pcma  g711_alaw     8000 Hz
 
 from __future__ import annotations
 
+import binascii
 import warnings
 from enum import Enum
 from typing import Final
+
+import pybase64
+
+from voiceserver.errors import ProtocolError
 
 with warnings.catch_warnings():
     # The standard library's copy says on import that 3.13 drops it; audioop-lts takes its place there.
@@ -25,6 +30,7 @@ G711_RATE_HZ: Final = 8_000
 # The service counts audio as one token a 100 ms in, one a 50 ms out; so do the usage figures here.
 INPUT_TOKEN_MS: Final = 100.0
 OUTPUT_TOKEN_MS: Final = 50.0
+MAX_AUDIO_BYTES: Final = 15 * 1024 * 1024  # of one append, after base64
 
 
 class AudioFormat(Enum):
@@ -68,3 +74,16 @@ _BETA_NAMES: Final = {
 }
 
 FORMATS_BY_NAME: Final = {name: kind for kind in AudioFormat for name in (kind.value, _BETA_NAMES[kind])}
+
+
+def decode_audio(audio: str, param: str) -> bytes:  # hot
+    """The bytes that ``audio`` is in base64. Raises ProtocolError naming ``param``."""
+    try:
+        data = pybase64.b64decode(audio, validate=True)
+    except (binascii.Error, ValueError):
+        text = f"Invalid '{param}': expected base64-encoded audio bytes."
+        raise ProtocolError("invalid_value", text, param=param) from None
+    if len(data) > MAX_AUDIO_BYTES:
+        text = f"Invalid '{param}': at most {MAX_AUDIO_BYTES} bytes of audio, but got {len(data)}."
+        raise ProtocolError("string_above_max_length", text, param=param)
+    return data

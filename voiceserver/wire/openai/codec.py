@@ -6,12 +6,10 @@ changed here is taken back when the session refuses it, which the shell says by 
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable
 from typing import Any, Final, Literal, NoReturn
 
 import msgspec
-import pybase64
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import (
@@ -25,9 +23,10 @@ from voiceserver.events import (
     ServerEvent,
     TurnDetection,
 )
+from voiceserver.history import SHOWN, check_key
 from voiceserver.wire import Audio, Frame
 from voiceserver.wire.openai import errors, schema
-from voiceserver.wire.openai.audio import AudioFormat
+from voiceserver.wire.openai.audio import AudioFormat, decode_audio
 from voiceserver.wire.openai.dialect import Dialect
 from voiceserver.wire.openai.items import ROOT, Conversation, Item, parse_item
 from voiceserver.wire.openai.outbound import Outbound
@@ -35,6 +34,7 @@ from voiceserver.wire.openai.requests import read_create
 from voiceserver.wire.openai.settings import (
     WireSettings,
     apply,
+    check_voice,
     parse_format,
     to_update,
     voice_name,
@@ -59,6 +59,7 @@ class OpenAICodec:
         "_opening",
         "_out",
         "_undo",
+        "_unopened",
         "_voices",
         "input_rate_hz",
         "output_rate_hz",
@@ -92,6 +93,7 @@ class OpenAICodec:
             kind=kind,
             turn_detection=schema.TurnDetectionBody() if detects_turns else None,
         )
+        self._unopened = settings  # what is left if the session cannot do what its token says
         opening: dict[str, object] = {"replies": False} if is_transcription else {}
         if given is not None:
             settings, update = apply(settings, given, voices)
@@ -129,12 +131,19 @@ class OpenAICodec:
         """Audio that the caller's key may send in a day: what ``rate_limits.updated`` says after each response."""
         self._out.set_talk_limit(daily_ms, left_ms, reset_s)
 
+    @property
+    def has_opening(self) -> bool:
+        """Whether ``opening_events`` has something to give."""
+        return bool(self._opening)
+
     def opening_events(self) -> list[ClientEvent]:
-        """What the session has to know before the client says anything. Taken once; else it comes with the first event."""
+        """What the session has to know before the client says anything; taken once."""
         if not self._opening:
             return []
         opening, self._opening = self._opening, {}
-        self._out.updates.append(("", self._out.settings))
+        self._event_id = None
+        given, self._out.settings = self._out.settings, self._unopened
+        self._use(given, "")
         return [to_update(opening)]
 
     def receive_text(self, message: bytes) -> Received:  # hot
@@ -142,8 +151,7 @@ class OpenAICodec:
         self._event_id = None
         event = schema.decode_event(message)
         self._event_id = event.event_id
-        events = _RECEIVERS[type(event)](self, event)
-        return [*self.opening_events(), *events] if self._opening else events
+        return _RECEIVERS[type(event)](self, event)
 
     def receive_binary(self, message: bytes) -> Received:
         self._undo = None
@@ -160,7 +168,7 @@ class OpenAICodec:
         if self._undo is not None:
             self._undo()
             self._undo = None
-        return self._out.error(errors.describe_mistake(error, self._event_id))
+        return self._out.error(errors.describe_mistake(error, self._event_id, self._out.writer.is_beta))
 
     def frames_to_send(self) -> list[Frame]:
         if not self._answers:
@@ -231,7 +239,7 @@ class OpenAICodec:
 
     def _append(self, event: schema.AppendEvent) -> Received:  # hot
         audio_format = self._out.settings.input_format
-        data = self._decode_audio(event.audio, "audio")
+        data = decode_audio(event.audio, "audio")
         if audio_format is AudioFormat.PCM:
             if self._odd or len(data) & 1:
                 data = self._odd + data
@@ -244,16 +252,6 @@ class OpenAICodec:
         self._has_heard = True
         self._buffered_ms += len(data) * 500.0 / self.input_rate_hz
         return [Audio(data)]
-
-    def _decode_audio(self, audio: str, param: str) -> bytes:  # hot
-        try:
-            data = pybase64.b64decode(audio, validate=True)
-        except (binascii.Error, ValueError):
-            self._refuse("invalid_value", f"Invalid '{param}': expected base64-encoded audio bytes.", param)
-        if len(data) > schema.MAX_AUDIO_BYTES:
-            text = f"Invalid '{param}': at most {schema.MAX_AUDIO_BYTES} bytes of audio, but got {len(data)}."
-            self._refuse("string_above_max_length", text, param)
-        return data
 
     def _commit(self, event: schema.CommitEvent) -> Received:
         buffered_ms, odd = self._buffered_ms, self._odd
@@ -285,19 +283,18 @@ class OpenAICodec:
     def _item_create(self, event: schema.ItemCreateEvent) -> Received:
         conversation, body = self._out.conversation, event.item
         item_id = body.id or self._out.writer.new_id("item")
-        if item_id in conversation:
-            self._refuse(
-                "invalid_value", f"Item with id '{item_id}' already exists in the conversation.", "item.id"
-            )
+        check_key(item_id, "item.id")
+        if item_id in conversation or self._out.writer.is_ahead_of(item_id):
+            text = f"Item with id '{item_id[:SHOWN]}' already exists in the conversation."
+            self._refuse("invalid_value", text, "item.id")
         after = event.previous_item_id or ""
         if after and after != ROOT and after not in conversation:
-            text = f"Error adding item: the previous item with id '{after}' does not exist."
+            text = f"Error adding item: the previous item with id '{after[:SHOWN]}' does not exist."
             self._refuse("item_create_invalid_previous_item_id", text, "previous_item_id")
         item = parse_item(body, item_id, "item")
         if item.type == "function_call_output" and not conversation.has_call(item.call_id):
-            self._refuse(
-                "invalid_value", f"Tool call ID '{item.call_id}' not found in conversation.", "item.call_id"
-            )
+            text = f"Tool call ID '{item.call_id[:SHOWN]}' not found in conversation."
+            self._refuse("invalid_value", text, "item.call_id")
         if any(part.kind == "input_audio" and part.text is None for part in item.parts):
             return self._audio_item(body, item_id, after)
         key = conversation.key_of(after)
@@ -320,7 +317,7 @@ class OpenAICodec:
             text = "Audio without a transcript needs turn_detection null and an empty input audio buffer."
             self._refuse("invalid_value", text, "item.content[0].audio")
         audio_format = self._out.settings.input_format
-        data = self._decode_audio(parts[0].audio, "item.content[0].audio")
+        data = decode_audio(parts[0].audio, "item.content[0].audio")
         pcm = audio_format.to_pcm(data[: len(data) & ~1] if audio_format is AudioFormat.PCM else data)
         if not pcm:
             self._refuse("invalid_value", "The item has no audio.", "item.content[0].audio")
@@ -333,9 +330,8 @@ class OpenAICodec:
     def _item(self, verb: str, item_id: str, code: str) -> Item:
         item = self._out.conversation.get(item_id)
         if item is None:
-            self._refuse(
-                code, f"Error {verb} item: the item with id '{item_id[:128]}' does not exist.", "item_id"
-            )
+            text = f"Error {verb} item: the item with id '{item_id[:SHOWN]}' does not exist."
+            self._refuse(code, text, "item_id")
         return item
 
     def _item_retrieve(self, event: schema.ItemRetrieveEvent) -> Received:
@@ -399,11 +395,10 @@ class OpenAICodec:
         """A voice or format of its own. Before any audio it is the session's from then on; after, the voice is frozen."""
         out = self._out
         spoken = (body.audio.output if body.audio is not None else None) or schema.AudioOutputBody()
-        wanted = parse_format(spoken.format or body.output_audio_format, "response.audio.output.format")
+        param = "response.audio.output.format" if spoken.format else "response.output_audio_format"
+        wanted = parse_format(spoken.format or body.output_audio_format, param)
         if wanted is not None and wanted is not out.settings.output_format:
-            self._refuse(
-                "invalid_value", "The audio format is the session's.", "response.audio.output.format"
-            )
+            self._refuse("invalid_value", "The audio format is the session's.", param)
         voice = voice_name(spoken.voice) or voice_name(body.voice)
         if voice is None or voice == out.settings.voice:
             return []
@@ -411,6 +406,8 @@ class OpenAICodec:
             self._refuse(
                 "cannot_update_voice", "Cannot update a conversation's voice if assistant audio is present."
             )
+        param = "response.audio.output.voice" if voice_name(spoken.voice) else "response.voice"
+        check_voice(voice, self._voices, param)
         after, update = apply(out.settings, schema.SessionBody(voice=voice), self._voices)
         self._use(after, "")
         return [to_update(update)]

@@ -47,6 +47,14 @@ class Writer:
         self._count += 1
         return f"{kind}_{self._seed}{self._count:x}"
 
+    def is_ahead_of(self, one: str) -> bool:
+        """Whether ``one`` is an id that ``new_id`` has yet to give."""
+        _, _, rest = one.partition(f"_{self._seed}")
+        try:
+            return int(rest, 16) > self._count
+        except ValueError:
+            return False
+
     def event_name(self, name: str) -> str:
         return BETA_EVENTS.get(name, name) if self.is_beta else name
 

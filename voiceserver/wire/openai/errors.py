@@ -17,6 +17,7 @@ import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import ErrorEvent, ServerBusy, ServerDraining
+from voiceserver.wire.decoding import INVALID_ENUM, allowed_at, where_wrong
 from voiceserver.wire.openai.audio import INPUT_TOKEN_MS
 
 INVALID_REQUEST: Final = "invalid_request_error"
@@ -34,6 +35,18 @@ _CODES: Final = {
     "item_not_found": "invalid_value",
     "item_exists": "invalid_value",
     "audio_misaligned": "invalid_value",
+    "invalid_field": "invalid_value",
+    "reserved_key": "invalid_value",
+}
+# Fields of the session, in this wire's words: GA, beta.
+_PARAMS: Final = {
+    "transcribes": ("session.audio.input.transcription", "session.input_audio_transcription"),
+    "turn_detection": ("session.audio.input.turn_detection", "session.turn_detection"),
+    "speaks": ("session.output_modalities", "session.modalities"),
+    "voice": ("session.audio.output.voice", "session.voice"),
+    "replies": ("session.type", "session.type"),
+    "item.key": ("item.id", "item.id"),
+    "after_key": ("previous_item_id", "previous_item_id"),
 }
 # Reasons of busy that are about room, not about one caller's own audio running late.
 _ROOM: Final = frozenset(
@@ -50,7 +63,6 @@ _ROOM: Final = frozenset(
     }
 )
 _STARTING: Final = frozenset({"no_worker", "no_workers"})
-_WHERE: Final = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
 
 
@@ -60,10 +72,18 @@ def error_fields(
     return {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
 
 
-def describe_mistake(error: ProtocolError, event_id: str | None) -> dict[str, object]:
+def code_of(code: str) -> str:
+    """A code of the session, in this wire's words."""
+    return _CODES.get(code, code)
+
+
+def describe_mistake(error: ProtocolError, event_id: str | None, is_beta: bool = False) -> dict[str, object]:
     """The ``error`` object for a client's mistake."""
-    code = _CODES.get(error.code, error.code) or None
-    return error_fields(INVALID_REQUEST, code, error.message, error.param, error.event_id or event_id)
+    param = error.param
+    if param in _PARAMS:
+        param = _PARAMS[param][is_beta]
+    code = code_of(error.code) or None
+    return error_fields(INVALID_REQUEST, code, error.message, param, error.event_id or event_id)
 
 
 def describe_error(event: ErrorEvent) -> dict[str, object]:
@@ -125,14 +145,12 @@ def describe_draining(event: ServerDraining) -> dict[str, object]:
 
 
 def field_error(
-    error: msgspec.ValidationError, event_id: str | None, types: tuple[str, ...]
+    error: msgspec.ValidationError, kind: type, event_id: str | None = None, types: tuple[str, ...] = ()
 ) -> ProtocolError:
-    """``error`` of decoding a client event, as the service itself words it: code, sentence, and the field's path."""
-    message = str(error)
-    found = _WHERE.search(message)
-    path = found["path"].replace("[...]", "[]") if found else ""
-    if found:
-        message = message[: found.start()]
+    """``error`` of decoding a ``kind`` (``types``: one of these events), as the service itself words it: code, sentence, and
+    the field's path."""
+    path, message = where_wrong(error)
+    path = path.replace("[...]", "[]")
     if message.startswith("Object missing required field"):
         path = ".".join(filter(None, (path, message.split("`")[1])))
         return ProtocolError(
@@ -142,12 +160,16 @@ def field_error(
             event_id=event_id,
         )
     if path == "type" and message.startswith("Invalid value"):
-        value = message.removeprefix("Invalid value ")[:90]
-        allowed = ", ".join(f"'{name}'" for name in types)
-        text = f"Invalid value: {value}. Supported values are: {allowed}."
-        return ProtocolError("invalid_value", text, param=path, event_id=event_id)
-    code, text = _worded(message, path)
+        code, text = "invalid_value", _not_one_of(message.removeprefix("Invalid value "), types)
+    elif message.startswith(INVALID_ENUM):
+        code, text = "invalid_value", _not_one_of(message.removeprefix(INVALID_ENUM), allowed_at(kind, path))
+    else:
+        code, text = _worded(message, path)
     return ProtocolError(code, text, param=path or None, event_id=event_id)
+
+
+def _not_one_of(value: str, allowed: tuple[str, ...]) -> str:
+    return f"Invalid value: {value[:90]}. Supported values are: {', '.join(map(repr, allowed))}."
 
 
 def _worded(message: str, path: str) -> tuple[str, str]:
@@ -165,6 +187,4 @@ def _worded(message: str, path: str) -> tuple[str, str]:
         wanted, got = message.removeprefix("Expected ").split(", got ", 1)
         where = f"'{path}'" if path else "the event"
         return "invalid_type", f"Invalid type for {where}: expected {wanted}, but got {got} instead."
-    if message.startswith("Invalid enum value "):
-        return "invalid_value", f"Invalid value: {message.removeprefix('Invalid enum value ')[:90]}."
     return "invalid_value", f"Invalid '{path}': {message}." if path else f"{message}."

@@ -9,11 +9,13 @@ import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import TurnDetection
+from voiceserver.fields import MAX_NAME
 from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
-from voiceserver.wire.openai.errors import field_error
+from voiceserver.wire.openai.errors import code_of, field_error
 from voiceserver.wire.openai.items import Conversation
 from voiceserver.wire.openai.schema import SessionBody
+from voiceserver.wire.openai.settings import WireSettings, apply
 
 PATH: Final = "/v1/realtime"
 SUBPROTOCOL: Final = "realtime"
@@ -35,13 +37,18 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def read_request(query: Mapping[str, str], beta_header: str = "", offered: Iterable[str] = ()) -> Request:
-    """``beta_header``: of ``OpenAI-Beta``; ``offered``: the subprotocols. Parameters it does not know are passed over."""
+    """``beta_header``: of ``OpenAI-Beta``; ``offered``: the subprotocols. Parameters it does not know are passed over.
+    Raises ProtocolError."""
+    model = query.get("model", "")
+    if len(model) > MAX_NAME:
+        text = f"Invalid 'model': at most {MAX_NAME} characters, but got {len(model)}."
+        raise ProtocolError("string_above_max_length", text, param="model")
     names = [name.strip() for name in offered]
     is_beta = _BETA in beta_header.replace(" ", "").split(",") or _BETA_SUBPROTOCOL in names
     keys = (name.removeprefix(_KEY_PREFIX) for name in names if name.startswith(_KEY_PREFIX))
     return Request(
         dialect=Dialect.BETA if is_beta else Dialect.GA,
-        model=query.get("model", ""),
+        model=model,
         is_transcription=query.get("intent") == "transcription",
         has_vendor_events=query.get("vendor_events", "").lower() in ("1", "true"),
         conversation_id=query.get("conversation_id", ""),
@@ -69,19 +76,24 @@ def codec_for(
         voices=voices,
         has_vendor_events=request.has_vendor_events,
         conversation=conversation,
-        given=read_session(session) if session else None,
+        given=read_session(session, voices) if session else None,
         detects_turns=turn_detection is not None,
     )
 
 
-def read_session(session: bytes) -> SessionBody:
-    """The session object (JSON) of a client token. Raises ProtocolError naming the field that is wrong."""
+def read_session(session: bytes, voices: frozenset[str] = frozenset()) -> SessionBody:
+    """The session object (JSON) of a client token. ``voices``: of the speech engine, empty for unknown. Raises ProtocolError
+    naming the field that is wrong, for all that no session could begin with."""
     try:
         session.decode()  # the fields that are kept raw are not looked into
-        return msgspec.json.decode(session, type=SessionBody)
+        body = msgspec.json.decode(session, type=SessionBody)
+        apply(WireSettings(), body, voices)
     except msgspec.ValidationError as error:
-        found = field_error(error, None, ())
+        found = field_error(error, SessionBody)
         param = f"session.{found.param}" if found.param else "session"
         raise ProtocolError(found.code, found.message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ProtocolError("invalid_value", "The session cannot be read as JSON.", param="session") from None
+    except ProtocolError as error:
+        raise ProtocolError(code_of(error.code), error.message, param=error.param) from None
+    return body

@@ -195,12 +195,12 @@ def parse_item(body: ItemBody, item_id: str, param: str) -> Item:
         return _parse_message(body, item_id, param)
     item = Item(item_id, body.type)
     if body.type == "function_call":
-        item.name = _required(body.name, f"{param}.name")
-        item.arguments = _required(body.arguments, f"{param}.arguments")
+        item.name = required(body.name or None, f"{param}.name")
+        item.arguments = required(body.arguments, f"{param}.arguments")
         item.call_id = body.call_id or f"call_{item_id}"
     elif body.type == "function_call_output":
-        item.call_id = _required(body.call_id, f"{param}.call_id")
-        item.output = _required(body.output, f"{param}.output")
+        item.call_id = required(body.call_id or None, f"{param}.call_id")
+        item.output = required(body.output, f"{param}.output")
     else:
         allowed = "'message', 'function_call', and 'function_call_output'"
         text = f"Invalid value: '{body.type[:80]}'. Supported values are: {allowed}."
@@ -234,10 +234,11 @@ def _parse_part(part: PartBody, role: Role, param: str) -> Part:
         raise ProtocolError("invalid_value", text, param=f"{param}.type")
     if kind.endswith("audio"):
         return Part(kind, part.transcript)
-    return Part(kind, _required(part.text, f"{param}.text"))
+    return Part(kind, required(part.text, f"{param}.text"))
 
 
-def _required(value: str | None, param: str) -> str:
+def required(value: str | None, param: str) -> str:
+    """Raises ProtocolError for None."""
     if value is None:
         raise ProtocolError(
             "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param

@@ -13,7 +13,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import Language, Padding, Silence
+from voiceserver.fields import Language, ModelName, Padding, Silence, ToolName, VoiceName
+from voiceserver.wire.decoding import event_id_of, why_unreadable
+from voiceserver.wire.openai.audio import MAX_AUDIO_BYTES as MAX_AUDIO_BYTES
 from voiceserver.wire.openai.errors import field_error
 
 Raw = msgspec.Raw
@@ -23,8 +25,7 @@ Temperature = Annotated[float, msgspec.Meta(ge=0.0, le=2.0)]
 ItemId = Annotated[str, msgspec.Meta(max_length=128)]
 Modalities = list[Literal["text", "audio"]]
 
-MAX_AUDIO_BYTES: Final = 15 * 1024 * 1024  # of one append, after base64
-# What a transport must let through for it: base64 of the above, and the JSON around it.
+# What a transport must let through for an append: base64 of the above, and the JSON around it.
 MAX_MESSAGE_BYTES: Final = MAX_AUDIO_BYTES // 3 * 4 + 65_536
 
 
@@ -34,7 +35,7 @@ class FormatBody(msgspec.Struct, frozen=True):
 
 
 class TranscriptionBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    model: str | None = None
+    model: ModelName | None = None
     language: Language | None = None
     prompt: str | None = None
 
@@ -53,7 +54,7 @@ class TurnDetectionBody(msgspec.Struct, frozen=True):
 
 
 class VoiceBody(msgspec.Struct, frozen=True):
-    id: str
+    id: VoiceName
 
 
 class AudioInputBody(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ class AudioInputBody(msgspec.Struct, frozen=True):
 
 class AudioOutputBody(msgspec.Struct, frozen=True):
     format: FormatBody | str | None = None
-    voice: str | VoiceBody | None = None
+    voice: VoiceName | VoiceBody | None = None
     speed: Annotated[float, msgspec.Meta(ge=0.25, le=1.5)] | None = None
 
 
@@ -75,7 +76,7 @@ class AudioBody(msgspec.Struct, frozen=True):
 
 
 class ToolBody(msgspec.Struct, frozen=True):
-    name: str
+    name: ToolName
     type: Literal["function"] = "function"
     description: str | None = None
     parameters: dict[str, object] | None = None
@@ -92,7 +93,7 @@ class ResumptionBody(msgspec.Struct, frozen=True):
 
 class SessionBody(msgspec.Struct, frozen=True):
     type: Literal["realtime", "transcription"] | None = None
-    model: str | None = None
+    model: ModelName | None = None
     instructions: str | None = None
     output_modalities: Modalities | None = None
     max_output_tokens: Tokens | UnsetType = UNSET
@@ -104,7 +105,7 @@ class SessionBody(msgspec.Struct, frozen=True):
     modalities: Modalities | None = None
     max_response_output_tokens: Tokens | UnsetType = UNSET
     temperature: Temperature | None = None
-    voice: str | VoiceBody | None = None
+    voice: VoiceName | VoiceBody | None = None
     speed: Annotated[float, msgspec.Meta(ge=0.25, le=1.5)] | None = None
     input_audio_format: str | None = None
     output_audio_format: str | None = None
@@ -151,7 +152,7 @@ class ResponseBody(msgspec.Struct, frozen=True):
     tool_choice: Literal["auto", "none", "required"] | ToolChoiceBody | None = None
     metadata: dict[str, str] | None = None
     audio: AudioBody | None = None
-    voice: str | VoiceBody | None = None
+    voice: VoiceName | VoiceBody | None = None
     output_audio_format: str | None = None
 
 
@@ -227,10 +228,10 @@ WireEvent = (
 
 
 class _Envelope(msgspec.Struct):
-    event_id: str | None = None
+    type: str = ""
 
 
-_TYPES: Final = tuple(str(kind.__struct_config__.tag) for kind in get_args(WireEvent))
+_BY_TYPE: Final[dict[str, type]] = {str(kind.__struct_config__.tag): kind for kind in get_args(WireEvent)}
 _decoder: Final[msgspec.json.Decoder[WireEvent]] = msgspec.json.Decoder(WireEvent)
 _decode: Final = _decoder.decode
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
@@ -241,15 +242,14 @@ def decode_event(message: bytes) -> WireEvent:  # hot
     try:
         return _decode(message)
     except msgspec.ValidationError as error:
-        raise field_error(error, _event_id(message), _TYPES) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError("invalid_json", f"The event is not valid JSON: {error}.") from None
-    except RecursionError:
-        raise ProtocolError("invalid_json", "The event is nested too deep.") from None
+        raise field_error(error, _kind_of(message), event_id_of(message), tuple(_BY_TYPE)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = why_unreadable(error, message)
+        raise ProtocolError("invalid_json", f"The event is not valid JSON: {reason}.") from None
 
 
-def _event_id(message: bytes) -> str | None:
+def _kind_of(message: bytes) -> type:
     try:
-        return _decode_envelope(message).event_id
+        return _BY_TYPE.get(_decode_envelope(message).type, _Envelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        return _Envelope

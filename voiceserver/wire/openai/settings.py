@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import SessionUpdate, Tool, TurnDetection
+from voiceserver.tools import MAX_DEPTH, check_choice, check_tools, is_choice, is_too_deep
 from voiceserver.voices import near_voices
 from voiceserver.wire.openai.audio import FORMATS_BY_NAME, AudioFormat
 from voiceserver.wire.openai.schema import (
@@ -19,6 +20,7 @@ from voiceserver.wire.openai.schema import (
     AudioOutputBody,
     FormatBody,
     Raw,
+    ResponseBody,
     SessionBody,
     ToolBody,
     ToolChoiceBody,
@@ -99,6 +101,19 @@ def voice_name(voice: str | VoiceBody | None) -> str | None:
     return voice.id if isinstance(voice, VoiceBody) else voice
 
 
+def read_modalities(body: SessionBody | ResponseBody, scope: str) -> bool | None:
+    """Whether audio is wanted; None where nothing is said of it. Raises ProtocolError for none at all."""
+    name = "modalities" if body.output_modalities is None else "output_modalities"
+    wanted = body.modalities if body.output_modalities is None else body.output_modalities
+    if wanted is None:
+        return None
+    if not wanted:
+        param = f"{scope}.{name}"
+        text = f"Invalid '{param}': expected at least one of 'text' and 'audio'."
+        raise ProtocolError("invalid_value", text, param=param)
+    return "audio" in wanted
+
+
 def neutral_tools(tools: tuple[ToolBody, ...] | list[ToolBody]) -> tuple[Tool, ...]:
     return tuple(Tool(tool.name, tool.description or "", tool.parameters or {}) for tool in tools)
 
@@ -124,6 +139,7 @@ def neutral_detection(body: TurnDetectionBody | None, base: TurnDetection) -> Tu
             base,
             silence_duration_ms=silence_ms,
             max_silence_ms=max_silence_ms,
+            min_silence_ms=min(base.min_silence_ms, max_silence_ms),
             creates_reply=creates,
             interrupts_reply=interrupts,
         )
@@ -169,10 +185,17 @@ def apply(
 
 def _kept(value: Raw, name: str) -> Raw:
     """A copy, for a Raw is a view into the whole message. What could not be told back is refused: a Raw was not decoded."""
+    param, text = f"session.{name}", bytes(value)
     try:
-        bytes(value).decode()
+        text.decode()
+        is_deep = text.count(b"[") + text.count(b"{") > MAX_DEPTH and is_too_deep(msgspec.json.decode(text))
     except UnicodeDecodeError:
-        raise ProtocolError("invalid_json", "The event is not UTF-8.", param=f"session.{name}") from None
+        raise ProtocolError("invalid_json", "The event is not UTF-8.", param=param) from None
+    except RecursionError:
+        is_deep = True
+    if is_deep:
+        message = f"Invalid '{param}': nested too deep, at most {MAX_DEPTH} levels."
+        raise ProtocolError("invalid_value", message, param=param)
     return value.copy()
 
 
@@ -181,19 +204,21 @@ def _apply_reply(
 ) -> None:
     if body.instructions is not None:
         changes["instructions"] = update["instructions"] = body.instructions
-    modalities = body.output_modalities if body.output_modalities is not None else body.modalities
-    if modalities is not None:
-        if not modalities:
-            raise ProtocolError(
-                "invalid_value", "Expected at least one modality.", param="session.output_modalities"
-            )
-        changes["speaks"] = update["speaks"] = "audio" in modalities
+    speaks = read_modalities(body, "session")
+    if speaks is not None:
+        changes["speaks"] = update["speaks"] = speaks
+    tools = settings.tools if body.tools is None else tuple(body.tools)
     if body.tools is not None:
-        changes["tools"] = tuple(body.tools)
-        update["tools"] = neutral_tools(body.tools)
+        check_tools(tools, "session.tools")
+        changes["tools"] = tools
+        update["tools"] = neutral_tools(tools)
     if body.tool_choice is not None:
+        choice = neutral_tool_choice(body.tool_choice)
+        check_choice(choice, tools, "session.tool_choice")
         changes["tool_choice"] = body.tool_choice
-        update["tool_choice"] = neutral_tool_choice(body.tool_choice)
+        update["tool_choice"] = choice
+    elif not is_choice(neutral_tool_choice(settings.tool_choice), tools):  # that tool is gone
+        changes["tool_choice"] = update["tool_choice"] = "auto"
     tokens = (
         body.max_output_tokens if body.max_output_tokens is not UNSET else body.max_response_output_tokens
     )
@@ -238,7 +263,7 @@ def _apply_audio(
         changes["noise_reduction"] = _kept(noise, "audio.input.noise_reduction")
     voice = voice_name(spoken.voice) or voice_name(body.voice)
     if voice is not None and voice != settings.voice:
-        _check_voice(voice, voices, "session.voice" if spoken.voice is None else "session.audio.output.voice")
+        check_voice(voice, voices, "session.voice" if spoken.voice is None else "session.audio.output.voice")
         changes["voice"] = voice
         update["voice"] = "" if voice in PRESET_VOICES and voice not in voices else voice
     speed = spoken.speed if spoken.speed is not None else body.speed
@@ -246,7 +271,8 @@ def _apply_audio(
         changes["speed"] = update["speed"] = speed
 
 
-def _check_voice(voice: str, voices: frozenset[str], param: str) -> None:
+def check_voice(voice: str, voices: frozenset[str], param: str) -> None:
+    """Raises ProtocolError for one that neither the speech engine nor the service knows."""
     near = None if voice in PRESET_VOICES else near_voices(voice, voices)
     if near is None:
         return

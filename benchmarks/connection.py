@@ -8,7 +8,6 @@ Sides take turns, and a figure is the median of its turns.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import socket
@@ -36,8 +35,8 @@ from benchmarks.connection_clients import (
 from benchmarks.connection_sides import TALK_MESSAGES
 from benchmarks.connection_storm import is_calm, storm
 from benchmarks.report import print_table, store
+from benchmarks.running import run_until_done
 from clients.command import raise_file_limit
-from clients.local_server import ServerFailed
 
 TALKERS = 32
 BURST = 16
@@ -335,8 +334,8 @@ def connection(
             figures[DEFLATING] = idle("websockets", min(fitting, MOST_DEFLATING), deflate=True)
         more = {"collector": collector(figures["ours"], fitting), "tls": tls()}
         if callers:
-            more["storm"] = asyncio.run(storm(callers))
-    except (ClientFailed, ServerFailed) as error:
+            more["storm"] = run_until_done(storm(callers))
+    except ClientFailed as error:
         print(f"connection: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     ratios = show(figures, fitting)

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from benchmarks.report import print_table
+from benchmarks.running import run_until_done
 from clients.command import raise_file_limit
 from clients.local_server import LocalServer, ServerFailed
 
@@ -199,7 +200,7 @@ def is_calm(figures: Figures) -> bool:
 
 def main(connections: Annotated[int, typer.Option(min=10)] = 20_000) -> None:
     """Have everybody connect at once."""
-    figures = asyncio.run(storm(connections))
+    figures = run_until_done(storm(connections))
     print_table(
         "Everybody at once", ("", ""), [(name.replace("_", " "), value) for name, value in figures.items()]
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Annotated
 
@@ -20,6 +21,7 @@ import uvloop
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from clients.lifeline import end_with
 from voiceserver.config import Config
 from voiceserver.events import TurnDetection
 from voiceserver.turn import Start, Stop, TurnDetector
@@ -39,6 +41,7 @@ _turns = itertools.count(1)
 def load(name: str, stage: str) -> None:
     """In each process of a pool, once."""
     global _engine
+    end_with(os.getppid())
     if stage == "vad":
         import torch
 

@@ -25,11 +25,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-import uvloop
 
 from benchmarks.paced_talkers import CHUNK_MS, IN_TIME_MS, Crowd, Script, Talker
 from benchmarks.report import cpu_seconds, percentiles, print_table, store
+from benchmarks.running import run_until_done
 from benchmarks.server_process import bucket_percentile, histogram_of
+from clients import lifeline
 from clients.local_server import LocalServer, ServerFailed, free_port
 from clients.made_speech import LINES, make_speech
 from clients.recording import Recording, read_recording
@@ -126,12 +127,9 @@ async def naive() -> AsyncIterator[int]:
     """The usual design; its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.naive_server", f"--port={port}",
+        *lifeline.bound([sys.executable, "-m", "benchmarks.naive_server", f"--port={port}"]),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)  # who is ended stops its server first
     try:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), READY_S)
@@ -139,7 +137,6 @@ async def naive() -> AsyncIterator[int]:
             raise ServerFailed("the naive server did not start")
         yield port
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
         # Its pools' processes outlive it otherwise, each waiting for work.
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
@@ -361,12 +358,7 @@ def overload(
         others = [] if alone else await theirs(script, found, times, seconds)
         return found, curve, rows, others
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            found, curve, rows, others = runner.run(run())
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
+    found, curve, rows, others = run_until_done(run())
     show(f"voiceserver, which learns its limit; measured capacity {found} talkers", rows)
     if others:
         show("the usual design: run_in_executor for each chunk", others)

@@ -16,11 +16,20 @@ def _ring(document: Document) -> Iterator[tuple[str, float]]:
     for row in document["results"]:
         by_size.setdefault(row["size_bytes"], {})[row["transport"]] = row
     for size, rows in by_size.items():
-        ours = rows["slot ring"]
+        ours, limit = rows["slot ring"], rows["memcpy (limit)"]
         for name, row in rows.items():
             if name not in ("slot ring", "memcpy in cache", "memcpy (limit)"):
-                yield f"{size} B, {name}: CPU against ours", row["cpu_us"] / ours["cpu_us"]
-        yield f"{size} B: share of memcpy", ours["of_memcpy"]
+                yield f"{size} B, {name}: CPU against ours", _best(row, "cpu_us") / _best(ours, "cpu_us")
+        share = (
+            _best(limit, "wall_us") / _best(ours, "wall_us") if "best_wall_us" in ours else ours["of_memcpy"]
+        )
+        yield f"{size} B: share of memcpy", share
+
+
+def _best(row: Document, name: str) -> float:
+    """Of its rounds; earlier results have the median only."""
+    best = f"best_{name}"
+    return float(row[best if best in row else name])
 
 
 def _connection(document: Document) -> Iterator[tuple[str, float]]:

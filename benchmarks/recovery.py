@@ -23,9 +23,9 @@ from datetime import datetime
 from typing import Annotated, Final
 
 import typer
-import uvloop
 
 from benchmarks.report import percentiles, print_table, store
+from benchmarks.running import run_until_done
 from benchmarks.speech import speech
 from clients.local_server import LocalServer
 from clients.voice import VoiceClient
@@ -253,7 +253,7 @@ def recovery(
 ) -> None:
     """Kill and hang workers under callers who are speaking."""
     faults = FAULTS[1:2] + FAULTS[4:5] if quick else FAULTS
-    found = uvloop.run(measure(1 if quick else rounds, 1 if quick else callers, faults, within))
+    found = run_until_done(measure(1 if quick else rounds, 1 if quick else callers, faults, within))
     rows, kinds = [], {}
     for stage, number in faults:
         of_kind = [one for one in found if (one.stage, one.kind) == (stage, number.name)]

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-import uvloop
 
 from benchmarks.report import cpu_seconds, print_table, pss_bytes, store
+from benchmarks.running import run_until_done
 from benchmarks.server_process import cpu_by_process, mean_batch_of
 from benchmarks.serving_callers import OverHttp, OverWebSocket, Session, Told
 from benchmarks.serving_model import CHUNK_BYTES, CHUNK_MS, RATE_HZ, WAIT, WEIGHT
 from benchmarks.speech import speech
+from clients import lifeline
 from clients.callers import Schedule
 from clients.histogram import Histogram
 from clients.local_server import LocalServer, ServerFailed, free_port
@@ -152,8 +153,7 @@ async def running(side: Side) -> AsyncIterator[tuple[int, int, LocalServer | Non
         return
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        *side.command,
-        str(port),
+        *lifeline.bound([*side.command, str(port)]),
         cwd=ROOT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -338,8 +338,7 @@ def serving(
             return []
 
     chosen = sides()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+    run_until_done(run())
     del os.environ[WEIGHT]
     if not any(row.side == "ours" for row in rows):
         raise typer.Exit(1)

@@ -9,21 +9,20 @@ more callers until something is dropped or told late.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import typer
-import uvloop
 
 from benchmarks import realtime_callers as realtime
 from benchmarks.report import cpu_seconds, print_table, store
+from benchmarks.running import run_until_done
 from benchmarks.server_process import bucket_percentile, cpu_by_process, histogram_of, mean_batch_of
 from benchmarks.speech import speech
 from clients.callers import Tally
 from clients.load import RATE_HZ, Load, Plan
-from clients.local_server import LocalServer, ServerFailed
+from clients.local_server import LocalServer
 
 RAMP_PER_S = 250.0
 SETTLE_S = 1.0  # before the figures are taken, and before the callers leave
@@ -151,12 +150,7 @@ def sessions(
     recordings = speech(RATE_HZ if is_native else realtime.RATE_HZ)
     make_load = Load if is_native else realtime.RealtimeLoad
     plan = Plan("", listeners=sessions, seconds=seconds, ramp_per_s=RAMP_PER_S, recordings=recordings)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            figures, most = runner.run(run_benchmark(plan, make_load, is_search=largest))
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
+    figures, most = run_until_done(run_benchmark(plan, make_load, is_search=largest))
     payload: dict[str, object] = {"sessions": sessions, "seconds": seconds, "figures": figures}
     if largest:
         print(f"largest number of callers with nothing dropped and p99 under {TOLD_WITHIN_MS:.0f} ms: {most}")

@@ -1,9 +1,10 @@
 """Tens of thousands of connections for minutes: are they all still there, is everybody heard, and what does it cost?
 
 ``python -m benchmarks.soak --connections 50000 --talkers 500 --minutes 10``. First the limits of this machine are found and what
-the run needs of it is said; then servers (``serve --processes``) and callers are started. Everybody pings now and then; talkers
-say people's sentences, silero hears them, and the reply is their own voice (``echo``). Half-way a worker is killed. The verdict
-ends the run; its exit code is 1 when a connection was lost, audio is unaccounted for, or somebody was met with silence.
+the run needs of it is said; it is not begun where it would not fit. Then servers (``serve --processes``) and callers are started.
+Everybody pings now and then; talkers say people's sentences, silero hears them, and the reply is their own voice (``echo``).
+Half-way a worker is killed. The verdict ends the run; its exit code is 1 when a connection was lost, audio is unaccounted for, or
+somebody was met with silence.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import asyncio
 import os
 import signal
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmarks.report import cpu_seconds, store, store_at
+from benchmarks.running import run_until_done
 from benchmarks.server_process import (
     ServerProcesses,
     cpu_by_process,
@@ -30,7 +31,7 @@ from benchmarks.server_process import (
     histogram_of,
     samples_of,
 )
-from benchmarks.soak_needs import Machine, Needs, work_out
+from benchmarks.soak_needs import MAX_SOURCES, Machine, Needs, fitting, work_out
 from benchmarks.soak_verdict import Evidence, judge, show
 from clients.callers import Tally
 from clients.command import complain
@@ -115,6 +116,11 @@ def server_settings(order: Order, needs: Needs) -> dict[str, str | int | float]:
         "session.output_rate_hz": 16_000,
         "backpressure.max_talkers": order.connections * 2,  # everybody may talk; the question is who is held
     }
+
+
+def first_source(index: int, sources: int) -> int:
+    """Where the ``sources`` addresses of a calling process begin. Of very many processes some share: an address has ports enough."""
+    return 1 + index * sources % (MAX_SOURCES - sources + 1)
 
 
 class Soak:
@@ -202,7 +208,7 @@ class Soak:
                 "ramp": order.ramp_per_s / count,
                 "ping-s": order.ping_s,
                 "sources": needs.sources,
-                "first-source": 1 + index * needs.sources,
+                "first-source": first_source(index, needs.sources),
                 "seed": index + 1,
             }
             process = await asyncio.create_subprocess_exec(
@@ -256,20 +262,15 @@ class Soak:
         self._progress.update(task, description=what, completed=is_open, seen=seen)
 
 
-async def run_until_told(soak: Soak) -> Evidence:
-    """SIGTERM ends a run as Ctrl-C does: with everything that it started."""
-    running = asyncio.ensure_future(soak.run())
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, running.cancel)
+async def run_to_end(soak: Soak) -> Evidence:
+    """Raises ServerFailed."""
     try:
-        return await running
+        return await soak.run()
     except ExceptionGroup as group:  # of the tasks that listen to the callers: the first tells it all
         failed = group.subgroup(ServerFailed)
         if failed is None:
             raise
         raise ServerFailed(str(failed.exceptions[0])) from None
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def soak(
@@ -280,30 +281,29 @@ def soak(
     ping_s: Annotated[float, typer.Option(min=1)] = 20.0,
     processes: Annotated[int, typer.Option(min=0, help="Of servers; 0: as many as are needed.")] = 0,
     kill: Annotated[bool, typer.Option(help="Kill a worker half-way.")] = True,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also on a machine that is too small.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Where the result goes; default: among the results.")
     ] = None,
 ) -> None:
     """Hold many connections, and say how it went."""
     console = Console() if sys.stdout.isatty() else Console(width=120)
+    machine = Machine.look()
     try:
-        needs = work_out(Machine.look(), connections)
+        needs = work_out(machine, connections, processes)
     except ValueError as error:
         raise typer.Exit(complain(str(error))) from None
-    if processes:
-        needs = replace(needs, servers=max(processes, needs.servers))
     for finding in needs.findings:
         console.print(finding)
-    for problem in needs.problems:
+    for problem in (*needs.problems, *needs.warnings):
         console.print(f"[yellow]{problem}")
+    if needs.problems and not anyway:
+        fits = fitting(machine, connections, processes)
+        words = f"good for --connections {fits}" if fits else "too small for any run"
+        raise typer.Exit(complain(f"this machine is {words}; --anyway tries what was asked for"))
     order = Order(connections, min(talkers, connections), minutes * 60, ramp, ping_s, kill)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            evidence = runner.run(run_until_told(Soak(order, needs, console)))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        raise typer.Exit(130) from None
-    except ServerFailed as error:
-        raise typer.Exit(complain(str(error))) from None
+    # Not 1, which is a verdict.
+    evidence = run_until_done(run_to_end(Soak(order, needs, console)), failure=2)
     checks = judge(evidence)
     show(evidence, checks)
     payload = evidence.to_payload(checks)

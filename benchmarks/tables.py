@@ -215,7 +215,7 @@ def soak(document: Document) -> str:
         ["ping to pong p50 / p99 / p99.9 (ms)", ping],
         ["end of turn to reply audio p50 / p99 (ms)", _pair(document.get("first_audio_ms"))],
         ["told that the worker was killed", int(document.get("worker_lost_told", 0))],
-        ["server memory per idle connection (bytes)", document["bytes_per_connection"]],
+        ["server memory per idle connection (bytes)", document["bytes_per_connection"] or "not measured"],
         ["server memory in all (MiB), workers apart", document["server_memory_bytes"] / 2**20],
         ["loop lag p99 at most (ms)", float(document["loop_lag_p99_ms"])],
         [

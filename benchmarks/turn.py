@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 import typer
-import uvloop
 from rich.progress import Progress
 from websockets.asyncio.client import connect
 
 from benchmarks import realtime_callers as realtime
 from benchmarks.report import percentiles, print_table, store
+from benchmarks.running import run_until_done
 from benchmarks.slow_llm import SlowLlm
 from clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
-from clients.local_server import LocalServer, ServerFailed
+from clients.local_server import LocalServer
 from clients.made_speech import LINES, make_speech
 from clients.recording import BYTES_PER_SAMPLE, Recording, read_recording
 from clients.voice import VoiceClient
@@ -210,12 +209,7 @@ def turn(
         if ahead
         else measure(recording, turns, pace, said(realtime.RATE_HZ) if wire == "openai" else None)
     )
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            found = runner.run(measured)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
+    found = run_until_done(measured)
     figures = show(found, pace, recording)
     document = {"recording": recording.name, "pace": pace, "milliseconds": figures}
     if ahead:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from benchmarks import report_tables, tables
-from benchmarks.compare import Change, changes, read_ratios, report, summarise
+from benchmarks import report_tables, run, tables
+from benchmarks.compare import Change, changes, compare, read_ratios, report, summarise
 from benchmarks.ratios import ratios_of
 from benchmarks.report_tables import Results, blocks, charts, marks, render, with_blocks
+from benchmarks.ring import Cost, over_rounds
 from benchmarks.run import PLAN
 from benchmarks.svg import bars, lines, nines
 
@@ -188,6 +191,7 @@ SOAK: dict[str, Any] = {
     "connections": 50_000,
     "talkers": 500,
     "seconds": 600.0,
+    "server_processes": 4,
     "held": 50_000,
     "lost": 0,
     "ping_ms": {"p50": 1.0, "p99": 8.0, "p99.9": 14.0},
@@ -234,11 +238,112 @@ def test_a_fall_is_flagged_and_noise_is_not(folder: Path, capsys: pytest.Capture
     assert report(then, then, 0.0) == []
 
 
-def test_what_only_one_of_them_has_is_not_compared(folder: Path) -> None:
+def test_the_best_round_is_compared_where_rounds_are_stored() -> None:
+    ring = json.loads(json.dumps(RING))
+    for row, best in zip(ring["results"], (1.0, 0.1, 8.0), strict=True):
+        row |= {"best_cpu_us": best, "best_wall_us": best}
+    assert ratios_of(ring) == {"640 B, mp.Pipe: CPU against ours": 8.0, "640 B: share of memcpy": 0.1}
+    costs = [Cost(10.0, 12.0), Cost(27.0, 9.0), Cost(11.0, 30.0)]
+    assert over_rounds(costs, min) == Cost(10.0, 9.0)
+
+
+def test_what_is_gone_is_flagged_and_what_is_new_is_not(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     then = summarise(folder)
-    assert changes(then, {"ring": then["ring"]}) == changes({"ring": then["ring"]}, then)
+    ring = {"ring": then["ring"]}
+    assert all(change.factor == 1 for change in changes(ring, then))
+    assert report(ring, then, 0.0) == []
+    now = {"ring": {"640 B: share of memcpy": 0.1}, "new": {"x": 1.0}}
+    assert report(ring, now, 0.2) == [Change("ring", "640 B, mp.Pipe: CPU against ours", 6.0, None)]
+    assert "gone" in capsys.readouterr().out
     with pytest.raises(ValueError, match="in common"):
         report(then, {}, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("fast", "Expecting value"),
+        ("[1]", "indices"),
+        ('{"ratios": {}}', "'benchmark'"),
+        ('{"benchmark": "summary"}', "'ratios'"),
+        ('{"benchmark": "summary", "ratios": [1]}', "object"),
+        ('{"benchmark": "summary", "ratios": {"ring": {"x": "2"}}}', "float"),
+        ('{"benchmark": "ring"}', "'results'"),
+        ('{"benchmark": "ring", "results": [7]}', "subscriptable"),
+        ('{"benchmark": "connection", "ratios": [1]}', "items"),
+        ('{"benchmark": "serving", "rows": [{"side": "mosec", "sessions": 1}]}', "StopIteration"),
+        ('{"benchmark": ["ring"]}', "unhashable"),
+    ],
+)
+def test_a_file_that_is_no_result_is_one_line_and_exit_code_2(
+    words: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(words)
+    with pytest.raises(typer.Exit) as left:
+        compare(path, None, 0.2)
+    assert left.value.exit_code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path} is no result of a benchmark: ")
+    assert reason in said
+    assert said.count("\n") == 1
+
+
+def test_the_result_of_one_benchmark_says_nothing_of_the_others(folder: Path, tmp_path: Path) -> None:
+    summary = tmp_path / "old-summary.json"
+    summary.write_text(json.dumps({"benchmark": "summary", "ratios": summarise(folder)}))
+    compare(summary, folder / "ring.json", 0.2)
+
+
+class TestRun:
+    """``benchmarks.run --compare`` with benchmarks that are told what to find."""
+
+    @pytest.fixture
+    def runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What was run. A run of "ring" finds the next of ``FINDS``; one of "batching" fails."""
+        ran: list[str] = []
+        finds = iter((3.0, 9.0, 2.0))
+
+        def measure(name: str, again: str = "") -> tuple[str, float, str]:
+            ran.append(name + again)
+            if name == "batching":
+                return name, 0.0, "failed with 1"
+            document = json.loads(json.dumps(RING))
+            document["results"][2]["cpu_us"] = 1.5 * next(finds)
+            (tmp_path / "ring.json").write_text(json.dumps(document))
+            return name, 0.0, ""
+
+        (tmp_path / "batching.json").write_text(json.dumps(BATCHING))
+        monkeypatch.setattr(run, "_measure", measure)
+        monkeypatch.setattr(run, "render", list)
+        monkeypatch.setattr(run, "store", lambda name, payload: tmp_path / "stored.json")
+        monkeypatch.setattr(run, "summarise", functools.partial(summarise, tmp_path))
+        return ran
+
+    def test_what_fell_is_measured_again_and_the_better_run_counts(self, runs: list[str]) -> None:
+        then = {"ring": {"640 B, mp.Pipe: CPU against ours": 9.0}}
+        assert run._run(["ring"], then, 0.2) == ([], [])
+        assert runs == ["ring", "ring again"]
+
+    def test_what_falls_twice_is_worse(self, runs: list[str]) -> None:
+        then = {"ring": {"640 B, mp.Pipe: CPU against ours": 12.0}}
+        (worse,), failed = run._run(["ring"], then, 0.2)
+        assert (worse.then, worse.now, failed) == (12.0, 9.0, [])
+
+    def test_what_is_gone_is_not_measured_again(self, runs: list[str]) -> None:
+        then = {"ring": {"640 B, mp.Pipe: CPU against ours": 3.0, "640 B, carrier pigeon": 1.0}}
+        (worse,), _ = run._run(["ring"], then, 0.2)
+        assert worse.now is None
+        assert runs == ["ring"]
+
+    def test_what_failed_is_not_compared_with_its_own_past(
+        self, runs: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        then = {"batching": ratios_of(BATCHING)}
+        assert run._run(["batching"], then, 0.2) == ([], ["batching"])
+        assert "ratios compared" not in capsys.readouterr().out
 
 
 def test_a_summary_and_a_single_result_can_be_compared_with(folder: Path) -> None:

@@ -96,6 +96,20 @@ def test_talk_time_is_by_the_day(tmp_path: Path) -> None:
     assert door.ask(door.key) == "app"
 
 
+def test_what_an_open_session_said_yesterday_is_not_taken_from_today(tmp_path: Path) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 1")
+    auth = door.auth
+    auth.enter("app")
+    auth.note("app", "a", 50_000.0)
+    assert auth.talk_left_ms("app") == 10_000.0
+    door.now_s += 86_400.0
+    assert auth.talk_left_ms("app") == 60_000.0
+    auth.note("app", "a", 61_000.0)
+    assert auth.talk_left_ms("app") == 49_000.0
+    auth.leave("app", 62_000.0, "a")
+    assert auth.talk_left_ms("app") == 48_000.0
+
+
 def test_a_token_opens_until_its_end_and_mints_no_other(tmp_path: Path) -> None:
     door = Door(tmp_path, "is_admin = true", token_ttl_ms=60_000)
     made = door.mint(b'{"session": {"type": "realtime"}}')

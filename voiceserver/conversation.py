@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from voiceserver.state import SessionState
 
 LOST: Final = 1006  # the close code of a session whose caller has gone without a word
+MOST_PENDING: Final = 32  # turns that have ended and wait for their transcript
+_ANSWER: Final = ev.ReplyCreate()  # of whatever was said until it is its turn
 
 _PARTIAL: Final = frozenset({int(ResultKind.TEXT), int(ResultKind.CONSUMED)})
 
@@ -158,7 +160,25 @@ def end_speech(
         start_reply(session, ev.ReplyCreate(), now_ms, utterance)
     elif hears_itself:
         _drop_turn(session, turn)
+    else:
+        _give_up_oldest(session, ear, transcripts, now_ms)
     return utterance
+
+
+def _give_up_oldest(session: SessionState, ear: Ear, transcripts: Transcripts, now_ms: float) -> None:
+    """stt is further behind than is worth waiting for."""
+    for turn in transcripts.pending_turns[:-MOST_PENDING]:
+        utterance = transcripts.find(turn)
+        assert utterance is not None
+        unheard_ms = round(ear.ms(ear.capture.backlog_of(turn)), 1)
+        if ear.capture.give_up_turn(turn):
+            session.the_lanes.reset("stt")
+        message = (
+            f"More than {MOST_PENDING} turns wait for their transcripts, so the oldest is given up; "
+            f"{unheard_ms:g} ms of it had not been heard."
+        )
+        transcripts.give_up(turn, "stt_behind", message)
+        _finish_utterance(session, utterance, None, now_ms)
 
 
 def answer_held(session: SessionState, create: ev.ReplyCreate, now_ms: float) -> bool:
@@ -265,9 +285,9 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
     session.mouth.history.record(item)
     if utterance.creates_reply and session.options.replies and session.last_speech_turn <= utterance.turn:
         if session.reply is None:
-            start_reply(session, ev.ReplyCreate(), now_ms, utterance)
-        else:
-            session.enqueue_reply(ev.ReplyCreate())
+            start_reply(session, _ANSWER, now_ms, utterance)
+        elif _ANSWER not in (session.queue or ()):  # one that waits will answer this too
+            session.enqueue_reply(_ANSWER)
 
 
 # --------------------------------------------------------------------------------------------------------- replies

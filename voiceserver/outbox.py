@@ -206,6 +206,22 @@ class Outbox:
             self._consumed_seq = max(self._consumed_seq, entry.seq)
             self._sent_entries = max(0, self._sent_entries - 1)
 
+    def give_up_turn(self, turn: int) -> bool:
+        """There will be no answer to ``turn``: forget it and everything older; what is not consumed is discarded. True: a part of
+        it was sent and the rest was not, so the stage has a turn without an end."""
+        entries, unsent, index = self._entries, 0, 0
+        while entries and entries[0].turn <= turn:
+            entry = entries.popleft()
+            unsent += index >= self._sent_entries
+            if index >= self._consumed_entries:
+                self.discarded += entry.units
+                self.backlog -= entry.units
+            self._consumed_seq = max(self._consumed_seq, entry.seq)
+            index += 1
+        self._consumed_entries = max(self._consumed_entries - index, 0)
+        self._sent_entries = max(self._sent_entries - index, 0)
+        return 0 < unsent < index
+
     def discard_turn(self, turn: int) -> int:
         """Forget what is not consumed of ``turn``, the latest; returns the units discarded."""
         discarded = 0

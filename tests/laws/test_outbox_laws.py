@@ -97,6 +97,18 @@ class OutboxAgainstLists(RuleBasedStateMachine):
                 self.consumed += chunk.units
             self.consumed_seq = max(self.consumed_seq, chunk.seq)
 
+    @rule(data=st.data())
+    def give_up_turn(self, data: st.DataObject) -> None:
+        turn = data.draw(st.integers(0, self.turn))
+        gone = [chunk for chunk in self.kept if chunk.turn <= turn]
+        is_cut = len({chunk.is_sent for chunk in gone}) == 2
+        assert self.outbox.give_up_turn(turn) == is_cut
+        self.kept = self.kept[len(gone) :]
+        for chunk in gone:
+            if not chunk.is_consumed:
+                self.discarded += chunk.units
+            self.consumed_seq = max(self.consumed_seq, chunk.seq)
+
     @rule()
     def lose_the_stream(self) -> None:
         self.outbox.rewind()

@@ -66,6 +66,19 @@ def test_the_answer_to_a_turn_settles_all_of_it() -> None:
     assert outbox.oldest_at_ms == 9.0
 
 
+@pytest.mark.parametrize(("sent", "is_cut"), [(0, False), (2, True), (3, True), (4, False)])
+def test_of_a_turn_that_is_given_up_the_stage_may_have_half(sent: int, is_cut: bool) -> None:
+    outbox = turn_of(3, sent=sent)
+    if sent:
+        outbox.consume(10)
+    outbox.append(DATA, 2, 40, bytes(20), 10, 9.0)
+    assert outbox.give_up_turn(1) is is_cut
+    consumed = 10 if sent else 0
+    assert (outbox.consumed, outbox.discarded, outbox.backlog) == (consumed, 30 - consumed, 10)
+    assert unsent(outbox) == [DATA]
+    outbox.check()
+
+
 def test_what_is_being_worked_on_is_not_shed() -> None:
     outbox = turn_of(4, sent=2)
     assert outbox.shed(0) == 20

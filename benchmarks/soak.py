@@ -119,7 +119,7 @@ def server_settings(order: Order, needs: Needs) -> dict[str, str | int | float]:
 
 
 def first_source(index: int, sources: int) -> int:
-    """Where the ``sources`` addresses of a calling process begin. Of very many processes some share: an address has ports enough."""
+    """Where the ``sources`` addresses of a calling process begin. Of very many some share: an address has ports enough."""
     return 1 + index * sources % (MAX_SOURCES - sources + 1)
 
 

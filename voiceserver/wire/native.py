@@ -109,8 +109,16 @@ def codec_from_query(query: Mapping[str, str], default_reply_rate_hz: int) -> Na
     for name in query:
         if name not in PARAMETERS:
             raise ProtocolError(
-                "unknown_parameter", _not_one_of(f"parameter {name!r}", name, PARAMETERS), param=name
+                "unknown_parameter",
+                _not_one_of(f"parameter {name[:80]!r}", name, PARAMETERS),
+                param=name[:80],
             )
+    if query.get("resume") == "":
+        message = "resume must be the resume_token of a session.ready, and is empty; leave it out for a new session."
+        raise ProtocolError("bad_parameter", message, param="resume")
+    if "after" in query and "resume" not in query:
+        message = "after says what a resumed caller has received, so it needs resume=TOKEN beside it."
+        raise ProtocolError("bad_parameter", message, param="after")
     return codec_for(
         _rate(query, "rate", DEFAULT_RATE_HZ),
         _rate(query, "reply_rate", default_reply_rate_hz),

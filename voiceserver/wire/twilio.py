@@ -83,7 +83,7 @@ class _Start(msgspec.Struct, frozen=True, rename="camel"):
     stream_sid: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     account_sid: str = ""
     call_sid: str = ""
-    custom_parameters: dict[str, object] = {}
+    custom_parameters: dict[str, object] | None = None
     media_format: _Format = _Format()
 
 
@@ -257,9 +257,10 @@ class TwilioCodec:
                 param="start.mediaFormat",
                 close_code=BAD_START,
             )
-        asked = _read_parameters(start.custom_parameters)
+        parameters = start.custom_parameters or {}
+        asked = _read_parameters(parameters)
         self.stream_sid, self.call_sid, self.account_sid = start.stream_sid, start.call_sid, start.account_sid
-        self.parameters = {name: str(value) for name, value in start.custom_parameters.items()}
+        self.parameters = {name: str(value) for name, value in parameters.items()}
         held, self._held = self._held, []
         for event in held:
             self._own += self.encode(event)

@@ -173,6 +173,13 @@ def test_an_unsupported_rate_is_refused_with_the_range(name: str, text: str) -> 
     assert caught.value.param == name
 
 
+@pytest.mark.parametrize(("query", "param"), [({"resume": ""}, "resume"), ({"after": "3"}, "after")])
+def test_a_resume_that_names_no_session_is_refused(query: dict[str, str], param: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        codec_from_query(query, 24_000)
+    assert (caught.value.code, caught.value.param) == ("bad_parameter", param)
+
+
 def test_a_misspelt_parameter_is_refused() -> None:
     with pytest.raises(ProtocolError, match="Did you mean 'rate'"):
         codec_from_query({"rte": "8000"}, 24_000)

@@ -46,11 +46,16 @@ _judge_log.setLevel(logging.ERROR)
 
 
 class Judge(ServerProtocol):
-    """``ServerProtocol`` from an open connection on, which also puts fragments together and checks text for UTF-8."""
+    """``ServerProtocol`` from an open connection on, which also puts fragments together and checks text for UTF-8.
+
+    It reads no further than to the end of a message until told to: whoever hears it may close, and then all that follows is
+    discarded.
+    """
 
     def __init__(self, max_message_bytes: int) -> None:
         super().__init__(state=State.OPEN, max_size=max_message_bytes, logger=_judge_log)
-        self.messages: list[tuple[int, bytes]] = []  # (TEXT, BINARY or PONG, payload), in order
+        self.message: tuple[int, bytes] | None = None  # (TEXT, BINARY or PONG, payload)
+        self._unread = bytearray()  # what came after the message
         self.is_own_close = False
         self._is_at_boundary = False  # no byte came after the last whole frame
         self._head = 0
@@ -73,7 +78,7 @@ class Judge(ServerProtocol):
         if not is_open:
             return
         if frame.opcode is Opcode.PONG:
-            self.messages.append((PONG, bytes(frame.data)))
+            self._stop_at((PONG, bytes(frame.data)))
         elif frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             self._receive_fragment(frame)
 
@@ -88,9 +93,20 @@ class Judge(ServerProtocol):
             self._fragments = 0
             if self._head == TEXT:
                 payload.decode()
-            self.messages.append((self._head, payload))
+            self._stop_at((self._head, payload))
         elif self._fragments >= MAX_FRAGMENTS:
             self.fail(CloseCode.MESSAGE_TOO_BIG, f"more than {MAX_FRAGMENTS} fragments")
+
+    def _stop_at(self, message: tuple[int, bytes]) -> None:
+        self.message = message
+        if self.reader.buffer:
+            self._unread, self.reader.buffer = self.reader.buffer, self._unread
+
+    def go_on(self) -> None:
+        """Read what came after the message that was taken, to the end of the next one."""
+        if self._unread:
+            self._unread, self.reader.buffer = self.reader.buffer, self._unread
+            next(self.parser)
 
 
 class Inbox(bytearray):
@@ -250,12 +266,10 @@ class Framing:
         assert judge is not None
         was_open = judge.state is State.OPEN
         judge.receive_data(data)
-        frames = len(judge.events_received())
-        messages, judge.messages = judge.messages, []
         text_bytes = 0
-        for head, payload in messages:
-            if judge.is_own_close:  # closed by one of these messages: what follows it is discarded
-                break
+        while judge.message is not None:
+            head, payload = judge.message
+            judge.message = None
             if head == BINARY:
                 self.receive_binary(payload)
             elif head == TEXT:
@@ -263,6 +277,8 @@ class Framing:
                 self.receive_text(payload)
             else:
                 self.receive_pong(payload)
+            judge.go_on()
+        frames = len(judge.events_received())
         if was_open and judge.state is not State.OPEN and not judge.is_own_close:
             self._tell_why(judge)
         self._speak(judge)

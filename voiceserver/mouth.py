@@ -114,6 +114,11 @@ class Mouth:
             reply.is_finished_asking, reply.finish_reason = True, old.finish_reason
         return reply
 
+    @property
+    def kept_replies(self) -> list[Reply]:
+        """Those in memory: the one in progress, the last that was heard, the last that was cut off; one may be there twice."""
+        return [reply for reply in (self.reply, self._playing, self._cut) if reply is not None]
+
     def _begin(self, turn: int, create: ReplyCreate, speaks: bool, now_ms: float) -> Reply:
         reply = Reply(turn, create, speaks, self.output_rate_hz, now_ms)
         reply.plays_from_ms = self.playing_until_ms

@@ -28,6 +28,7 @@ import msgspec
 from voiceserver.events import ErrorEvent, ServerBusy, ServerReady
 from voiceserver.http import Caller, Elsewhere, Response, error_response
 from voiceserver.pump import Pump
+from voiceserver.weight import session_bytes
 from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from voiceserver.wire import Codec, Frame
 
 MAX_CALL_BYTES: Final = 1_048_576  # messages kept of one call: about 20 s of speech at 24 kHz
+MESSAGE_BYTES: Final = 48  # of memory that a message costs beside its own
 MAX_DETACHED: Final = 1_000
 MAX_DETACHED_BYTES: Final = 64 * 1_048_576
 ASK_BYTES: Final = 65_536  # kept, after which the caller is asked how far it is
@@ -69,6 +71,10 @@ class Said:
         self._frames.append(frame)
         self.count += 1
         self.size += len(frame)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.size + len(self._frames) * MESSAGE_BYTES
 
     @property
     def acknowledged(self) -> int:
@@ -143,9 +149,12 @@ class Resumable(Pump):
         return is_current or (bool(spare) and hmac.compare_digest(token.encode(), spare.encode()))
 
     def kept_bytes(self) -> int:
-        ear = self._session.ear if self._session is not None else None
-        audio = ear.outbox.kept_bytes + ear.capture.kept_bytes if ear is not None else 0
-        return audio + (self._said.size if self._said is not None else 0)
+        """About what the call costs in memory."""
+        of_codec = getattr(self._codec, "kept_bytes", 0)  # of one that keeps the conversation too
+        total = int(of_codec() if callable(of_codec) else of_codec)
+        if self._said is not None:
+            total += self._said.memory_bytes
+        return total + (session_bytes(self._session) if self._session is not None else 0)
 
     # ------------------------------------------------------------------------------------------------ messages out
 
@@ -227,6 +236,9 @@ class Resumable(Pump):
         self._pump(now_ms)
         if self.said.size > MAX_CALL_BYTES:
             calls.end(session.session_id, "too_much_unheard", now_ms)
+            return
+        calls.weigh(session.session_id, self, now_ms)
+        if not self.is_detached:  # it was the oldest, and they were too many bytes
             return
         due_ms = self._detached_ms + (calls.window_ms if session.is_resting else HOLD_MS)
         self.wake_at(due_ms)
@@ -378,9 +390,14 @@ class Calls:
         return (self._of_session[session_id] for session_id in self._detached)
 
     def detach(self, session_id: str, call: Resumable, now_ms: float) -> None:
+        self._detached[session_id] = 0
+        self.weigh(session_id, call, now_ms)
+
+    def weigh(self, session_id: str, call: Resumable, now_ms: float) -> None:
+        """Count what a detached call keeps by now. The oldest are given up while all together keep too much."""
         size = call.kept_bytes()
+        self._bytes += size - self._detached[session_id]
         self._detached[session_id] = size
-        self._bytes += size
         while len(self._detached) > MAX_DETACHED or (
             self._bytes > MAX_DETACHED_BYTES and len(self._detached) > 1
         ):

@@ -12,6 +12,7 @@ from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
 from voiceserver.config import BackpressureConfig, SessionConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS
 from voiceserver.resume import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, Said
+from voiceserver.wire.native import NativeCodec
 from workers.ipc.messages import RequestKind, ResultKind
 
 CHUNK = bytes(640)  # 20 ms
@@ -280,6 +281,74 @@ def test_kept_bytes_are_bounded_for_all_calls_together(monkeypatch: pytest.Monke
         line.lose()
     assert shell.hub.calls.detached < 3
     assert resume(shell, token_of(lines[-1])).status == 101
+
+
+WIDE = "\u4f60" * 50_000  # 200 kB
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "item.append", "item": {"role": "user", "text": WIDE}},
+        {"type": "session.update", "instructions": WIDE},
+        {"type": "session.update", "tools": [{"name": "t", "description": WIDE}]},
+        {"type": "session.update", "tools": [{"name": "t", "parameters": {"a": [{}] * 4_000}}]},
+        {"type": "reply.create", "is_out_of_band": True, "instructions": WIDE},
+    ],
+    ids=["history", "instructions", "tools", "parameters", "replies that wait"],
+)
+def test_what_a_client_gave_its_call_counts_as_kept(
+    event: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voiceserver.resume.MAX_DETACHED_BYTES", 500_000)
+    shell = Shell("stt", "reply")
+    lines = [begin(shell) for _ in range(4)]
+    for line in lines:
+        line.receive(text({"type": "reply.create"}))  # one is in progress
+        line.receive(text(event))
+        assert "error" not in line.types()
+        line.lose()
+    assert shell.hub.calls.detached in (1, 2)
+    assert resume(shell, token_of(lines[-1])).status == 101
+
+
+def test_what_is_said_while_nobody_is_there_counts_as_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voiceserver.resume.MAX_DETACHED_BYTES", 200_000)
+    shell = Shell("stt")
+    first, second = begin(shell), begin(shell)
+    for line in (first, second):
+        commit(line)
+        line.lose()
+    assert shell.hub.calls.detached == 2
+    answer_last(shell, "word " * 30_000)
+    shell.loop.advance(HOLD_MS + 100)
+    assert shell.hub.calls.detached == 1
+    assert resume(shell, token_of(first)).status == 410
+    assert transcripts(resume(shell, token_of(second)))
+
+
+def test_the_oldest_call_may_be_the_one_that_grew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voiceserver.resume.MAX_DETACHED_BYTES", 200_000)
+    shell = Shell("stt")
+    second, first = begin(shell), begin(shell)
+    for line in (first, second):
+        commit(line)
+        line.lose()
+    answer_last(shell, "word " * 30_000)
+    shell.loop.advance(shell.hub.calls.window_ms - 1_000)
+    assert resume(shell, token_of(first)).status == 410
+    assert resume(shell, token_of(second)).status == 101
+    assert [entry["reason"] for entry in shell.logged if entry["event"] == "session closed"] == ["evicted"]
+
+
+def test_a_codec_that_keeps_a_conversation_of_its_own_tells_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("voiceserver.resume.MAX_DETACHED_BYTES", 500_000)
+    monkeypatch.setattr(NativeCodec, "kept_bytes", 300_000, raising=False)
+    shell = Shell("stt")
+    lines = [begin(shell) for _ in range(3)]
+    for line in lines:
+        line.lose()
+    assert shell.hub.calls.detached == 1
 
 
 def test_messages_are_kept_until_a_pong_says_that_they_arrived() -> None:

@@ -76,12 +76,14 @@ def field_error(
 
 @functools.lru_cache(maxsize=256)
 def allowed_at(kind: type, path: str) -> tuple[str, ...]:
-    """The values that the field at ``path`` of a ``kind`` may have, where its type lists them."""
+    """The values that the field at ``path`` of a ``kind`` may have, where its type lists them; a number beside them in words."""
     found = [inspect.type_info(kind)]
     for step in _STEP.findall(path):
         found = [child for one in _plain(found) for child in _children(one, step)]
-    values = [value for one in _plain(found) if isinstance(one, inspect.LiteralType) for value in one.values]
-    return tuple(dict.fromkeys(str(value) for value in values))
+    plain = list(_plain(found))
+    values = [value for one in plain if isinstance(one, inspect.LiteralType) for value in one.values]
+    numbers = [f"an integer from {one.ge} to {one.le}" for one in plain if isinstance(one, inspect.IntType)]
+    return tuple(dict.fromkeys([*(str(value) for value in values), *numbers]))
 
 
 def _plain(kinds: Iterable[inspect.Type]) -> Iterable[Any]:

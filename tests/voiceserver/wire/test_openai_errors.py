@@ -379,6 +379,10 @@ def test_what_is_kept_to_be_told_back_is_text_or_refused(name: str) -> None:
             "Invalid value: 'foo'. Supported values are: 'realtime', 'transcription'.",
         ),
         (
+            b'{"type":"session.update","session":{"max_output_tokens":"all"}}',
+            "Invalid value: 'all'. Supported values are: 'inf', an integer from 1 to 4096.",
+        ),
+        (
             b'{"type":"session.update","session":{"tools":[{"name":"f","type":"mcp"}]}}',
             "Invalid value: 'mcp'. Supported values are: 'function'.",
         ),

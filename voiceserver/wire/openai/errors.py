@@ -169,7 +169,8 @@ def field_error(
 
 
 def _not_one_of(value: str, allowed: tuple[str, ...]) -> str:
-    return f"Invalid value: {value[:90]}. Supported values are: {', '.join(map(repr, allowed))}."
+    listed = ", ".join(one if " " in one else f"'{one}'" for one in allowed)
+    return f"Invalid value: {value[:90]}. Supported values are: {listed}."
 
 
 def _worded(message: str, path: str) -> tuple[str, str]:

@@ -16,20 +16,15 @@ def _ring(document: Document) -> Iterator[tuple[str, float]]:
     for row in document["results"]:
         by_size.setdefault(row["size_bytes"], {})[row["transport"]] = row
     for size, rows in by_size.items():
-        ours, limit = rows["slot ring"], rows["memcpy (limit)"]
+        ours = _best_us(rows["slot ring"])
         for name, row in rows.items():
-            if name not in ("slot ring", "memcpy in cache", "memcpy (limit)"):
-                yield f"{size} B, {name}: CPU against ours", _best(row, "cpu_us") / _best(ours, "cpu_us")
-        share = (
-            _best(limit, "wall_us") / _best(ours, "wall_us") if "best_wall_us" in ours else ours["of_memcpy"]
-        )
-        yield f"{size} B: share of memcpy", share
+            if name not in ("slot ring", "memcpy in cache"):
+                yield f"{size} B, {name}: CPU against ours", _best_us(row) / ours
 
 
-def _best(row: Document, name: str) -> float:
-    """Of its rounds; earlier results have the median only."""
-    best = f"best_{name}"
-    return float(row[best if best in row else name])
+def _best_us(row: Document) -> float:
+    """CPU in the best of the rounds; earlier results have the median only."""
+    return float(row["best_cpu_us"] if "best_cpu_us" in row else row["cpu_us"])
 
 
 def _connection(document: Document) -> Iterator[tuple[str, float]]:

@@ -24,7 +24,7 @@ import socket
 import statistics
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -285,16 +285,17 @@ def count_for(transport: Transport, size: int, seconds: float) -> int:
     return max(12, int(seconds * 1e6 / (transport.chunk_us + copy_us)))
 
 
-def measure(transport: Transport, size: int, seconds: float, rounds: int) -> list[Cost]:
-    """One for each round."""
+def measure(transport: Transport, size: int, seconds: float) -> Cost:
+    """One round."""
     count = count_for(transport, size, seconds)
-    warm = max(4, count // 5)
-    return [transport.measure(size, warm, count) for _ in range(rounds)]
+    return transport.measure(size, max(4, count // 5), count)
 
 
-def over_rounds(costs: Sequence[Cost], choose: Callable[[Iterable[float]], float]) -> Cost:
+def median_of(costs: Sequence[Cost]) -> Cost:
     """CPU and wall time each for itself."""
-    return Cost(choose(cost.cpu_us for cost in costs), choose(cost.wall_us for cost in costs))
+    return Cost(
+        statistics.median(cost.cpu_us for cost in costs), statistics.median(cost.wall_us for cost in costs)
+    )
 
 
 def main() -> None:
@@ -304,11 +305,11 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     for size, label in SIZES.items():
-        rounds = {
-            transport.name: measure(transport, size, options.seconds, options.rounds)
-            for transport in TRANSPORTS
-        }
-        costs = {name: over_rounds(of_one, statistics.median) for name, of_one in rounds.items()}
+        rounds: dict[str, list[Cost]] = {transport.name: [] for transport in TRANSPORTS}
+        for _ in range(options.rounds):  # in turns, so that what else the machine does befalls all of them
+            for transport in TRANSPORTS:
+                rounds[transport.name].append(measure(transport, size, options.seconds))
+        costs = {name: median_of(of_one) for name, of_one in rounds.items()}
         ring, limit = costs[RING.name], costs[MEMCPY.name]
         rows = []
         for name, cost in costs.items():
@@ -320,11 +321,9 @@ def main() -> None:
                 "of_memcpy": limit.wall_us / cost.wall_us,
             }
             rows.append([name, *figures.values()])
-            best = over_rounds(rounds[name], min)
-            results.append(
-                {"transport": name, "size_bytes": size, "burst": burst_of(size), **figures}
-                | {"best_cpu_us": best.cpu_us, "best_wall_us": best.wall_us}
-            )
+            best_us = min(one.cpu_us for one in rounds[name])
+            row = {"transport": name, "size_bytes": size, "burst": burst_of(size), **figures}
+            results.append({**row, "best_cpu_us": best_us})
         print_table(
             f"{label}, bursts of {burst_of(size)}",
             ["", "CPU us, both sides", "times the ring", "wall us", "GB/s", "of memcpy"],

@@ -94,13 +94,16 @@ class Connection(Door, asyncio.Protocol):
             spent_ms = hub.clock() - hub.now_ms
             hub.take_turn_later(self, spent_ms * REST if spent_ms > LONG_TURN_MS else 0.0)
 
+    def has_had_enough(self) -> bool:
+        return self._hub.clock() - self._hub.now_ms > LONG_TURN_MS
+
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
         waiting = self._hub.waiting
         if self not in waiting:  # another socket by now
             return
         waiting.discard(self)
-        if self._transport is None or self._is_held_back:
+        if self._transport is None or self._is_held_back or self._is_choked():
             return
         self.data_received(b"")
         transport = self._transport
@@ -131,11 +134,16 @@ class Connection(Door, asyncio.Protocol):
         transport = self._transport
         if transport is None or self._is_held_back or self in self._hub.waiting or transport.is_closing():
             return
-        is_choked = transport.get_write_buffer_size() > CHOKE * self._hub.config.server.write_limit_bytes
+        is_choked = self._is_choked()
         if is_choked and transport.is_reading():
             transport.pause_reading()
         elif not is_choked and not transport.is_reading():
             transport.resume_reading()
+
+    def _is_choked(self) -> bool:
+        transport = self._transport
+        limit = CHOKE * self._hub.config.server.write_limit_bytes
+        return transport is not None and transport.get_write_buffer_size() > limit
 
     def connection_lost(self, exc: Exception | None) -> None:
         hub = self._hub
@@ -153,6 +161,8 @@ class Connection(Door, asyncio.Protocol):
             self._pump(now_ms)
             self._account(session, now_ms)
             self._session = None
+        self.restart()  # the wheels may hold this connection for a while, and what it read is worth nothing
+        self._codec = self._streams = None
 
     def _leave_socket(self) -> None:
         hub = self._hub
@@ -234,9 +244,12 @@ class Connection(Door, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._held_ms = 0.0
-        self._listen_or_not()
+        now_ms = self._hub.now_ms = self._hub.clock()
+        if self.has_partial_message:  # or messages that waited until answers had left
+            self.wait_for_turn()
+        else:
+            self._listen_or_not()
         if self._session is not None:
-            now_ms = self._hub.clock()
             self._session.hold_output(False, now_ms)
             self._pump(now_ms)
 

@@ -163,6 +163,10 @@ class Framing:
         """Nothing more will be written, and nothing more is read: close the socket when what was written has left."""
         raise NotImplementedError
 
+    def has_had_enough(self) -> bool:
+        """Whether a turn that still has messages has lasted too long already: an answer may cost far more than its question."""
+        return False
+
     def wait_for_turn(self) -> None:
         """Enough for now. Stop reading, and call ``feed(b"")`` later to go on."""
         raise NotImplementedError
@@ -201,6 +205,8 @@ class Framing:
                 frames += came
                 at += _JUDGE_SLICE_BYTES
                 budget = self._charge(budget, text_bytes)
+                if text_bytes and at < size and self.has_had_enough():
+                    budget = 0
                 continue
             # What find_payload would say of the frames that come all the time: chunks of audio.
             run: list[bytes] = []
@@ -233,6 +239,8 @@ class Framing:
                 self._receive_other(head, payload)
                 if head == TEXT:
                     budget = self._charge(budget, len(payload))
+                    if at < size and self.has_had_enough():
+                        budget = 0
         return frames
 
     def _charge(self, budget: int, text_bytes: int) -> int:

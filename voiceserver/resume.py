@@ -275,7 +275,7 @@ class Resumable(Pump):
         session.disconnect(now_ms)
         self._pump(now_ms)
         self._account(session, now_ms)
-        self._session = None
+        self._session = self._codec = None
 
 
 class Claim(NamedTuple):

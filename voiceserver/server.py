@@ -194,7 +194,7 @@ class Server:
             self.router.self_signed = frozenset({twilio.PATH})
         self.router.actions[CLIENT_SECRETS] = self._auth.client_secret
         self.router.session_of = self._auth.session_of
-        self._auth.check_session = openai.read_session
+        self._auth.check_session = self._read_session
         self._own_capacity = self.router.pages["/v1/capacity"]
         if self._share is not None:
             self.metrics.merge = self._share.merged
@@ -237,6 +237,10 @@ class Server:
         self._server_log("started", is_ready=self.is_ready)
         if self._share is not None:
             self._share.say(READY)
+
+    def _read_session(self, body: bytes) -> object:
+        """What a client token is to be made for, held against what this server can do."""
+        return openai.read_session(body, getattr(self._pools.get("tts"), "voices", frozenset()))
 
     def _make_tiers(self, name: str, stage: StageConfig) -> Pool:
         pool = self._make_pool(name, stage, self._on_pool_event)

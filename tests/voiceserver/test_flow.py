@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from websockets.frames import Opcode
 
-from tests.voiceserver.shell import AnsweredStream, Line, Shell, audio, text, upgrade
+from tests.voiceserver.shell import AnsweredStream, Line, Shell, audio, masked, text, upgrade
+from voiceserver import commands
+from voiceserver import events as ev
+from voiceserver.config import SessionConfig
+from voiceserver.connection import LONG_TURN_MS
 from voiceserver.ear import PIECE, Ear
+from voiceserver.errors import Refusal
+from voiceserver.session import Session
 from workers.ipc.messages import RequestKind, ResultKind
 
 SECOND = b"\x01\x00" * 16_000
@@ -178,3 +185,58 @@ def test_a_long_message_goes_on_in_pieces() -> None:
     assert [size for _, size in pieces] == [PIECE, PIECE, PIECE, 5]
     assert pieces[-1][0] == ear.received_seq == 3 * PIECE + 5
     ear.check()
+
+
+def dear_answers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event takes longer than a turn may."""
+    handle = commands.handle
+
+    def slowly(session: Session, event: ev.ClientEvent, now_ms: float) -> None:
+        shell.loop.now_ms += LONG_TURN_MS * 2
+        handle(session, event, now_ms)
+
+    monkeypatch.setattr(commands, "handle", slowly)
+
+
+def test_cheap_questions_with_dear_answers_are_taken_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = Shell("vad", "reply")
+    asker = shell.call()
+    dear_answers(shell, monkeypatch)
+    asker.connection.data_received(b"".join([text({"type": "session.update"})] * 20))
+    shell.loop.run_tick()
+    assert asker.types().count("session.updated") == 1
+    assert not asker.transport.is_reading()
+    shell.loop.advance(2_000)
+    assert asker.types().count("session.updated") == 20
+    assert asker.transport.is_reading()
+
+
+def test_what_was_asked_waits_until_the_answers_before_it_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = Shell("vad", "reply")
+    asker = shell.call()
+    dear_answers(shell, monkeypatch)
+    asker.connection.data_received(b"".join([text({"type": "session.update"})] * 20))
+    asker.transport.unread = 10 * shell.config.server.write_limit_bytes
+    asker.connection.pause_writing()
+    shell.loop.advance(2_000)
+    assert asker.types().count("session.updated") == 1
+    assert not asker.transport.is_reading()
+    asker.transport.unread = 0
+    asker.connection.resume_writing()
+    shell.loop.advance(2_000)
+    assert asker.types().count("session.updated") == 20
+    assert asker.transport.is_reading()
+
+
+@pytest.mark.parametrize("window_ms", [0, 60_000])
+def test_a_caller_who_left_stands_in_line_for_nothing_and_leaves_nothing_behind(window_ms: int) -> None:
+    shell = Shell("vad", "stt", session=SessionConfig(resume_window_ms=window_ms))
+    line = shell.call()
+    shell.pools["vad"].refusal = Refusal("full", 60_000.0, "vad")
+    line.receive(audio(bytes(640)))
+    line.receive(masked(Opcode.BINARY, bytes(70_000))[:60_000])
+    line.lose()
+    shell.loop.advance(window_ms + 10_000)
+    assert line.connection in shell.pools["vad"].forgotten
+    assert line.connection in shell.pools["stt"].forgotten
+    assert not line.connection.has_partial_message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 
 import pytest
 
@@ -13,6 +14,7 @@ from voiceserver.events import HistoryItem
 from voiceserver.wire import Audio
 from voiceserver.wire.openai import Dialect
 from voiceserver.wire.openai import items as wire_items
+from voiceserver.wire.openai.codec import OpenAICodec
 
 TOOL = {"type": "function", "name": "weather", "description": "of a place", "parameters": {"type": "object"}}
 
@@ -158,6 +160,60 @@ def test_the_oldest_items_leave_a_full_conversation(monkeypatch: pytest.MonkeyPa
 
 
 # ----------------------------------------------------------------------------------------------------------- responses
+
+
+def test_a_conversation_counts_what_its_items_have_become() -> None:
+    conversation = wire_items.Conversation()
+    for at in range(200):
+        item = wire_items.Item(f"item_{at}", "message", "assistant")
+        conversation.add(item)
+        item.parts.append(
+            wire_items.Part("output_text", "x" * 100_000)
+        )  # said after it was added, as replies are
+        if at % 3 == 0:
+            conversation.remove(item.id)
+    kept = sum(item.size for item in conversation.in_order())
+    assert kept <= wire_items.MAX_CHARACTERS + 200_000
+    conversation.add(wire_items.Item("last", "message", "user"))
+    assert sum(item.size for item in conversation.in_order()) <= wire_items.MAX_CHARACTERS
+
+
+def test_items_without_text_count_too() -> None:
+    conversation = wire_items.Conversation()
+    for at in range(60):
+        item = wire_items.Item(f"item_{at}", "function_call")
+        item.name = "x" * 100_000
+        conversation.add(item)
+    assert len(conversation) == wire_items.MAX_CHARACTERS // 100_000
+
+
+def test_an_item_has_so_many_parts_and_no_more() -> None:
+    client = Client()
+    parts = [{"type": "input_text", "text": ""}] * (wire_items.MAX_PARTS + 1)
+    error = client.error(
+        "conversation.item.create", item={"type": "message", "role": "user", "content": parts}
+    )
+    assert (error["code"], error["param"]) == ("array_above_max_length", "item.content")
+
+
+@pytest.mark.parametrize("last", ["session.update", "item", "commit"])
+def test_a_call_that_is_over_needs_no_collector(last: str) -> None:
+    client = Client()
+    if last == "session.update":
+        client.say("session.update", session={"type": "realtime", "instructions": "Be brief."})
+    elif last == "item":
+        client.say("conversation.item.create", item=text_item("hello"))
+    else:
+        client.append(bytes(48_000))
+        client.say("input_audio_buffer.commit")
+    gc.disable()
+    try:
+        assert any(one is client.codec for one in gc.get_objects())
+        name = id(client.codec)
+        del client
+        assert not any(id(one) == name and isinstance(one, OpenAICodec) for one in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_a_response_by_hand_has_the_id_it_was_asked_under_and_its_metadata() -> None:

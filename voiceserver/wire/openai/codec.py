@@ -105,7 +105,8 @@ class OpenAICodec:
         self._voices = voices
         self._opening = opening
         self._answers: list[Frame] = []
-        self._undo: Callable[[], None] | None = None
+        # Given the codec: one that knew it would be a circle, which outlives the call until the collector comes.
+        self._undo: Callable[[OpenAICodec], None] | None = None
         self._event_id: str | None = None
         self._odd = b""  # half a sample at the end of an append; the next one brings the rest
         self._buffered_ms = 0.0  # received since the last commit by hand
@@ -166,7 +167,7 @@ class OpenAICodec:
 
     def encode_protocol_error(self, error: ProtocolError) -> list[Frame]:
         if self._undo is not None:
-            self._undo()
+            self._undo(self)
             self._undo = None
         return self._out.error(errors.describe_mistake(error, self._event_id, self._out.writer.is_beta))
 
@@ -227,11 +228,11 @@ class OpenAICodec:
         awaited = (answer, after)
         out.updates.append(awaited)
 
-        def undo() -> None:
+        def undo(codec: OpenAICodec) -> None:
             if awaited in out.updates:
                 out.updates.remove(awaited)
                 out.settings = before
-                self._set_rates(before)
+                codec._set_rates(before)
 
         self._undo = undo
 
@@ -266,8 +267,8 @@ class OpenAICodec:
             commits.append((buffered_ms, ""))
         self._buffered_ms, self._odd = 0.0, b""
 
-        def undo() -> None:
-            self._buffered_ms, self._odd = buffered_ms, odd
+        def undo(codec: OpenAICodec) -> None:
+            codec._buffered_ms, codec._odd = buffered_ms, odd
             if commits and commits[-1] == (buffered_ms, ""):
                 commits.pop()
 
@@ -300,9 +301,9 @@ class OpenAICodec:
         key = conversation.key_of(after)
         self._answers += self._out.item_frames(item, conversation.add(item, after))
 
-        def undo() -> None:
+        def undo(codec: OpenAICodec) -> None:
             conversation.remove(item_id)
-            self._answers.clear()
+            codec._answers.clear()
 
         self._undo = undo
         return [ItemAppend(item=item.to_history(), after_key=key, may_be_gone=True)]
@@ -324,7 +325,7 @@ class OpenAICodec:
         self._has_heard = True
         heard_ms = len(pcm) * 500.0 / self.input_rate_hz
         self._out.commits.append((heard_ms, item_id))
-        self._undo = lambda: self._out.commits.clear()  # the session answers each commit at once
+        self._undo = lambda codec: codec._out.commits.clear()  # the session answers each commit at once
         return [Audio(pcm), InputCommit(key=item_id, creates_reply=False)]
 
     def _item(self, verb: str, item_id: str, code: str) -> Item:
@@ -386,7 +387,7 @@ class OpenAICodec:
         response_id = out.writer.new_id("resp")
         create, options = read_create(body, response_id, out.settings, out.conversation)
         out.expect_response(response_id, options)
-        self._undo = lambda: out.forget_response(
+        self._undo = lambda codec: out.forget_response(
             response_id
         )  # a voice that came with it stays: the session took it
         return [*events, create]

@@ -16,6 +16,9 @@ from voiceserver.wire.openai.schema import ItemBody, PartBody
 
 MAX_ITEMS: Final = 1_000
 MAX_CHARACTERS: Final = 4_000_000
+MAX_PARTS: Final = 100
+PART_CHARACTERS: Final = 100  # that a part counts for whatever its text
+GROWING: Final = 64  # items, the latest, whose text may still grow
 ROOT: Final = "root"
 
 Role = Literal["user", "assistant", "system"]
@@ -82,7 +85,9 @@ class Item:
 
     @property
     def size(self) -> int:
-        return len(self.arguments) + len(self.output) + sum(len(part.text or "") for part in self.parts)
+        """In characters, about; also what has no text takes memory."""
+        size = len(self.arguments) + len(self.output) + len(self.name) + len(self.call_id)
+        return size + sum(PART_CHARACTERS + len(part.text or "") for part in self.parts)
 
     @property
     def is_spoken_reply(self) -> bool:
@@ -131,11 +136,12 @@ class Item:
 class Conversation:
     """The items in order. Bounded: the oldest leave without a word, as they do from a model's context."""
 
-    __slots__ = ("_items", "_order", "_size")
+    __slots__ = ("_items", "_order", "_size", "_sizes")
 
     def __init__(self) -> None:
         self._items: dict[str, Item] = {}
         self._order: list[str] = []
+        self._sizes: dict[str, int] = {}  # as counted
         self._size = 0
 
     def __len__(self) -> int:
@@ -177,16 +183,23 @@ class Conversation:
             index = self._order.index(after) + 1
         self._order.insert(index, item.id)
         self._items[item.id] = item
-        self._size += item.size
+        for one in self._order[-GROWING:]:  # replies and transcripts have grown since they were added
+            self._count(one)
+        self._count(item.id)
         previous = self._order[index - 1] if index else None
         while len(self._order) > 1 and (len(self._order) > MAX_ITEMS or self._size > MAX_CHARACTERS):
             self.remove(next(one for one in self._order if one != item.id))
         return previous
 
     def remove(self, item_id: str) -> None:
-        item = self._items.pop(item_id)
+        del self._items[item_id]
         self._order.remove(item_id)
-        self._size = max(self._size - item.size, 0)
+        self._size -= self._sizes.pop(item_id)
+
+    def _count(self, item_id: str) -> None:
+        size = self._items[item_id].size
+        self._size += size - self._sizes.get(item_id, 0)
+        self._sizes[item_id] = size
 
 
 def parse_item(body: ItemBody, item_id: str, param: str) -> Item:
@@ -221,6 +234,9 @@ def _parse_message(body: ItemBody, item_id: str, param: str) -> Item:
             "missing_required_parameter", f"Missing required parameter: '{path}'.", param=path
         )
     item = Item(item_id, "message", body.role)
+    if len(body.content) > MAX_PARTS:
+        text = f"Invalid '{param}.content': array too long. Expected at most {MAX_PARTS} parts, but got {len(body.content)}."
+        raise ProtocolError("array_above_max_length", text, param=f"{param}.content")
     for index, part in enumerate(body.content):
         item.parts.append(_parse_part(part, body.role, f"{param}.content[{index}]"))
     return item

@@ -150,8 +150,8 @@ class Resumable(Pump):
 
     def kept_bytes(self) -> int:
         """About what the call costs in memory."""
-        of_codec = getattr(self._codec, "kept_bytes", 0)  # of one that keeps the conversation too
-        total = int(of_codec() if callable(of_codec) else of_codec)
+        conversation = getattr(self._codec, "conversation", None)  # of a wire that shows it
+        total = conversation.kept_bytes if conversation is not None else 0
         if self._said is not None:
             total += self._said.memory_bytes
         return total + (session_bytes(self._session) if self._session is not None else 0)

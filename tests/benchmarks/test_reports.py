@@ -13,7 +13,7 @@ import typer
 
 from benchmarks import report_tables, run, tables
 from benchmarks.compare import Change, changes, compare, read_ratios, report, summarise
-from benchmarks.ratios import ratios_of
+from benchmarks.ratios import floors_of, ratios_of
 from benchmarks.report_tables import Results, blocks, charts, marks, render, with_blocks
 from benchmarks.ring import Cost, median_of
 from benchmarks.run import PLAN
@@ -241,14 +241,30 @@ def test_a_fall_is_flagged_and_noise_is_not(folder: Path, capsys: pytest.Capture
     assert report(then, then, 0.0) == []
 
 
-def test_the_best_round_is_compared_where_rounds_are_stored() -> None:
+def test_the_best_round_now_is_held_against_the_worst_then(tmp_path: Path) -> None:
     ring = json.loads(json.dumps(RING))
-    for row, best in zip(ring["results"], (1.0, 0.1, 8.0), strict=True):
-        row["best_cpu_us"] = best
-    assert ratios_of(ring) == {
-        "640 B, mp.Pipe: CPU against ours": 8.0,
-        "640 B, memcpy (limit): CPU against ours": 0.1,
+    rounds = ([1.0, 2.0, 1.5], [0.1, 0.1, 0.1], [8.0, 8.0, 9.0])
+    for row, cpu_us in zip(ring["results"], rounds, strict=True):
+        row["cpu_us_of_rounds"] = cpu_us
+    pipe, memcpy = "640 B, mp.Pipe: CPU against ours", "640 B, memcpy (limit): CPU against ours"
+    assert ratios_of(ring) == {pipe: 8.0, memcpy: 0.1}
+    assert floors_of(ring) == {pipe: 4.0, memcpy: 0.05}
+    assert floors_of(BATCHING) == {}
+    path = tmp_path / "ring.json"
+    path.write_text(json.dumps(ring))
+    assert read_ratios(path)["ring"][pipe] == 8.0
+    assert read_ratios(path, lowest=True)["ring"][pipe] == 4.0
+    summary = {
+        "benchmark": "summary",
+        "ratios": summarise(tmp_path),
+        "floors": summarise(tmp_path, lowest=True),
     }
+    path.write_text(json.dumps(summary))
+    assert read_ratios(path)["ring"][pipe] == 8.0
+    assert read_ratios(path, lowest=True)["ring"][pipe] == 4.0
+
+
+def test_the_median_of_the_rounds_is_shown() -> None:
     assert median_of([Cost(10.0, 12.0), Cost(27.0, 9.0), Cost(11.0, 30.0)]) == Cost(11.0, 12.0)
 
 

@@ -13,6 +13,7 @@ from voiceserver.config import BackpressureConfig, SessionConfig
 from voiceserver.connection import CLOSE_TIMEOUT_MS
 from voiceserver.resume import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, Said
 from voiceserver.wire.native import NativeCodec
+from voiceserver.wire.openai.items import Conversation, Item, Part
 from workers.ipc.messages import RequestKind, ResultKind
 
 CHUNK = bytes(640)  # 20 ms
@@ -343,7 +344,12 @@ def test_the_oldest_call_may_be_the_one_that_grew(monkeypatch: pytest.MonkeyPatc
 
 def test_a_codec_that_keeps_a_conversation_of_its_own_tells_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voiceserver.resume.MAX_DETACHED_BYTES", 500_000)
-    monkeypatch.setattr(NativeCodec, "kept_bytes", 300_000, raising=False)
+    conversation = Conversation()
+    item = Item("long", "message", "user")
+    item.parts.append(Part("input_text", "x" * 75_000))
+    conversation.add(item)
+    assert conversation.kept_bytes >= 300_000
+    monkeypatch.setattr(NativeCodec, "conversation", conversation, raising=False)
     shell = Shell("stt")
     lines = [begin(shell) for _ in range(3)]
     for line in lines:

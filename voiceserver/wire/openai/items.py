@@ -150,6 +150,11 @@ class Conversation:
     def __contains__(self, item_id: str) -> bool:
         return item_id in self._items
 
+    @property
+    def kept_bytes(self) -> int:
+        """About what it costs in memory, where a character takes four bytes."""
+        return self._size * 4
+
     def get(self, item_id: str) -> Item | None:
         return self._items.get(item_id)
 

@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.compare OLD.json [NEW.json]``: OLD is an earlier ``results/summary.json`` (or the result of one benchmark),
 NEW the present one. The ratio to a peer of the same run depends on the machine and the day much less than a figure by itself, but
-it does: most repeat within a tenth, some that hang on where the kernel puts two processes do not. One comparison is a hint, and
-``benchmarks.run --compare`` measures again what fell. Exit code 1 when a ratio fell by more than ``--tolerance`` or is gone; 2
-when a file is no result.
+it does: most repeat within a tenth, some that hang on where the kernel puts two processes do not. So where OLD has the rounds of
+a benchmark, NEW's best is held against the worst of them, and ``benchmarks.run --compare`` measures again what fell. Exit code 1
+when a ratio fell by more than ``--tolerance`` or is gone; 2 when a file is no result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import typer
 
-from benchmarks.ratios import Document, ratios_of
+from benchmarks.ratios import Document, floors_of, ratios_of
 from benchmarks.report import RESULTS, print_table
 from clients.command import complain
 
@@ -42,12 +42,16 @@ class Change(NamedTuple):
         return 0.0 if self.now is None else self.now / self.then
 
 
-def read_ratios(path: Path) -> Ratios:
-    """Of a summary or of one result. Raises ValueError for anything else."""
+def read_ratios(path: Path, *, lowest: bool = False) -> Ratios:
+    """Of a summary or of one result; ``lowest``: of any round. Raises ValueError for anything else."""
     try:
         document: Document = json.loads(path.read_text())
         name = document["benchmark"]
-        return msgspec.convert(document["ratios"] if name == SUMMARY else {name: ratios_of(document)}, Ratios)
+        if name == SUMMARY:
+            found, floors = document["ratios"], document.get("floors", {})
+        else:
+            found, floors = {name: ratios_of(document)}, {name: floors_of(document)}
+        ratios, floors = msgspec.convert((found, floors), tuple[Ratios, Ratios])
     except KeyError as error:
         raise ValueError(f"{path} is no result of a benchmark: it has no {error}") from None
     except (
@@ -60,14 +64,15 @@ def read_ratios(path: Path) -> Ratios:
         RuntimeError,
     ) as error:
         raise ValueError(f"{path} is no result of a benchmark: {error}") from None
+    return {name: found | (floors.get(name, {}) if lowest else {}) for name, found in ratios.items()}
 
 
-def summarise(results: Path = RESULTS, without: Container[str] = ()) -> Ratios:
+def summarise(results: Path = RESULTS, without: Container[str] = (), *, lowest: bool = False) -> Ratios:
     """The ratios of all results that are there. Raises ValueError for one that cannot be read."""
     found: Ratios = {}
     for path in sorted(results.glob("*.json")):
         if path.stem != SUMMARY:
-            found |= read_ratios(path)
+            found |= read_ratios(path, lowest=lowest)
     return {name: ratios for name, ratios in found.items() if ratios and name not in without}
 
 
@@ -130,7 +135,7 @@ def compare(
 ) -> None:
     """Flag regressions by ratio."""
     try:
-        then, now = read_ratios(old), read_ratios(new) if new else summarise()
+        then, now = read_ratios(old, lowest=True), read_ratios(new) if new else summarise()
         if new is not None and len(now) == 1:  # the result of one benchmark says nothing of the others
             then = only(then, now)
         worse = report(then, now, tolerance)

@@ -292,7 +292,7 @@ def test_what_is_gone_is_flagged_and_what_is_new_is_not(
         ('{"benchmark": "summary", "ratios": [1]}', "object"),
         ('{"benchmark": "summary", "ratios": {"ring": {"x": "2"}}}', "float"),
         ('{"benchmark": "ring"}', "'results'"),
-        ('{"benchmark": "ring", "results": [7]}', "subscriptable"),
+        ('{"benchmark": "ring", "results": [7]}', "iterable"),
         ('{"benchmark": "connection", "ratios": [1]}', "items"),
         ('{"benchmark": "serving", "rows": [{"side": "mosec", "sessions": 1}]}', "StopIteration"),
         ('{"benchmark": ["ring"]}', "unhashable"),

@@ -82,7 +82,9 @@ def test_wire_tables_name_every_event_with_all_its_fields(heading: str, union: o
     for types, fields, _ in rows_after(heading):
         told.update(names_in(types))
         for name in names_in(types):
-            assert set(names_in(fields)) == set(kinds[name].__struct_fields__) - FOR_CODECS.get(name, set()), name
+            assert set(names_in(fields)) == set(kinds[name].__struct_fields__) - FOR_CODECS.get(
+                name, set()
+            ), name
     assert told == set(kinds)
 
 

@@ -41,13 +41,8 @@ STAGE_KEYS = (
 LIGHTER_KEYS = ("engine", "workers", "max_batch_size", "streams_per_worker")
 
 
-# Of other wires' codecs, and without a use for who writes a client: whether a key may be gone, an item's name at a commit.
-FOR_CODECS = {
-    "item.append": {"may_be_gone"},
-    "item.delete": {"may_be_gone"},
-    "input.commit": {"key"},
-    "input.committed": {"key"},
-}
+# Of other wires' codecs, and without a use for who writes a client.
+FOR_CODECS = {"item.append": {"may_be_gone"}, "item.delete": {"may_be_gone"}}
 
 
 def rows_after(heading: str) -> Iterator[list[str]]:

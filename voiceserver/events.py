@@ -86,7 +86,6 @@ class SessionUpdate(_Event, frozen=True, tag="session.update"):
 class InputCommit(_Event, frozen=True, tag="input.commit"):
     """The caller's utterance ends here (turn detection by hand, or impatience). Error ``input_empty`` if there is none."""
 
-    key: str = ""
     creates_reply: bool = True
 
 
@@ -196,7 +195,6 @@ class SpeechStopped(_Event, frozen=True, tag="speech.stopped"):
 class InputCommitted(_Event, frozen=True, tag="input.committed"):
     turn: int
     audio_ms: float
-    key: str = ""
 
 
 class InputCleared(_Event, frozen=True, tag="input.cleared"):

@@ -142,7 +142,7 @@ def test_a_user_item_of_audio_is_heard_like_a_turn_by_hand() -> None:
         "content": [{"type": "input_audio", "audio": audio}],
     }
     assert client.say("conversation.item.create", item=item) == []
-    assert client.asked[-2:] == [Audio(bytes(9600)), ev.InputCommit(key="said", creates_reply=False)]
+    assert client.asked[-2:] == [Audio(bytes(9600)), ev.InputCommit(creates_reply=False)]
     frames = client.hear(ev.InputCommitted(turn=1, audio_ms=200.0), ev.TranscriptFinal(turn=1, text="yes"))
     assert [frame["type"].split(".")[-1] for frame in frames] == ["added", "done", "delta", "completed"]
     assert {frame.get("item_id") or frame["item"]["id"] for frame in frames} == {"said"}

@@ -326,7 +326,7 @@ class OpenAICodec:
         heard_ms = len(pcm) * 500.0 / self.input_rate_hz
         self._out.commits.append((heard_ms, item_id))
         self._undo = lambda codec: codec._out.commits.clear()  # the session answers each commit at once
-        return [Audio(pcm), InputCommit(key=item_id, creates_reply=False)]
+        return [Audio(pcm), InputCommit(creates_reply=False)]
 
     def _item(self, verb: str, item_id: str, code: str) -> Item:
         item = self._out.conversation.get(item_id)

@@ -87,7 +87,7 @@ class Caller:
     def end(self) -> None:
         """The transcript is of all that was said, to the sample."""
         self.ear.end(self.ear.ms(self.ear.received_seq), 0.0)
-        self.take(len(self.said) + 1)
+        self.take(10**9)  # all there is
         heard = b"".join(payload for kind, _, _, payload in self.sent if kind is RequestKind.DATA)
         assert heard == bytes(self.said[self.begun * 2 :])
         assert self.sent[-1][0] is RequestKind.FLUSH

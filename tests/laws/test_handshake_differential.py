@@ -28,6 +28,8 @@ Answer = tuple[object, ...]
 def judged(head: bytes, subprotocol: str | None) -> Answer:
     """What the judge says, without the plain way."""
     reader = StreamReader()
+    if head.startswith(hs._METHODS):  # the judge knows no bodies
+        head = hs._CHUNKED.sub(b"", hs._LENGTH.sub(b"", head))
     reader.feed_data(head)
     reader.feed_eof()
     try:

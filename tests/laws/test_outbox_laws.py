@@ -70,11 +70,11 @@ class OutboxAgainstLists(RuleBasedStateMachine):
         sent = [chunk for chunk in self.kept if chunk.is_sent]
         seq = data.draw(st.sampled_from([0, *(chunk.seq for chunk in sent)]))
         self.outbox.consume(seq)
-        if seq <= self.consumed_seq:
+        if seq < self.consumed_seq:
             return
         self.consumed_seq = seq
         for chunk in self.kept:
-            if chunk.seq > seq or chunk.kind is FLUSH:
+            if chunk.seq > seq or (chunk.kind is FLUSH and not chunk.is_sent and not chunk.is_consumed):
                 break
             if not chunk.is_consumed:
                 chunk.is_consumed = chunk.is_sent = True

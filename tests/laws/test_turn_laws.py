@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from voiceserver.events import TurnDetection
-from voiceserver.turn import Start, Stop, TurnDetector
+from voiceserver.turn import Decision, Start, Stop, TurnDetector
 
 probabilities = st.lists(st.sampled_from([0.0, 0.2, 0.36, 0.49, 0.5, 0.9, 1.0]), max_size=120)
 detections = st.builds(
@@ -20,14 +20,19 @@ detections = st.builds(
 
 def run(detector: TurnDetector, values: list[float], cuts: list[int], window_ms: float) -> list[Start | Stop]:
     """Deliver the windows in records of any size."""
-    decisions: list[Start | Stop] = []
+    decisions: list[Decision] = []
     position = 0
     for cut in [*cuts, len(values)]:
         piece = values[position : position + cut]
         decisions += detector.receive(position * window_ms, window_ms, piece)
         position += len(piece)
     decisions += detector.receive(position * window_ms, window_ms, values[position:])
-    return decisions
+    return bounds_of(decisions)
+
+
+def bounds_of(decisions: list[Decision]) -> list[Start | Stop]:
+    """Without the pauses within a turn."""
+    return [decision for decision in decisions if isinstance(decision, Start | Stop)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -68,7 +73,7 @@ def test_windows_that_are_replayed_after_a_crash_change_nothing(
     again = max(crash - back, 0)
     decisions = crashed.receive(0.0, 32.0, values[:crash])
     decisions += crashed.receive(again * 32.0, 32.0, values[again:])
-    assert decisions == expected
+    assert bounds_of(decisions) == expected
     assert crashed.clock_ms == straight.clock_ms
 
 
@@ -83,7 +88,7 @@ def test_after_a_commit_the_next_turn_is_found_as_ever(
     stop = detector.stop_now("commit")
     assert (stop is not None) == was_speaking
     assert detector.stop_now("commit") is None
-    decisions = detector.receive(len(before) * 32.0, 32.0, after)
+    decisions = bounds_of(detector.receive(len(before) * 32.0, 32.0, after))
     assert [type(decision) for decision in decisions] == [Start, Stop] * (len(decisions) // 2) + [Start] * (
         len(decisions) % 2
     )

@@ -165,12 +165,17 @@ def end_speech(
     return utterance
 
 
+def _unheard_ms(ear: Ear, turn: int) -> float:
+    """Audio of ``turn`` that stt has not taken."""
+    return round(ear.ms(ear.capture.backlog_of(turn)), 1)
+
+
 def _give_up_oldest(session: SessionState, ear: Ear, transcripts: Transcripts, now_ms: float) -> None:
     """stt is further behind than is worth waiting for."""
     for turn in transcripts.pending_turns[:-MOST_PENDING]:
         utterance = transcripts.find(turn)
         assert utterance is not None
-        unheard_ms = round(ear.ms(ear.capture.backlog_of(turn)), 1)
+        unheard_ms = _unheard_ms(ear, turn)
         if ear.capture.give_up_turn(turn):
             session.the_lanes.reset("stt")
         message = (
@@ -219,7 +224,7 @@ def give_up_transcripts(session: SessionState, now_ms: float) -> None:
     if ear.capturing_turn and not session.is_open and session.close_code != LOST:
         end_turn(session, "close", now_ms)
     for turn in transcripts.pending_turns:
-        unheard_ms = round(ear.ms(ear.capture.backlog_of(turn)), 1)
+        unheard_ms = _unheard_ms(ear, turn)
         message = f"The session ended before the transcript was ready; {unheard_ms:g} ms of the turn had not been heard."
         transcripts.give_up(turn, "session_ended", message)
 

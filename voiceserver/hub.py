@@ -23,6 +23,7 @@ from voiceserver.resume import Calls, new_seed
 from voiceserver.session import Session
 from voiceserver.settings import Facts, Settings
 from voiceserver.timers import Wheel
+from voiceserver.voices import voices_of
 from voiceserver.wire import Codec
 from workers import registry
 
@@ -167,7 +168,7 @@ class Hub:
     def make_session(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``Calls.new_seed``, which is used up with this."""
         seed = seed or new_seed()
-        self.facts.voices = getattr(self.pools.get("tts"), "voices", frozenset())
+        self.facts.voices = voices_of(self.pools)
         return Session(
             self.calls.session_id_of(seed),
             self.settings,

@@ -18,6 +18,7 @@ from voiceserver.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
 from voiceserver.pool.http import HttpPool
 from voiceserver.settings import Settings
+from voiceserver.voices import voices_of
 from voiceserver.wire import Codec, mulaw, native, openai, twilio, whisperlive
 
 LOOP_TOO_LATE_MS: Final = 500.0  # a smoothed lag above this: the server is not ready for more callers
@@ -57,16 +58,13 @@ def build_router(
     def stream(caller: Caller) -> Codec:
         return native.codec_from_query(caller.query, config.session.output_rate_hz)
 
-    def voices() -> frozenset[str]:
-        return getattr(pools.get("tts"), "voices", frozenset())
-
     def realtime(caller: Caller) -> Codec:
         headers = caller.headers
         offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
         beta = ",".join(headers.get_all("OpenAI-Beta"))
         request = openai.read_request(caller.query, beta, offered)
         return openai.codec_for(
-            request, secrets.token_hex(8), turn_detection, voices(), session=router.session_of(caller)
+            request, secrets.token_hex(8), turn_detection, voices_of(pools), session=router.session_of(caller)
         )
 
     clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
@@ -84,7 +82,7 @@ def build_router(
                 403, "bad_signature", f"{twilio.SIGNATURE_HEADER} is missing, or not of this account and URL."
             )
         clips.make(pools.get("tts"))
-        return twilio.TwilioCodec(clips.made, voices())
+        return twilio.TwilioCodec(clips.made, voices_of(pools))
 
     def transcription(caller: Caller) -> Codec:
         return whisperlive.WhisperLiveCodec()

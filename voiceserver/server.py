@@ -41,6 +41,7 @@ from voiceserver.pool.tiered import TieredPool
 from voiceserver.processes.words import READY
 from voiceserver.routes import build_router
 from voiceserver.tls import tls_context, use_instead
+from voiceserver.voices import voices_of
 from voiceserver.wire import openai, twilio
 from voiceserver.wire.twilio import LINES
 from workers import registry
@@ -240,7 +241,7 @@ class Server:
 
     def _read_session(self, body: bytes) -> object:
         """What a client token is to be made for, held against what this server can do."""
-        return openai.read_session(body, getattr(self._pools.get("tts"), "voices", frozenset()))
+        return openai.read_session(body, voices_of(self._pools))
 
     def _make_tiers(self, name: str, stage: StageConfig) -> Pool:
         pool = self._make_pool(name, stage, self._on_pool_event)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+
+
+def voices_of(pools: Mapping[str, object]) -> frozenset[str]:
+    """Those of the speech engine among a server's ``pools``; empty where there is none, or it does not tell them."""
+    return getattr(pools.get("tts"), "voices", frozenset())
 
 
 def near_voices(voice: str, voices: frozenset[str]) -> list[str] | None:

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from voiceserver.errors import ProtocolError
 from voiceserver.events import HistoryItem
 from voiceserver.phrases import split
+from voiceserver.weight import WIDEST
 from voiceserver.wire.openai.dialect import GA_PARTS, Writer
 from voiceserver.wire.openai.schema import ItemBody, PartBody
 
@@ -152,8 +153,8 @@ class Conversation:
 
     @property
     def kept_bytes(self) -> int:
-        """About what it costs in memory, where a character takes four bytes."""
-        return self._size * 4
+        """About what it costs in memory, where every character is a wide one."""
+        return self._size * WIDEST
 
     def get(self, item_id: str) -> Item | None:
         return self._items.get(item_id)
@@ -188,9 +189,11 @@ class Conversation:
             index = self._order.index(after) + 1
         self._order.insert(index, item.id)
         self._items[item.id] = item
-        for one in self._order[-GROWING:]:  # replies and transcripts have grown since they were added
+        for one in {
+            *self._order[-GROWING:],
+            item.id,
+        }:  # replies and transcripts have grown since they were added
             self._count(one)
-        self._count(item.id)
         previous = self._order[index - 1] if index else None
         while len(self._order) > 1 and (len(self._order) > MAX_ITEMS or self._size > MAX_CHARACTERS):
             self.remove(next(one for one in self._order if one != item.id))

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
-from voiceserver.fields import Language, ModelName, Padding, Silence, ToolName, VoiceName
+from voiceserver.fields import Language, ModelName, Padding, Silence, Temperature, ToolName, VoiceName
 from voiceserver.wire.decoding import event_id_of, why_unreadable
 from voiceserver.wire.openai.audio import MAX_AUDIO_BYTES as MAX_AUDIO_BYTES
 from voiceserver.wire.openai.errors import field_error
@@ -21,7 +21,6 @@ from voiceserver.wire.openai.errors import field_error
 Raw = msgspec.Raw
 Positive = Annotated[int, msgspec.Meta(ge=0)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=4096)] | Literal["inf"] | None
-Temperature = Annotated[float, msgspec.Meta(ge=0.0, le=2.0)]
 ItemId = Annotated[str, msgspec.Meta(max_length=128)]
 Modalities = list[Literal["text", "audio"]]
 

@@ -59,7 +59,7 @@ $(CLIENTS_STAMP): $(STOCK)/requirements.txt $(STOCK)/js/package-lock.json
 	@touch $(CLIENTS_STAMP)
 
 demo: $(STAMP)
-	@$(RUN)/python -m clients.demo
+	@$(RUN)/python -m voiceserver_clients.demo
 
 serve: $(STAMP)
 	@$(RUN)/voiceserver serve

@@ -22,9 +22,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from benchmarks.report import percentiles, print_table, store
-from workers.engine import Item
-from workers.engines.silero import RATE_HZ, WINDOW_SAMPLES, Silero
-from workers.ipc.messages import StreamParams
+from voiceserver_workers.engine import Item
+from voiceserver_workers.engines.silero import RATE_HZ, WINDOW_SAMPLES, Silero
+from voiceserver_workers.ipc.messages import StreamParams
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 DESIGN_BATCH = 32

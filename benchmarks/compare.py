@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.ratios import Document, floors_of, ratios_of
 from benchmarks.report import RESULTS, print_table
-from clients.command import complain
+from voiceserver_clients.command import complain
 
 SUMMARY = "summary"
 TOLERANCE = 0.2

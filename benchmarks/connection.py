@@ -36,7 +36,7 @@ from benchmarks.connection_sides import TALK_MESSAGES
 from benchmarks.connection_storm import is_calm, storm
 from benchmarks.report import print_table, store
 from benchmarks.running import run_until_done
-from clients.command import raise_file_limit
+from voiceserver_clients.command import raise_file_limit
 
 TALKERS = 32
 BURST = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.engine import EngineInfo, Item, Output, Piece, Stage
-from workers.ipc.messages import ResultKind, StreamParams, pack_speech
+from voiceserver_workers.engine import EngineInfo, Item, Output, Piece, Stage
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, pack_speech
 
 RATE_HZ = 16_000
 MESSAGE_BYTES = 3_200

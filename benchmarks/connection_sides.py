@@ -29,13 +29,13 @@ import uvloop
 
 from benchmarks.connection_engines import RATE_HZ
 from benchmarks.report import cpu_seconds, pss_bytes
-from clients.command import raise_file_limit
+from voiceserver_clients.command import raise_file_limit
 
 if TYPE_CHECKING:
-    from voiceserver.config import Config
-    from voiceserver.events import Accounting
-    from voiceserver.hub import Hub
-    from voiceserver.server import Server
+    from voiceserver.config.schema import Config
+    from voiceserver.events.events import Accounting
+    from voiceserver.server.server import Server
+    from voiceserver.transport.services import Hub
 
 BACKLOG = 4_096
 HOST = "127.0.0.1"
@@ -64,8 +64,8 @@ class Ours:
         self._counted = 0
 
     async def start(self) -> None:
-        from voiceserver.config import load
-        from voiceserver.logs import configure
+        from voiceserver.config.schema import load
+        from voiceserver.observability.logs import configure
 
         configure("error", "json")
         flags = [
@@ -90,7 +90,7 @@ class Ours:
             self.ports[name] = listener.sockets[0].getsockname()[1]
 
     def make_server(self, config: Config) -> Server:
-        from voiceserver.server import Server
+        from voiceserver.server.server import Server
 
         return Server(config)
 
@@ -99,7 +99,7 @@ class Ours:
         return self._server.hub
 
     def without_session(self) -> dict[str, Callable[..., asyncio.Protocol]]:
-        from voiceserver.connection import Connection
+        from voiceserver.transport.connection import Connection
         from voiceserver.wire.frames import build_frame
 
         side = self
@@ -153,7 +153,7 @@ class OursUnfrozen(Ours):
     """The same, with a collector that looks at every connection each time."""
 
     def make_server(self, config: Config) -> Server:
-        from voiceserver.server import Server
+        from voiceserver.server.server import Server
 
         class Unfrozen(Server):
             def _freeze(self) -> None: ...

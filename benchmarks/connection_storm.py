@@ -26,8 +26,8 @@ import typer
 
 from benchmarks.report import print_table
 from benchmarks.running import run_until_done
-from clients.command import raise_file_limit
-from clients.local_server import LocalServer, ServerFailed
+from voiceserver_clients.command import raise_file_limit
+from voiceserver_clients.local_server import LocalServer, ServerFailed
 
 CALLERS_PER_PROCESS: Final = 10_000
 ROOM: Final = 1_000  # that may wait

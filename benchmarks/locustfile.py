@@ -9,8 +9,8 @@ scenario has as many as its rate takes, so give ``-u`` its ``fixed_count``: 1, 2
 - ``busy``: the server said that it is behind; a refusal at the door is a failure of ``connect``.
 
 One process of Locust on one core just carries ``Chunks10000`` (9,300 chunks a second over 8 s with their ramp, the latest 20 ms
-late); where ``chunk`` grows, give it ``--processes 4``. Locust is not a dependency of voiceserver; ``clients.load`` carries a
-hundred times more callers per core.
+late); where ``chunk`` grows, give it ``--processes 4``. Locust is not a dependency of voiceserver;
+``voiceserver_clients.load`` carries a hundred times more callers per core.
 """
 
 # Locust may be absent where types are checked.
@@ -30,7 +30,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.speech import speech
-from clients.recording import BYTES_PER_SAMPLE
+from voiceserver_clients.recording import BYTES_PER_SAMPLE
 
 RATE_HZ = 16_000
 PING_EVERY_S = 1.0

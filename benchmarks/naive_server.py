@@ -21,13 +21,13 @@ import uvloop
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from clients.lifeline import end_with
-from voiceserver.config import Config
-from voiceserver.events import TurnDetection
-from voiceserver.turn import Start, Stop, TurnDetector
-from workers import registry
-from workers.engine import Engine, Item
-from workers.ipc.messages import ResultKind, StreamParams, unpack_speech
+from voiceserver.config.schema import Config
+from voiceserver.events.events import TurnDetection
+from voiceserver.session.endpointing import Start, Stop, TurnDetector
+from voiceserver_clients.lifeline import end_with
+from voiceserver_workers import registry
+from voiceserver_workers.engine import Engine, Item
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, unpack_speech
 
 RATE_HZ = 16_000
 _SAMPLES_PER_MS = RATE_HZ // 1000

@@ -30,10 +30,10 @@ from benchmarks.paced_talkers import CHUNK_MS, IN_TIME_MS, Crowd, Script, Talker
 from benchmarks.report import cpu_seconds, percentiles, print_table, store
 from benchmarks.running import run_until_done
 from benchmarks.server_process import bucket_percentile, histogram_of
-from clients import lifeline
-from clients.local_server import LocalServer, ServerFailed, free_port
-from clients.made_speech import LINES, make_speech
-from clients.recording import Recording, read_recording
+from voiceserver_clients import lifeline
+from voiceserver_clients.local_server import LocalServer, ServerFailed, free_port
+from voiceserver_clients.made_speech import LINES, make_speech
+from voiceserver_clients.recording import Recording, read_recording
 
 RATE_HZ = 16_000
 TIMES = (0.5, 1.0, 1.4, 2.0, 10.0)

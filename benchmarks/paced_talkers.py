@@ -19,8 +19,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from clients.raw import BINARY, TEXT, RawConnection, build_frame, build_request
-from clients.recording import Recording
+from voiceserver_clients.raw import BINARY, TEXT, RawConnection, build_frame, build_request
+from voiceserver_clients.recording import Recording
 
 CHUNK_MS: Final = 20
 IN_TIME_MS: Final = 2_000.0  # a final transcript later than this after the end of speech helps nobody

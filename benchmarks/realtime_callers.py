@@ -16,15 +16,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
 
-from clients.callers import LISTENER_CHUNK_MS, Caller, Script, Speaker
-from clients.load import Load, Plan
-from clients.raw import CLOSE, TEXT, build_frame
-from clients.recording import BYTES_PER_SAMPLE, Recording
+from voiceserver_clients.callers import LISTENER_CHUNK_MS, Caller, Script, Speaker
+from voiceserver_clients.load import Load, Plan
+from voiceserver_clients.raw import CLOSE, TEXT, build_frame
+from voiceserver_clients.recording import BYTES_PER_SAMPLE, Recording
 
 PATH = "/v1/realtime"
 RATE_HZ = 24_000
 GAP_MS = 4_000
-# Boundaries of speech only, as the native listeners of ``clients.load``.
+# Boundaries of speech only, as the native listeners of ``voiceserver_clients.load``.
 GREETING = json.dumps(
     {
         "type": "session.update",

@@ -27,9 +27,7 @@ import typer
 from benchmarks.report import percentiles, print_table, store
 from benchmarks.running import run_until_done
 from benchmarks.speech import speech
-from clients.local_server import LocalServer
-from clients.voice import VoiceClient
-from voiceserver.events import (
+from voiceserver.events.events import (
     ReplyDone,
     ReplyText,
     ServerBusy,
@@ -37,6 +35,8 @@ from voiceserver.events import (
     SpeechStarted,
     TranscriptFinal,
 )
+from voiceserver_clients.local_server import LocalServer
+from voiceserver_clients.voice import VoiceClient
 
 RATE_HZ: Final = 16_000
 CHUNK_MS: Final = 40

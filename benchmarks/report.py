@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from voiceserver.cores import usable_cores
+from voiceserver.config.cores import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 

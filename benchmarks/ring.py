@@ -33,9 +33,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 
 from benchmarks.report import cpu_seconds, print_table, store
-from workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
-from workers.ipc.layout import HEADER_BYTES
-from workers.ipc.messages import RequestKind
+from voiceserver_workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
+from voiceserver_workers.ipc.layout import HEADER_BYTES
+from voiceserver_workers.ipc.messages import RequestKind
 
 SPAWN = multiprocessing.get_context("spawn")
 MIB = 2**20

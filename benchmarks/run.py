@@ -32,8 +32,8 @@ from benchmarks.compare import (
 from benchmarks.report import RESULTS, print_table, store
 from benchmarks.report_tables import render
 from benchmarks.running import INTERRUPTED
-from clients import lifeline
-from clients.command import complain
+from voiceserver_clients import lifeline
+from voiceserver_clients.command import complain
 
 # About 40 + 148 + 53 + 44 + 98 + 249 + 81 + 149 s on two cores, and 35 s for the soak.
 PLAN: Final[dict[str, Sequence[str]]] = {

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import typer
 import uvloop
 
-from clients.command import complain
-from clients.local_server import ENDINGS, ServerFailed
+from voiceserver_clients.command import complain
+from voiceserver_clients.local_server import ENDINGS, ServerFailed
 
 T = TypeVar("T")
 INTERRUPTED = 130

@@ -13,7 +13,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.report import cpu_seconds, pss_bytes
-from clients.local_server import LocalServer, ServerFailed
+from voiceserver_clients.local_server import LocalServer, ServerFailed
 
 PATIENCE_S = 15.0
 _HELPERS = ("forkserver", "resource_tracker")

@@ -32,10 +32,10 @@ from benchmarks.server_process import cpu_by_process, mean_batch_of
 from benchmarks.serving_callers import OverHttp, OverWebSocket, Session, Told
 from benchmarks.serving_model import CHUNK_BYTES, CHUNK_MS, RATE_HZ, WAIT, WEIGHT
 from benchmarks.speech import speech
-from clients import lifeline
-from clients.callers import Schedule
-from clients.histogram import Histogram
-from clients.local_server import LocalServer, ServerFailed, free_port
+from voiceserver_clients import lifeline
+from voiceserver_clients.callers import Schedule
+from voiceserver_clients.histogram import Histogram
+from voiceserver_clients.local_server import LocalServer, ServerFailed, free_port
 
 SESSIONS: Final = (32, 100, 250, 400)
 BARE_BATCH: Final = 64

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from benchmarks import serving_model
-from clients.histogram import Histogram
-from clients.raw import BINARY, TEXT, RawConnection, build_frame, build_request
+from voiceserver_clients.histogram import Histogram
+from voiceserver_clients.raw import BINARY, TEXT, RawConnection, build_frame, build_request
 
 _FINAL: Final = b'{"type":"transcript.final"'
 _HEARD: Final = (b'{"type":"transcript.partial"', _FINAL)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.engine import Audio, EngineInfo, Item, Output, Piece
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import Audio, EngineInfo, Item, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 WAIT = "SERVING_WAIT_MS"  # environment: how long a batch waits for company, on every side that batches
 WEIGHT = "SERVING_WEIGHT"  # environment: how many times over the GRU runs, for a model that one core is soon full of

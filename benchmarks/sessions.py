@@ -20,9 +20,9 @@ from benchmarks.report import cpu_seconds, print_table, store
 from benchmarks.running import run_until_done
 from benchmarks.server_process import bucket_percentile, cpu_by_process, histogram_of, mean_batch_of
 from benchmarks.speech import speech
-from clients.callers import Tally
-from clients.load import RATE_HZ, Load, Plan
-from clients.local_server import LocalServer
+from voiceserver_clients.callers import Tally
+from voiceserver_clients.load import RATE_HZ, Load, Plan
+from voiceserver_clients.local_server import LocalServer
 
 RAMP_PER_S = 250.0
 SETTLE_S = 1.0  # before the figures are taken, and before the callers leave

@@ -33,10 +33,10 @@ from benchmarks.server_process import (
 )
 from benchmarks.soak_needs import MAX_SOURCES, Machine, Needs, fitting, work_out
 from benchmarks.soak_verdict import Evidence, judge, show
-from clients.callers import Tally
-from clients.command import complain
-from clients.load import tally_from_json
-from clients.local_server import LocalServer, ServerFailed
+from voiceserver_clients.callers import Tally
+from voiceserver_clients.command import complain
+from voiceserver_clients.load import tally_from_json
+from voiceserver_clients.local_server import LocalServer, ServerFailed
 
 LOOP_LAG = "voiceserver_loop_lag_seconds"
 READY_TIMEOUT_S = 120.0

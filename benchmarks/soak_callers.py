@@ -1,4 +1,4 @@
-"""One process of the soak's callers: ``clients.load``, watched from outside and gone when its parent is.
+"""One process of the soak's callers: ``voiceserver_clients.load``, watched from outside and gone when its parent is.
 
 Prints one short JSON line every second (``arrived``, ``open``, ``lost``, ``ping_p99_ms``) and a last one with ``held``, how many
 connections answered a roll call at the very end, and the ``tally``. With ``{"seconds": ...}`` on standard input (everybody is in,
@@ -19,10 +19,10 @@ import typer
 import uvloop
 
 from benchmarks.speech import speech
-from clients.callers import Caller, Talker
-from clients.command import raise_file_limit
-from clients.histogram import Histogram
-from clients.load import RATE_HZ, Load, Plan, tally_to_json
+from voiceserver_clients.callers import Caller, Talker
+from voiceserver_clients.command import raise_file_limit
+from voiceserver_clients.histogram import Histogram
+from voiceserver_clients.load import RATE_HZ, Load, Plan, tally_to_json
 
 REPORT_S = 1.0
 ROLL_CALL_S = 20.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.report import print_table
 from benchmarks.server_process import bucket_percentile
-from clients.callers import Tally
+from voiceserver_clients.callers import Tally
 
 MEMORY_OF_ONE = "memory per idle connection"
 PING_P99_MS = 10.0

@@ -26,11 +26,11 @@ from benchmarks import realtime_callers as realtime
 from benchmarks.report import percentiles, print_table, store
 from benchmarks.running import run_until_done
 from benchmarks.slow_llm import SlowLlm
-from clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
-from clients.local_server import LocalServer
-from clients.made_speech import LINES, make_speech
-from clients.recording import BYTES_PER_SAMPLE, Recording, read_recording
-from clients.voice import VoiceClient
+from voiceserver_clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
+from voiceserver_clients.local_server import LocalServer
+from voiceserver_clients.made_speech import LINES, make_speech
+from voiceserver_clients.recording import BYTES_PER_SAMPLE, Recording, read_recording
+from voiceserver_clients.voice import VoiceClient
 
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "audio"
 RATE_HZ = 16_000

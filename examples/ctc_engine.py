@@ -5,8 +5,8 @@ from itertools import groupby
 import numpy as np
 import onnxruntime
 
-from workers.engine import EngineError, EngineInfo, Output, Piece
-from workers.ipc.messages import ResultKind
+from voiceserver_workers.engine import EngineError, EngineInfo, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind
 
 RATE_HZ = 16000
 DEFAULTS = {"model": "", "labels": "-abcdefghijklmnopqrstuvwxyz '", "interval_ms": 500}  # first label: blank

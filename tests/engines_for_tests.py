@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from workers.engine import STAGES, EngineError, EngineInfo, Item, Output, Piece
-from workers.ipc.messages import ResultKind, StreamParams, pack_speech
+from voiceserver_workers.engine import STAGES, EngineError, EngineInfo, Item, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, pack_speech
 
 RATE_HZ = 16000
 

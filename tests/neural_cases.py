@@ -14,8 +14,8 @@ import pytest
 from tests import recordings
 from tests.conformance.engine_suite import Case, Input, audio_script, text_script
 from tests.model_builders import build_piper_voice, build_turn_model, build_whisper
-from workers import registry
-from workers.engine import Audio, Engine
+from voiceserver_workers import registry
+from voiceserver_workers.engine import Audio, Engine
 
 _BUILDERS: Mapping[str, Callable[[Path], Path]] = {
     "whisper": build_whisper,

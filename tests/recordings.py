@@ -61,10 +61,10 @@ def goforward() -> Recording:
 
 
 def _made(words: str) -> Audio:
-    from workers.engine import Item
-    from workers.engines.espeak import RATE_HZ as MADE_HZ
-    from workers.engines.espeak import Espeak
-    from workers.ipc.messages import StreamParams
+    from voiceserver_workers.engine import Item
+    from voiceserver_workers.engines.espeak import RATE_HZ as MADE_HZ
+    from voiceserver_workers.engines.espeak import Espeak
+    from voiceserver_workers.ipc.messages import StreamParams
 
     nothing = np.empty(0, np.float32)
     engine = Espeak({"voice": "en-us"})

@@ -14,15 +14,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from voiceserver import events
-from voiceserver.backpressure import Admission
-from voiceserver.config import Config, load
-from voiceserver.learner import Learner
-from voiceserver.metrics import Metrics
-from voiceserver.processes.rollup import RESTARTS
-from voiceserver.settings import Facts
-from workers.engine import Item
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver.capacity.admission import Admission
+from voiceserver.capacity.controller import Learner
+from voiceserver.config.schema import Config, load
+from voiceserver.events import events
+from voiceserver.observability.metrics import Metrics
+from voiceserver.server.multiprocess.merge import RESTARTS
+from voiceserver.session.settings import Facts
+from voiceserver_workers.engine import Item
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -1,10 +1,10 @@
 """The layering rules, read from the sources: who may import whom, and who may know time, sockets and the event loop.
 
-R1 ``workers`` imports neither ``voiceserver`` nor ``clients``.
-R2 ``voiceserver`` imports of ``workers`` only ``ipc`` and ``registry``; importing it loads neither torch nor numpy.
+R1 ``voiceserver_workers`` imports neither ``voiceserver`` nor ``voiceserver_clients``.
+R2 ``voiceserver`` imports of ``voiceserver_workers`` only ``ipc`` and ``registry``; importing it loads neither torch nor numpy.
 R3 a module of ``voiceserver`` is pure (no event loop, socket, time or os) unless the table below says what it may know.
 R4 event-loop code lives in the shell only.
-``clients`` share the vocabulary of the server (``events``, ``errors``, ``wire``) and nothing else.
+``voiceserver_clients`` share the vocabulary of the server (``events``, ``errors``, ``wire``) and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("voiceserver", "workers", "clients")
+PACKAGES = {
+    "voiceserver": ROOT,
+    "voiceserver_workers": ROOT / "workers",
+    "voiceserver_clients": ROOT / "clients",
+}
 LONGEST_MODULE = 450
 
 LOOP = frozenset({"asyncio", "anyio", "uvloop"})
@@ -29,36 +33,31 @@ SANS_IO = frozenset({"websockets"})
 SHELL = WORLD
 MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.cli": SHELL,
-    "voiceserver.connection": SHELL,
-    "voiceserver.server": SHELL,
-    "voiceserver.process": SHELL,
-    "voiceserver.processes": SHELL,
     "voiceserver.doctor": SHELL,
-    "voiceserver.hub": frozenset({"asyncio", "time", "websockets"}),
     "voiceserver.pool": SHELL,
-    "voiceserver.config": frozenset({"os"}),
-    "voiceserver.logs": frozenset({"os", "time"}),
-    "voiceserver.metrics": frozenset({"os", "time"}),
-    "voiceserver.vitals": frozenset({"os"}),
-    "voiceserver.cores": frozenset({"os"}),
-    "voiceserver.framing": SANS_IO,
-    "voiceserver.handshake": SANS_IO,
-    "voiceserver.http": SANS_IO,
+    "voiceserver.server": SHELL,
+    "voiceserver.config.cores": frozenset({"os"}),
+    "voiceserver.config.schema": frozenset({"os"}),
+    "voiceserver.observability": frozenset({"os", "time"}),
+    "voiceserver.transport.connection": SHELL,
+    "voiceserver.transport.services": frozenset({"asyncio", "time", "websockets"}),
+    "voiceserver.transport.websocket": SANS_IO,
+    "voiceserver.transport.handshake": SANS_IO,
+    "voiceserver.transport.http": SANS_IO,
 }
 HAS_LOOP = {
     "voiceserver.cli",
-    "voiceserver.connection",
-    "voiceserver.server",
-    "voiceserver.process",
-    "voiceserver.hub",
     "voiceserver.pool",
-    "voiceserver.processes.exchange",
+    "voiceserver.server",
+    "voiceserver.transport.connection",
+    "voiceserver.transport.services",
 }
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:
-    for path in sorted((ROOT / package).rglob("*.py")):
-        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    root = PACKAGES[package]
+    for path in sorted((root / package).rglob("*.py")):
+        dotted = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         yield dotted, path
 
 
@@ -95,25 +94,28 @@ def knowledge_of(module: str) -> frozenset[str]:
 
 ALL = [pytest.param(name, path, id=name) for package in PACKAGES for name, path in modules(package)]
 SERVER = [pytest.param(name, path, id=name) for name, path in modules("voiceserver")]
-CLIENTS = [pytest.param(name, path, id=name) for name, path in modules("clients")]
-WORKERS = [pytest.param(name, path, id=name) for name, path in modules("workers")]
+CLIENTS = [pytest.param(name, path, id=name) for name, path in modules("voiceserver_clients")]
+WORKERS = [pytest.param(name, path, id=name) for name, path in modules("voiceserver_workers")]
 
 
 @pytest.mark.parametrize(("name", "path"), WORKERS)
 def test_workers_know_nobody(name: str, path: Path) -> None:
-    assert not packages_of(imports_of(path)) & {"voiceserver", "clients"}
+    assert not packages_of(imports_of(path)) & {"voiceserver", "voiceserver_clients"}
 
 
 @pytest.mark.parametrize(("name", "path"), SERVER)
 def test_server_knows_the_ring_and_the_registry_only(name: str, path: Path) -> None:
-    of_workers = {found for found in imports_of(path) if is_within(found, "workers")} - {"workers"}
+    of_workers = {found for found in imports_of(path) if is_within(found, "voiceserver_workers")} - {
+        "voiceserver_workers"
+    }
     strangers = {
         found
         for found in of_workers
-        if not is_within(found, "workers.ipc") and not is_within(found, "workers.registry")
+        if not is_within(found, "voiceserver_workers.ipc")
+        and not is_within(found, "voiceserver_workers.registry")
     }
     assert not strangers
-    assert not packages_of(imports_of(path)) & {"clients", "torch", "numpy", "soxr", "tests"}
+    assert not packages_of(imports_of(path)) & {"voiceserver_clients", "torch", "numpy", "soxr", "tests"}
 
 
 @pytest.mark.parametrize(("name", "path"), SERVER)
@@ -134,7 +136,7 @@ def test_clients_share_only_the_vocabulary(name: str, path: Path) -> None:
     vocabulary = ("voiceserver.events", "voiceserver.errors", "voiceserver.wire")
     of_server = {found for found in imports_of(path) if is_within(found, "voiceserver")} - {"voiceserver"}
     assert not {found for found in of_server if not any(is_within(found, known) for known in vocabulary)}
-    assert not packages_of(imports_of(path)) & {"workers", "tests", "torch"}
+    assert not packages_of(imports_of(path)) & {"voiceserver_workers", "tests", "torch"}
 
 
 @pytest.mark.parametrize(("name", "path"), ALL)
@@ -143,7 +145,8 @@ def test_modules_stay_small(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["voiceserver", "voiceserver.server", "voiceserver.cli", "workers.ipc.channel"]
+    "module",
+    ["voiceserver", "voiceserver.server.server", "voiceserver.cli", "voiceserver_workers.ipc.channel"],
 )
 def test_importing_the_server_loads_nothing_heavy(module: str) -> None:
     script = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'soxr', 'scipy'}} & set(sys.modules)))"

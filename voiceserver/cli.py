@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from voiceserver.config import DEFAULT_FILE, ENV_FILE, Loaded, load, parse_assignment
+from voiceserver.config.schema import DEFAULT_FILE, ENV_FILE, Loaded, load, parse_assignment
 from voiceserver.errors import ConfigError, VoiceServerError
-from workers import registry
+from voiceserver_workers import registry
 
 app = typer.Typer(
     name="voiceserver",
@@ -68,7 +68,7 @@ def serve(
         ("server.processes", processes, "--processes"),
     ]
     loaded = _load(config, settings, [(key, text, flag) for key, text, flag in flags if text is not None])
-    from voiceserver.process import serve as serve_until_signal
+    from voiceserver.server.run import serve as serve_until_signal
 
     raise typer.Exit(serve_until_signal(loaded))
 
@@ -106,7 +106,7 @@ def key(
     admin: Annotated[bool, typer.Option("--admin", help="May see the figures and drain the server.")] = False,
 ) -> None:
     """Make an API key: on stderr the key, this once; on stdout the lines for the key file, which hold its hash."""
-    from voiceserver.auth import name_problem, new_key
+    from voiceserver.server.auth import name_problem, new_key
 
     problem = name_problem(name)
     if problem:

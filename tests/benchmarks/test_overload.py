@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.overload import Load, loads, settled_s
 from benchmarks.paced_talkers import CHUNK_MS, SILENCE_AFTER_MS, Script, Talker, Tally
-from clients.recording import Recording
+from voiceserver_clients.recording import Recording
 
 
 class Clock:

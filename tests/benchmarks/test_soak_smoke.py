@@ -19,7 +19,7 @@ import typer
 from benchmarks.soak import first_source, soak
 from benchmarks.soak_needs import MAX_SOURCES, Machine, fitting, work_out
 from benchmarks.soak_verdict import MEMORY_OF_ONE, Evidence, judge, show
-from clients.callers import Tally
+from voiceserver_clients.callers import Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")

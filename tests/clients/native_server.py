@@ -1,6 +1,6 @@
 """A small server of the native wire for client tests: it does exactly what a test scripts, on a real socket.
 
-It shares the vocabulary (``voiceserver.events``) with the product and nothing else.
+It shares the vocabulary (``voiceserver.events.events``) with the product and nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from voiceserver.events import ClientEvent, ServerEvent
+from voiceserver.events.events import ClientEvent, ServerEvent
 
 _decode = msgspec.json.Decoder(ClientEvent).decode
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.connecting import ConnectFailed, Refused, not_native, open_stream
+from voiceserver_clients.connecting import ConnectFailed, Refused, not_native, open_stream
 
 TLS = Path(__file__).resolve().parents[1] / "e2e" / "tls"
 

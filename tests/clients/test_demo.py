@@ -7,7 +7,7 @@ import shlex
 
 from rich.console import Console
 
-from clients import demo
+from voiceserver_clients import demo
 
 
 def test_the_last_section_can_be_pasted_into_a_shell() -> None:

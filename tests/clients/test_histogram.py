@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.histogram import Histogram
+from voiceserver_clients.histogram import Histogram
 
 VALUES = st.lists(st.floats(0, 1e7, allow_nan=False), min_size=1, max_size=200)
 

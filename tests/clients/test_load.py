@@ -16,18 +16,8 @@ from websockets.frames import Frame
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from clients import load as load_module
-from clients.callers import Schedule, Script, Tally
-from clients.connecting import BadAddress, ConnectFailed
-from clients.histogram import Histogram
-from clients.load import Load, Plan, run_greeted, tally_from_json, tally_to_json, watch
-from clients.load import load as load_command
-from clients.load_processes import share_of
-from clients.load_table import status_table
-from clients.raw import BINARY, TEXT, RawConnection, build_frame
-from clients.recording import Recording
 from tests.clients.native_server import Caller, native_server
-from voiceserver.events import (
+from voiceserver.events.events import (
     Accounting,
     ReplyDone,
     ReplyStarted,
@@ -40,6 +30,16 @@ from voiceserver.events import (
     SpeechStopped,
     TranscriptFinal,
 )
+from voiceserver_clients import load as load_module
+from voiceserver_clients.callers import Schedule, Script, Tally
+from voiceserver_clients.connecting import BadAddress, ConnectFailed
+from voiceserver_clients.histogram import Histogram
+from voiceserver_clients.load import Load, Plan, run_greeted, tally_from_json, tally_to_json, watch
+from voiceserver_clients.load import load as load_command
+from voiceserver_clients.load_processes import share_of
+from voiceserver_clients.load_table import status_table
+from voiceserver_clients.raw import BINARY, TEXT, RawConnection, build_frame
+from voiceserver_clients.recording import Recording
 
 SPEECH = Recording("speech", b"\x01\x00" * 16_000, 16_000)
 

@@ -10,10 +10,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from clients import microphone
-from clients.microphone import BLOCK_MS, MAX_WAITING_BLOCKS, Microphone, MicrophoneMissing, converse_live
 from tests.clients.native_server import Caller, native_server
-from voiceserver.events import ReplyAudio, ReplyDone, ReplyStarted, ServerEvent, SessionReady, SpeechStarted
+from voiceserver.events.events import (
+    ReplyAudio,
+    ReplyDone,
+    ReplyStarted,
+    ServerEvent,
+    SessionReady,
+    SpeechStarted,
+)
+from voiceserver_clients import microphone
+from voiceserver_clients.microphone import (
+    BLOCK_MS,
+    MAX_WAITING_BLOCKS,
+    Microphone,
+    MicrophoneMissing,
+    converse_live,
+)
 
 RATE_HZ, OUTPUT_RATE_HZ = 16_000, 24_000
 READY = SessionReady("s1", RATE_HZ, OUTPUT_RATE_HZ, resume_token="token-1")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from clients.load import load
-from clients.talk import talk
+from voiceserver_clients.load import load
+from voiceserver_clients.talk import talk
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^python -m clients\.(\w+) (.*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^python -m voiceserver_clients\.(\w+) (.*)$", README, re.MULTILINE)
 MAINS: dict[str, Callable[..., None]] = {"talk": talk, "load": load}
 
 

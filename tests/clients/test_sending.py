@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.sending import AudioLog, Credit
+from voiceserver_clients.sending import AudioLog, Credit
 
 
 class TestCredit:

@@ -1,4 +1,4 @@
-"""clients.talk end to end against a scripted server, and the pure parts beneath it."""
+"""voiceserver_clients.talk end to end against a scripted server, and the pure parts beneath it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from clients import talk, voice
-from clients.conversation import EMPTY_TURN_MS, Exchange
-from clients.made_speech import NoSpeech
-from clients.recording import BadRecording, Recording, read_recording, write_wav
-from clients.talk import EXIT_LOST, EXIT_REFUSED, EXIT_UNANSWERED, EXIT_USAGE, Options
-from clients.timeline import describe
 from tests.clients.native_server import Caller, native_server
-from voiceserver.events import (
+from voiceserver.events.events import (
     Accounting,
     ErrorEvent,
     ReplyAudio,
@@ -38,6 +32,12 @@ from voiceserver.events import (
     Timings,
     TranscriptFinal,
 )
+from voiceserver_clients import talk, voice
+from voiceserver_clients.conversation import EMPTY_TURN_MS, Exchange
+from voiceserver_clients.made_speech import NoSpeech
+from voiceserver_clients.recording import BadRecording, Recording, read_recording, write_wav
+from voiceserver_clients.talk import EXIT_LOST, EXIT_REFUSED, EXIT_UNANSWERED, EXIT_USAGE, Options
+from voiceserver_clients.timeline import describe
 
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "audio"
 READY = SessionReady("s1", 16_000, 24_000, "token")

@@ -10,10 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clients.connecting import BadAddress, ConnectFailed, ConnectionLost, Reconnect, Refused, stream_url
-from clients.voice import VoiceClient
 from tests.clients.native_server import Caller, native_server
-from voiceserver.events import (
+from voiceserver.events.events import (
     ErrorEvent,
     InputCommit,
     ReplyAudio,
@@ -26,6 +24,15 @@ from voiceserver.events import (
     SessionClose,
     SessionReady,
 )
+from voiceserver_clients.connecting import (
+    BadAddress,
+    ConnectFailed,
+    ConnectionLost,
+    Reconnect,
+    Refused,
+    stream_url,
+)
+from voiceserver_clients.voice import VoiceClient
 
 TLS = Path(__file__).resolve().parents[1] / "e2e" / "tls"
 READY = SessionReady("s1", 16_000, 24_000, resume_token="token-1")

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.wire import Audio, Codec, Frame, mulaw
 from voiceserver.wire.native import NativeCodec
 from voiceserver.wire.openai import Dialect, OpenAICodec

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workers.engine import STAGES, Audio, Engine, EngineError, Item, Output, Piece
-from workers.ipc.messages import ResultKind, StreamParams, unpack_speech
+from voiceserver_workers.engine import STAGES, Audio, Engine, EngineError, Item, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, unpack_speech
 
 NOTHING: Audio = np.empty(0, np.float32)
 RATE_HZ = 16000

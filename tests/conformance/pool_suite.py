@@ -17,7 +17,7 @@ import pytest
 
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Pool, Stream
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 
 @dataclass(eq=False)

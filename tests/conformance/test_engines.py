@@ -21,8 +21,8 @@ from tests.conformance.engine_suite import (  # noqa: E402
 )
 from tests.engines_for_tests import Echo  # noqa: E402
 from tests.neural_cases import NEURAL_CASES  # noqa: E402
-from workers import registry  # noqa: E402
-from workers.engine import Engine  # noqa: E402
+from voiceserver_workers import registry  # noqa: E402
+from voiceserver_workers.engine import Engine  # noqa: E402
 
 
 def _speech_for_vad() -> Sequence[Sequence[Input]]:

@@ -10,9 +10,9 @@ import pytest
 from tests.conformance.pool_suite import MakeBench, Owner, PoolConformance
 from tests.faults import broken_engines
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
-from workers.batcher import BatchLimits
-from workers.ipc.channel import ChannelConfig, WorkerEnd
-from workers.worker import Worker
+from voiceserver_workers.batcher import BatchLimits
+from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
+from voiceserver_workers.worker import Worker
 
 STEP_TIMEOUT_MS = 500.0
 

@@ -46,7 +46,7 @@ def crowd(server: ServerProcess, talkers: int, speech: Path, seconds: float) -> 
     command = [
         sys.executable,
         "-m",
-        "clients.load",
+        "voiceserver_clients.load",
         f"--url={server.url}",
         f"--talkers={talkers}",
         "--ramp=8",

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONUNBUFFERED": "1"}
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "workers", ROOT / "clients"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "1"}
 SMALL = (
     "stages.vad.engine=none",
     "stages.stt.engine=none",

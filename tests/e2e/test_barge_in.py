@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from clients.made_speech import make_speech
-from clients.voice import VoiceClient
 from tests import recordings
 from tests.chat_endpoint import Answer, ChatEndpoint
 from tests.e2e.serving import serving
-from voiceserver import events as ev
+from voiceserver.events import events as ev
+from voiceserver_clients.made_speech import make_speech
+from voiceserver_clients.voice import VoiceClient
 
 RATE_HZ = 16_000
 STOPS_WITHIN_MS = 200

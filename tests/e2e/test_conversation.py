@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from clients.local_server import LocalServer
-from clients.made_speech import LINES, make_speech
-from clients.recording import write_wav
-from clients.talk import EXIT_REFUSED
+from voiceserver_clients.local_server import LocalServer
+from voiceserver_clients.made_speech import LINES, make_speech
+from voiceserver_clients.recording import write_wav
+from voiceserver_clients.talk import EXIT_REFUSED
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT.parent / "shared" / "audio"
@@ -43,7 +43,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
 
 async def run_talk(url: str, *arguments: str | Path) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "clients.talk", f"--url={url}", *map(str, arguments),
+        sys.executable, "-m", "voiceserver_clients.talk", f"--url={url}", *map(str, arguments),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     output, errors = await process.communicate()

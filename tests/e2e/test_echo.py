@@ -7,10 +7,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from clients.voice import VoiceClient
 from tests import recordings
 from tests.e2e.serving import serving
-from voiceserver.events import (
+from voiceserver.events.events import (
     InputCommit,
     InputCommitted,
     ReplyAudio,
@@ -20,6 +19,7 @@ from voiceserver.events import (
     SpeechStopped,
     TranscriptFinal,
 )
+from voiceserver_clients.voice import VoiceClient
 
 ECHO = (
     "stages.vad.engine=silero",
@@ -30,7 +30,7 @@ ECHO = (
 
 @recordings.spoken_by_people
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("engine", ["echo", "workers.engines.echo:Echo"])
+@pytest.mark.parametrize("engine", ["echo", "voiceserver_workers.engines.echo:Echo"])
 async def test_the_caller_hears_itself(engine: str) -> None:
     speech = (recordings.goforward().audio * 32_767).astype("<i2").tobytes()
     sent = speech + bytes(16_000 * 2)

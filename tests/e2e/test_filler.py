@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from clients.voice import VoiceClient
 from tests import recordings
 from tests.chat_endpoint import Answer, ChatEndpoint
 from tests.e2e.serving import ServerProcess, serving
-from voiceserver import events as ev
+from voiceserver.events import events as ev
 from voiceserver.wire import mulaw
+from voiceserver_clients.voice import VoiceClient
 
 LINE = "One moment, please."
 ANSWER = "Here I am."

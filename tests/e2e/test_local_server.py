@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from clients import lifeline
 from tests.e2e.serving import ENVIRONMENT, SMALL
+from voiceserver_clients import lifeline
 
 PROGRAM = """
 import asyncio, sys
-from clients.local_server import LocalServer
+from voiceserver_clients.local_server import LocalServer
 
 async def main():
     settings = dict(one.split("=") for one in sys.argv[1:])

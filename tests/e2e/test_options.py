@@ -6,10 +6,17 @@ import asyncio
 
 import pytest
 
-from clients.voice import VoiceClient
 from tests.e2e.serving import serving
 from tests.neural_cases import model
-from voiceserver.events import HistoryItem, ItemAppend, ReplyAudio, ReplyCreate, ReplyDone, SessionUpdate
+from voiceserver.events.events import (
+    HistoryItem,
+    ItemAppend,
+    ReplyAudio,
+    ReplyCreate,
+    ReplyDone,
+    SessionUpdate,
+)
+from voiceserver_clients.voice import VoiceClient
 
 
 @pytest.mark.timeout(120)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.browser import Visit, chromium, visiting, write_microphone
 from tests.e2e.serving import SMALL, ServerProcess, serving
-from voiceserver.auth import hash_of
+from voiceserver.server.auth import hash_of
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from clients.voice import VoiceClient
 from tests import recordings
 from tests.e2e.serving import ServerProcess, serving
-from voiceserver.events import ServerBusy, TranscriptFinal
+from voiceserver.events.events import ServerBusy, TranscriptFinal
+from voiceserver_clients.voice import VoiceClient
 
 LISTENS = ("stages.reply.engine=none", "stages.tts.engine=none")
 SENTENCE = "go forward ten meters"

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workers.engine import EngineError, EngineInfo, Item, Output, Piece
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 
 class Obedient:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from clients.voice import Reconnect, VoiceClient
 from tests import recordings
-from voiceserver.events import (
+from voiceserver.events.events import (
     ReplyAudio,
     ReplyDone,
     ReplyText,
@@ -22,6 +21,7 @@ from voiceserver.events import (
     SpeechStarted,
     TranscriptFinal,
 )
+from voiceserver_clients.voice import Reconnect, VoiceClient
 
 RATE_HZ = 16_000
 CHUNK_MS = 40

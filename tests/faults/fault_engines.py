@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.faults.broken_engines import POISON
-from workers.engine import EngineError, EngineInfo, Item, Output, Piece
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 
 class Answering:

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from voiceserver.pool.local import LocalPool
-from workers.ipc.channel import ChannelConfig
-from workers.ipc.platform import Platform
+from voiceserver.pool.process_pool import LocalPool
+from voiceserver_workers.ipc.channel import ChannelConfig
+from voiceserver_workers.ipc.platform import Platform
 
 ENGINE = "tests.faults.broken_engines:Obedient"
 GIVE_UP_S = 30.0  # a broken promise, not a slow machine

@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from tests.faults.local_bench import make_local_bench
-from workers.ipc.platform import PORTABLE
+from voiceserver_workers.ipc.platform import PORTABLE
 
 
 async def main() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-from workers.ipc.channel import WorkerEnd
-from workers.ipc.messages import ResultKind
-from workers.ipc.platform import PORTABLE, choose_platform
+from voiceserver_workers.ipc.channel import WorkerEnd
+from voiceserver_workers.ipc.messages import ResultKind
+from voiceserver_workers.ipc.platform import PORTABLE, choose_platform
 
 
 def main(platform_name: str, *fds: str) -> None:

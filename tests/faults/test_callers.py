@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.serving import ServerProcess
 from tests.faults.calling import Call, speech, with_fault
 from tests.faults.workers_of import pid_of
-from voiceserver.events import InputCommitted, SpeechStarted
+from voiceserver.events.events import InputCommitted, SpeechStarted
 
 
 def assert_the_same(call: Call, undisturbed: Call) -> None:

@@ -17,7 +17,7 @@ from tests.faults.conftest import DEFAULT_ENGINES
 from tests.faults.local_bench import is_alive
 from tests.faults.test_worker_orphans import named_files, wait_until_gone
 from tests.faults.workers_of import descendants, pid_of
-from voiceserver.events import ServerDraining, SpeechStarted
+from voiceserver.events.events import ServerDraining, SpeechStarted
 
 ENGINE = "tests.faults.fault_engines:Answering"
 SETTINGS = [f"{key}={value}" for key, value in {**NO_VOICE, "stages.reply.engine": ENGINE}.items()]

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.serving import ENVIRONMENT, SMALL, ServerProcess
 from voiceserver.errors import StartError
-from voiceserver.processes.supervisor import _hold_port
+from voiceserver.server.multiprocess.supervisor import _hold_port
 
 PROCESSES = 2
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from clients.voice import Reconnect
 from tests.e2e.serving import ServerProcess
 from tests.faults.calling import Call, speech, with_fault
 from tests.faults.chatting import Chat
 from tests.faults.proxy import Proxy
-from voiceserver.events import InputCommitted, ReplyStarted, TranscriptFinal
+from voiceserver.events.events import InputCommitted, ReplyStarted, TranscriptFinal
+from voiceserver_clients.voice import Reconnect
 
 EAGER = Reconnect(attempts=20, first_ms=20, longest_ms=200)
 

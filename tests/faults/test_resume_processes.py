@@ -15,11 +15,11 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from clients.voice import Reconnect
 from tests.e2e.serving import SMALL, ServerProcess
 from tests.faults.calling import Call, speech, with_fault
 from tests.faults.proxy import Proxy
-from voiceserver.events import TranscriptFinal
+from voiceserver.events.events import TranscriptFinal
+from voiceserver_clients.voice import Reconnect
 
 TLS = Path(__file__).resolve().parents[1] / "e2e" / "tls"
 PROCESSES = 2

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.ipc.channel import ChannelConfig, FlightState, ServerEnd
-from workers.ipc.messages import Record, RequestKind, ResultKind
-from workers.ipc.platform import PORTABLE, Platform, choose_platform
+from voiceserver_workers.ipc.channel import ChannelConfig, FlightState, ServerEnd
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind
+from voiceserver_workers.ipc.platform import PORTABLE, Platform, choose_platform
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ChannelConfig(request_slots=16, result_slots=8, slot_bytes=512)

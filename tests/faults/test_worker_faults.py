@@ -11,10 +11,10 @@ import pytest
 from tests.conformance.pool_suite import Owner
 from tests.faults.local_bench import ENGINE, LocalBench, is_alive, make_local_bench
 from voiceserver.errors import ConfigError
-from voiceserver.pool.local import SWEEP_MS, LocalPool
-from voiceserver.pool.pulse import KNOWN_STEPS
-from workers.ipc.messages import ResultKind
-from workers.ipc.platform import PORTABLE
+from voiceserver.pool.hang_detector import KNOWN_STEPS
+from voiceserver.pool.process_pool import SWEEP_MS, LocalPool
+from voiceserver_workers.ipc.messages import ResultKind
+from voiceserver_workers.ipc.platform import PORTABLE
 
 
 @pytest.mark.parametrize(

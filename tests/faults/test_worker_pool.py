@@ -9,8 +9,8 @@ import uvloop
 
 from tests.conformance.pool_suite import MakeBench, Owner, PoolConformance
 from tests.faults.local_bench import make_local_bench
-from workers.ipc.messages import RequestKind
-from workers.process import NICENESS
+from voiceserver_workers.ipc.messages import RequestKind
+from voiceserver_workers.process import NICENESS
 
 
 class TestLocalPool(PoolConformance):

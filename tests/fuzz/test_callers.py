@@ -16,9 +16,9 @@ import pytest
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import AnsweredStream, Line, Shell, masked, upgrade
-from voiceserver.config import BackpressureConfig, SessionConfig
+from voiceserver.config.schema import BackpressureConfig, SessionConfig
 from voiceserver.errors import Refusal
-from workers.ipc.messages import RequestKind, ResultKind, pack_speech
+from voiceserver_workers.ipc.messages import RequestKind, ResultKind, pack_speech
 
 SEEDS = range(40)
 STEPS = 120

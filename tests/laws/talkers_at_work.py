@@ -12,12 +12,12 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import fmean
 
-from voiceserver.backpressure import Admission, Ticket
-from voiceserver.events import ServerBusy
-from voiceserver.learner import Learner
-from voiceserver.limit import CAUTION, LOOK_MS, PROCESSOR, Cost, calibrate, processor_of
+from voiceserver.capacity.admission import Admission, Ticket
+from voiceserver.capacity.controller import Learner
+from voiceserver.capacity.limit import CAUTION, LOOK_MS, PROCESSOR, Cost, calibrate, processor_of
+from voiceserver.events.events import ServerBusy
 from voiceserver.pool import Pool, PoolStats, WorkerStats
-from voiceserver.settings import Facts
+from voiceserver.session.settings import Facts
 
 TICK_MS = 20.0
 IN_TIME_MS = 2_000.0

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from voiceserver.backpressure import Admission, Ticket
+from voiceserver.capacity.admission import Admission, Ticket
 from voiceserver.errors import Refusal
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.batcher import Batcher, BatchLimits, Work
+from voiceserver_workers.batcher import Batcher, BatchLimits, Work
 
 STREAMS = st.integers(1, 6)
 LIMITS = st.builds(

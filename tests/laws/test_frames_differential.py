@@ -14,7 +14,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from voiceserver.framing import FRAMES_PER_TURN, MAX_FRAGMENTS, TEXT_BYTES_PER_FRAME, Framing
+from voiceserver.transport.websocket import FRAMES_PER_TURN, MAX_FRAGMENTS, TEXT_BYTES_PER_FRAME, Framing
 
 LIMIT = 300
 # Whoever gets a message that begins with this closes at once, from within the hook.

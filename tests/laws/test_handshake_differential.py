@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from websockets.http11 import Request
 from websockets.streams import StreamReader
 
-from voiceserver import handshake as hs
-from voiceserver.handshake import BadRequest, Handshake, read_handshake
+from voiceserver.transport import handshake as hs
+from voiceserver.transport.handshake import BadRequest, Handshake, read_handshake
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 PLAIN = {

@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from voiceserver.outbox import Outbox
-from workers.ipc.messages import RequestKind
+from voiceserver.session.outbox import Outbox
+from voiceserver_workers.ipc.messages import RequestKind
 
 FLUSH, DATA = RequestKind.FLUSH, RequestKind.DATA
 

@@ -16,10 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from workers.ipc import ring as ring_module
-from workers.ipc.layout import HEADER_BYTES, ChannelConfig, RingLayout, request_ring, segment_bytes
-from workers.ipc.messages import Record
-from workers.ipc.ring import Consumer, Producer, RecordTooLarge
+from voiceserver_workers.ipc import ring as ring_module
+from voiceserver_workers.ipc.layout import (
+    HEADER_BYTES,
+    ChannelConfig,
+    RingLayout,
+    request_ring,
+    segment_bytes,
+)
+from voiceserver_workers.ipc.messages import Record
+from voiceserver_workers.ipc.ring import Consumer, Producer, RecordTooLarge
 
 SLOTS = 8
 SLOT_BYTES = 128
@@ -315,7 +321,7 @@ def test_the_layout_gives_each_writer_its_own_cache_lines() -> None:
 
 
 def _writers(ring: RingLayout, producer: str, consumer: str) -> list[tuple[int, str]]:
-    from workers.ipc import layout
+    from voiceserver_workers.ipc import layout
 
     results = layout.result_ring(CONFIG)
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.sending import AudioLog, EventLog
+from voiceserver_clients.sending import AudioLog, EventLog
 
 RATE_HZ = 1_000  # a sample is a millisecond
 

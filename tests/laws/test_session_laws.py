@@ -15,12 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.voiceserver.audit import Audit
 from tests.voiceserver.session_bench import settings_of
-from voiceserver import events as ev
-from voiceserver.config import BackpressureConfig
+from voiceserver.config.schema import BackpressureConfig
 from voiceserver.errors import ProtocolError, Refusal
-from voiceserver.session import Session
-from voiceserver.settings import Facts
-from workers.ipc.messages import Record, RequestKind, ResultKind, pack_speech
+from voiceserver.events import events as ev
+from voiceserver.session.session import Session
+from voiceserver.session.settings import Facts
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, pack_speech
 
 RATE_HZ = 8_000
 OUT_HZ = 8_000

@@ -7,10 +7,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from voiceserver.ear import Ear
-from voiceserver.events import TurnDetection
-from voiceserver.outbox import ENTRY_BYTES
-from workers.ipc.messages import RequestKind
+from voiceserver.events.events import TurnDetection
+from voiceserver.session.audio_input import Ear
+from voiceserver.session.outbox import ENTRY_BYTES
+from voiceserver_workers.ipc.messages import RequestKind
 
 RATE_HZ = 8_000
 SMALL = RATE_HZ // 50  # 20 ms

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from voiceserver.events import TurnDetection
-from voiceserver.turn import Decision, Start, Stop, TurnDetector
+from voiceserver.events.events import TurnDetection
+from voiceserver.session.endpointing import Decision, Start, Stop, TurnDetector
 
 probabilities = st.lists(st.sampled_from([0.0, 0.2, 0.36, 0.49, 0.5, 0.9, 1.0]), max_size=120)
 detections = st.builds(

@@ -9,14 +9,15 @@ import numpy as np
 
 from tests.simulation.engines import POISON, RATE_HZ, WORD, speech_of
 from tests.voiceserver.audit import Audit
-from voiceserver import events as ev
-from voiceserver import outage, pressure
-from voiceserver.backpressure import Ticket
+from voiceserver.capacity import outage
+from voiceserver.capacity.admission import Ticket
 from voiceserver.errors import Refusal
+from voiceserver.events import events as ev
 from voiceserver.pool import LossReason, Stream
-from voiceserver.resume import HOLD_MS, Said, is_worth_keeping
-from voiceserver.session import Session
-from workers.ipc.messages import Record
+from voiceserver.session import deadlines
+from voiceserver.session.session import Session
+from voiceserver.transport.session_store import HOLD_MS, Said, is_worth_keeping
+from voiceserver_workers.ipc.messages import Record
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -76,7 +77,7 @@ class Caller:
         times = sorted(self.start_ms + rng.uniform(50, HEALED_MS) for _ in range(rng.randrange(0, 5)))
         return [(at_ms, rng.choice([20.0, 150.0, 600.0, HOLD_MS + 500.0])) for at_ms in times]
 
-    # ---- the shell: as in voiceserver.connection, and the resume of voiceserver.resume
+    # ---- the shell: as in voiceserver.transport.connection, and the resume of voiceserver.transport.session_store
 
     def on_result(self, stage: str, record: Record) -> None:
         assert self.session is not None
@@ -159,7 +160,7 @@ class Caller:
         outage.tell(session, gone, is_back=is_back)
         self.pump()
         if gone is not None and session.is_open:
-            waits = {wait.stage for wait in pressure.waits(session)}
+            waits = {wait.stage for wait in deadlines.waits(session)}
             is_told = self.audit.signals > signals or session.place is not None or gone.stage in waits
             assert is_told, f"{self.name} was not told that {gone.stage} has no worker"
         elif gone is None:

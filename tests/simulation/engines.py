@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from voiceserver.filler import Fillers
-from workers.engine import EngineError, EngineInfo, Item, Output, Piece
-from workers.ipc.messages import ResultKind, StreamParams, pack_speech
+from voiceserver.session.filler import Fillers
+from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, pack_speech
 
 RATE_HZ = 1000
 WINDOW = 20

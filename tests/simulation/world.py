@@ -26,20 +26,20 @@ from tests.simulation.engines import (
     SimVad,
 )
 from tests.voiceserver.session_bench import settings_of
-from voiceserver import events as ev
-from voiceserver.backpressure import Admission, Ticket
-from voiceserver.config import BackpressureConfig
-from voiceserver.outage import Outage
+from voiceserver.capacity.admission import Admission, Ticket
+from voiceserver.capacity.outage import Outage
+from voiceserver.config.schema import BackpressureConfig
+from voiceserver.events import events as ev
+from voiceserver.pool.fallback import TieredPool
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
-from voiceserver.pool.lane import LaneState
 from voiceserver.pool.quarantine import Quarantine
-from voiceserver.pool.tiered import TieredPool
-from voiceserver.settings import Facts
-from workers.batcher import BatchLimits
-from workers.engine import EngineError, Item
-from workers.ipc.channel import ChannelConfig, WorkerEnd
-from workers.ipc.messages import Record
-from workers.worker import Worker
+from voiceserver.pool.worker_handle import LaneState
+from voiceserver.session.settings import Facts
+from voiceserver_workers.batcher import BatchLimits
+from voiceserver_workers.engine import EngineError, Item
+from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
+from voiceserver_workers.ipc.messages import Record
+from voiceserver_workers.worker import Worker
 
 STEP_TIMEOUT_MS = 300.0
 ENGINES = {"vad": SimVad, "stt": SimStt, "reply": SimReply, "tts": SimTts}
@@ -102,7 +102,7 @@ class DoomedWorker:
 
         def count(frame: FrameType, event: str, arg: object) -> Any:
             nonlocal lines
-            if "/workers/" not in frame.f_code.co_filename:
+            if "/voiceserver_workers/" not in frame.f_code.co_filename:
                 return None
             lines -= event == "line"
             if lines <= 0:

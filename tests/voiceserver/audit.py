@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from voiceserver import events as ev
+from voiceserver.events import events as ev
 
 
 class Audit:

@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import msgspec
 
-from voiceserver import events as ev
-from voiceserver.config import Config
+from voiceserver.config.schema import Config
 from voiceserver.errors import Refusal
-from voiceserver.session import Session
-from voiceserver.settings import Facts, Settings
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, pack_speech
+from voiceserver.events import events as ev
+from voiceserver.session.session import Session
+from voiceserver.session.settings import Facts, Settings
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, pack_speech
 
 RATE_HZ = 16_000
 OUT_HZ = 24_000

@@ -12,8 +12,8 @@ from typing import Any
 import structlog
 from websockets.frames import Frame, Opcode
 
-from voiceserver.backpressure import Admission
-from voiceserver.config import (
+from voiceserver.capacity.admission import Admission
+from voiceserver.config.schema import (
     BackpressureConfig,
     Config,
     ServerConfig,
@@ -22,13 +22,13 @@ from voiceserver.config import (
     StagesConfig,
     TwilioConfig,
 )
-from voiceserver.connection import Connection
 from voiceserver.errors import Refusal
-from voiceserver.hub import Hub
-from voiceserver.metrics import Metrics
+from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import PoolStats, StreamOwner
-from voiceserver.routes import build_router
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from voiceserver.server.routes import build_router
+from voiceserver.transport.connection import Connection
+from voiceserver.transport.services import Hub
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 UPGRADE = (
     b"GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -61,7 +61,7 @@ class Timer:
 
 
 class ManualLoop:
-    """``voiceserver.hub.Loop`` on a clock that only ``advance`` moves."""
+    """``voiceserver.transport.services.Loop`` on a clock that only ``advance`` moves."""
 
     def __init__(self) -> None:
         self.now_ms = 1_000.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.audio import (
+from voiceserver_workers.audio import (
     Audio,
     Resampler,
     alaw_to_pcm16,

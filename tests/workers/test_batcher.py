@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.batcher import Batcher, BatchLimits, Work
+from voiceserver_workers.batcher import Batcher, BatchLimits, Work
 
 
 def audio(stream: int, end: int, samples: int = 160, *, turn: int = 1) -> Work:

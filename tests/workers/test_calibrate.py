@@ -10,7 +10,7 @@ import pytest
 
 from tests.engines_for_tests import Echo
 from tests.model_builders import build_whisper
-from workers.calibrate import Job, measure
+from voiceserver_workers.calibrate import Job, measure
 
 HERE = "tests.workers.test_calibrate"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workers import process
+from voiceserver_workers import process
 
 
 class Worker:
@@ -50,7 +50,7 @@ class End:
 def spend(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float], list[float]]:
     """(naps, waits for the bell), in ms."""
     end, naps = End(), list[float]()
-    monkeypatch.setattr("workers.process.time.sleep", lambda seconds: naps.append(seconds * 1000))
+    monkeypatch.setattr("voiceserver_workers.process.time.sleep", lambda seconds: naps.append(seconds * 1000))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         loop: Any = process._loop
@@ -86,7 +86,7 @@ def test_a_worker_whose_results_wait_for_room_looks_again_soon(monkeypatch: pyte
 
 def test_a_worker_whose_server_is_gone_ends_though_its_batch_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(10 * process.LIFELINE_EVERY, waits_ms=50.0)
-    monkeypatch.setattr("workers.process.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("voiceserver_workers.process.time.sleep", lambda seconds: None)
     ours, theirs = socket.socketpair()
     with theirs:
         ours.close()

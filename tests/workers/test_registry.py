@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.engines_for_tests import Echo
-from workers import registry
-from workers.registry import EngineMissing, EngineNotFound, check, known_names, load, resolve
+from voiceserver_workers import registry
+from voiceserver_workers.registry import EngineMissing, EngineNotFound, check, known_names, load, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT_IN = ["chat", "concierge", "espeak", "pocketsphinx", "silero"]
@@ -157,12 +157,12 @@ def test_other_peoples_engines_come_by_entry_point(monkeypatch: pytest.MonkeyPat
 def test_checking_imports_no_engine_and_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from workers import registry\n"
+        "from voiceserver_workers import registry\n"
         "for name in registry.known_names(): registry.check(name)\n"
         "registry.check('tests.engines_for_tests:Echo')\n"
         "heavy = {'numpy', 'torch', 'soxr', 'pocketsphinx', 'silero_vad', 'espeakng_loader', 'httpx'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "assert not any(name.startswith(('workers.engines', 'tests.')) for name in sys.modules)\n"
+        "assert not any(name.startswith(('voiceserver_workers.engines', 'tests.')) for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
 

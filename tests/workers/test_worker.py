@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from workers.batcher import BatchLimits
-from workers.engine import Audio, EngineError, EngineInfo, Item, Output, Piece, Stage
-from workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
-from workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
-from workers.worker import Worker, merge_bytes
+from voiceserver_workers.batcher import BatchLimits
+from voiceserver_workers.engine import Audio, EngineError, EngineInfo, Item, Output, Piece, Stage
+from voiceserver_workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
+from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.worker import Worker, merge_bytes
 
 
 class Recorder:

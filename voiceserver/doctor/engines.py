@@ -1,4 +1,6 @@
-"""How fast the configured engines are here, each measured in a process of its own (``workers.calibrate``), and what that carries.
+"""How fast the configured engines are here, and how many callers that carries.
+
+Each engine is measured in a process of its own (``voiceserver_workers.calibrate``).
 
 An engine that waits for a network is not measured: this machine does not decide how fast it is.
 """
@@ -12,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from voiceserver.config import Config, StageConfig
-from voiceserver.limit import Cost, calibrate, carried
-from workers import registry
+from voiceserver.capacity.limit import Cost, calibrate, carried
+from voiceserver.config.schema import Config, StageConfig
+from voiceserver_workers import registry
 
 MEASURED: Final = ("vad", "stt", "tts")  # a reply is words, and costs next to nothing or a network
 BATCH_SIZES: Final = {"vad": (1, 8, 32, 128), "stt": (1, 4), "tts": (1, 4)}
@@ -77,7 +79,7 @@ def _measure(stage: str, settings: StageConfig, budget_s: float) -> Iterator[Ste
         "dtypes": DTYPES if settings.params.keys().isdisjoint(DTYPE_PARAMS) else ("",),
         "budget_s": budget_s,
     }
-    command = [sys.executable, "-m", "workers.calibrate"]
+    command = [sys.executable, "-m", "voiceserver_workers.calibrate"]
     timeout_s = _TIMEOUT_S + budget_s * len(job["batch_sizes"]) * len(job["dtypes"])
     try:
         told = subprocess.run(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from voiceserver.config import Config
-from voiceserver.cores import usable_cores
+from voiceserver.config.cores import usable_cores
+from voiceserver.config.schema import Config
 
 EXPECTED_CONNECTIONS: Final = 10_000  # where nothing is configured
 SPARE_FILES: Final = 256  # descriptors of a process that are not callers: workers, rings, logs

@@ -16,7 +16,7 @@ from voiceserver.doctor.engines import Carries, Step, Trouble
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from voiceserver.config import Config
+    from voiceserver.config.schema import Config
     from voiceserver.doctor.machine import Finding
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from voiceserver.errors import Refusal
-from workers.ipc.messages import Record, RequestKind, StreamParams
+from voiceserver_workers.ipc.messages import Record, RequestKind, StreamParams
 
 LossReason = Literal["worker_lost", "worker_hung", "worker_memory", "quarantined", "moved"]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voiceserver.errors import engine_error
-from voiceserver.pool.dispatch import ChannelPool, OnEvent, ignore_event
-from voiceserver.pool.lane import Lane, LaneState
+from voiceserver.pool.channel_pool import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.quarantine import Quarantine
-from workers.ipc.channel import ChannelConfig, WorkerEnd
-from workers.ipc.messages import ResultKind
+from voiceserver.pool.worker_handle import Lane, LaneState
+from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
+from voiceserver_workers.ipc.messages import ResultKind
 
 DRIVE_MS = 1.0
 _ROUNDS = 1_000
@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = b'{"code": "out_of_memory", "message": "The worker ran out of m
 
 
 class Pollable(Protocol):
-    """``workers.worker.Worker`` is one."""
+    """``voiceserver_workers.worker.Worker`` is one."""
 
     @property
     def is_stopping(self) -> bool: ...

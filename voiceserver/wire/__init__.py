@@ -1,4 +1,4 @@
-"""Sans-I/O codecs: one wire protocol each, over the neutral events of ``voiceserver.events``.
+"""Sans-I/O codecs: one wire protocol each, over the neutral events of ``voiceserver.events.events``.
 
 A codec never touches a socket, a clock or a session (R3). It turns frames into neutral events and events into frames, and
 keeps only what its wire needs to remember (ids, items, marks). A new codec passes ``tests/conformance/codec`` first.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import ClientEvent, ServerEvent
+from voiceserver.events.events import ClientEvent, ServerEvent
 
 Frame = str | bytes  # str: a text message; bytes: a binary message
 

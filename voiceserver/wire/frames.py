@@ -1,7 +1,7 @@
 """WebSocket frame heads: the few bytes before a payload, as the short path reads them and the server writes them.
 
 Only complete, unfragmented, masked frames of a caller are described here; every other frame belongs to the judge
-(``voiceserver.framing``). Servers never mask, so what is built here is a head and nothing more.
+(``voiceserver.transport.websocket``). Servers never mask, so what is built here is a head and nothing more.
 
 ====  =======================================================
 byte  meaning

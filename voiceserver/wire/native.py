@@ -1,7 +1,7 @@
 """The native wire, ``/v1/stream``: binary messages are PCM16, text messages are the neutral events as JSON.
 
 It has no state of its own, so all connections with the same rates share one codec. A text message is an object with
-``type`` and the fields of that event in ``voiceserver.events``; ``event_id``, if given, comes back in an error about it.
+``type`` and the fields of that event in ``voiceserver.events.events``; ``event_id``, if given, comes back in an error about it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from typing import Final, get_args
 
 import msgspec
 
-from voiceserver import events
 from voiceserver.errors import ProtocolError
-from voiceserver.events import ClientEvent, ErrorEvent, ItemAppend, ReplyAudio, ReplyCreate, ServerEvent
+from voiceserver.events import events
+from voiceserver.events.events import (
+    ClientEvent,
+    ErrorEvent,
+    ItemAppend,
+    ReplyAudio,
+    ReplyCreate,
+    ServerEvent,
+)
 from voiceserver.wire import Audio, Frame
 from voiceserver.wire.decoding import field_error, why_unreadable
 

@@ -36,10 +36,10 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 import pybase64
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
-from voiceserver.events import ClientEvent, ServerEvent
-from voiceserver.fields import Language, PhoneKey, VoiceName
+from voiceserver.events import events as ev
+from voiceserver.events.events import ClientEvent, ServerEvent
+from voiceserver.events.fields import Language, PhoneKey, VoiceName
 from voiceserver.wire import Audio, Frame, mulaw
 from voiceserver.wire.decoding import field_error, why_unreadable
 

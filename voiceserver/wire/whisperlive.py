@@ -29,10 +29,10 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
-from voiceserver.events import ClientEvent, ServerEvent
-from voiceserver.fields import Language
+from voiceserver.events import events as ev
+from voiceserver.events.events import ClientEvent, ServerEvent
+from voiceserver.events.fields import Language
 from voiceserver.wire import Audio, Frame
 from voiceserver.wire.decoding import field_error, why_unreadable
 

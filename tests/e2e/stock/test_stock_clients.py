@@ -27,10 +27,10 @@ import soundfile
 import soxr
 from websockets.sync.client import connect
 
-from clients.made_speech import LINES, make_speech
 from tests import recordings
 from tests.e2e.serving import SMALL, ServerProcess, serving
 from tests.e2e.stock.servers import LATE, answering, settings_for, waiting
+from voiceserver_clients.made_speech import LINES, make_speech
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from voiceserver.pool import LossReason
-from workers.ipc.messages import Record, ResultKind
+from voiceserver_workers.ipc.messages import Record, ResultKind
 
 
 class Owner:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceserver.pool.sse import MAX_EVENT_BYTES, EventTooLong, SseParser
+from voiceserver.pool.chat.sse import MAX_EVENT_BYTES, EventTooLong, SseParser
 
 STREAM = b": hello\n\ndata: one\r\n\r\nevent: x\ndata:two\ndata:  three\n\n\n\ndata: [DONE]\n\n"
 

@@ -6,8 +6,8 @@ import base64
 import json
 from typing import Any
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.wire import Audio
 from voiceserver.wire.openai import Dialect, OpenAICodec
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.wire import Audio
 from voiceserver.wire.native import codec_for, codec_from_query
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.voiceserver.wire.openai_client import Client, text_item
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.wire.openai import Dialect, OpenAICodec, read_request, read_session, schema
 
 

@@ -8,9 +8,9 @@ import gc
 import pytest
 
 from tests.voiceserver.wire.openai_client import Client, text_item
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
-from voiceserver.events import HistoryItem
+from voiceserver.events import events as ev
+from voiceserver.events.events import HistoryItem
 from voiceserver.wire import Audio
 from voiceserver.wire.openai import Dialect
 from voiceserver.wire.openai import items as wire_items

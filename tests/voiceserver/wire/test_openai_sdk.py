@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.voiceserver.wire.openai_client import Client, Wire, text_item
-from voiceserver import events as ev
+from voiceserver.events import events as ev
 from voiceserver.wire.openai import Dialect
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")

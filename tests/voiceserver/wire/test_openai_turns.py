@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.voiceserver.wire.openai_client import Client
-from voiceserver import events as ev
+from voiceserver.events import events as ev
 from voiceserver.wire import Audio
 from voiceserver.wire.openai import Conversation, Dialect
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.wire import Audio, Frame, mulaw
 from voiceserver.wire.twilio import LINES, TwilioCodec, is_signed, signature_of
 

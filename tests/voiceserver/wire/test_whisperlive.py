@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceserver import events as ev
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.wire import Audio
 from voiceserver.wire.whisperlive import END_OF_AUDIO, WhisperLiveCodec, float32_to_pcm, uint8_to_pcm
 

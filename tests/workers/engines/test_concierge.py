@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engine import EngineError, Item
-from workers.engines.arithmetic import Unanswerable, say_number, solve
-from workers.engines.concierge import Concierge, answer
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import EngineError, Item
+from voiceserver_workers.engines.arithmetic import Unanswerable, say_number, solve
+from voiceserver_workers.engines.concierge import Concierge, answer
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 CONTEXT = {"sessions": 12, "talkers": 3, "lag_ms": 4.2, "local_time": "2026-01-31T18:05:00"}
 NOTHING = np.empty(0, np.float32)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from workers.batcher import BatchLimits
-from workers.engine import Item
-from workers.engines.echo import RATE_HZ, STEP_SAMPLES, Echo
-from workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
-from workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
-from workers.worker import Worker, merge_bytes
+from voiceserver_workers.batcher import BatchLimits
+from voiceserver_workers.engine import Item
+from voiceserver_workers.engines.echo import RATE_HZ, STEP_SAMPLES, Echo
+from voiceserver_workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.worker import Worker, merge_bytes
 
 NOTHING = np.empty(0, np.float32)
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from workers.engine import EngineError, Item
-from workers.engines.espeak import FRAME_SAMPLES, Espeak
-from workers.engines.espeak_library import RATE_HZ
-from workers.ipc.messages import ResultKind, StreamParams
-from workers.sentences import MAX_TEXT_CHARS
+from voiceserver_workers.engine import EngineError, Item
+from voiceserver_workers.engines.espeak import FRAME_SAMPLES, Espeak
+from voiceserver_workers.engines.espeak_library import RATE_HZ
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.sentences import MAX_TEXT_CHARS
 
 SENTENCE = "You said: go forward ten meters."
 NOTHING = np.empty(0, np.float32)
@@ -103,7 +103,7 @@ def test_the_first_frames_are_there_before_the_sentence_is_complete(engine: Espe
 def test_the_library_stops_in_mid_sentence_when_told() -> None:
     """In a process of its own: espeak-ng is one to a process, and this one's belongs to the engine."""
     code = (
-        "from workers.engines.espeak_library import *\n"
+        "from voiceserver_workers.engines.espeak_library import *\n"
         "voice = Voice(voice_paths()['en-us'])\n"
         "library = Library(voice)\n"
         "taken = []\n"
@@ -191,8 +191,8 @@ def test_a_wrong_voice_is_answered_with_near_ones(engine: Espeak) -> None:
 _REPEAT = """
 import os
 from tests.workers.engines.test_espeak import say
-from workers.ipc.messages import StreamParams
-from workers.engines.espeak import Espeak
+from voiceserver_workers.ipc.messages import StreamParams
+from voiceserver_workers.engines.espeak import Espeak
 
 def resident_kib():
     with open("/proc/self/statm") as statm:

@@ -16,8 +16,8 @@ pytest.register_assert_rewrite("tests.conformance.engine_suite")
 
 from tests.conformance.engine_suite import Case, EngineSuite, Input, audio_script, run_alone  # noqa: E402
 from tests.model_builders import build_ctc  # noqa: E402
-from workers.engine import Audio, Engine  # noqa: E402
-from workers.ipc.messages import ResultKind  # noqa: E402
+from voiceserver_workers.engine import Audio, Engine  # noqa: E402
+from voiceserver_workers.ipc.messages import ResultKind  # noqa: E402
 
 PATH = Path(__file__).resolve().parents[3] / "examples" / "ctc_engine.py"
 LABELS = "-abcdefghijklmnopqrstuvwxyz '"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.neural_cases import make, model
-from workers.engine import Audio, Engine, EngineError, Item
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import Audio, Engine, EngineError, Item
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 NOTHING: Audio = np.empty(0, np.float32)
 
@@ -65,7 +65,7 @@ def test_noise_is_still_there_and_can_be_turned_off() -> None:
 def test_draws_of_numbers_become_a_table_with_their_mean_scale_shape_and_type() -> None:
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    from workers.engines.piper_voice import steady
+    from voiceserver_workers.engines.piper_voice import steady
 
     helper, kinds = onnx.helper, onnx.TensorProto
     graph = helper.make_graph(
@@ -94,7 +94,7 @@ def test_draws_of_numbers_become_a_table_with_their_mean_scale_shape_and_type() 
 
 def test_a_model_without_draws_is_left_as_it_is() -> None:
     onnx = pytest.importorskip("onnx")
-    from workers.engines.piper_voice import steady
+    from voiceserver_workers.engines.piper_voice import steady
 
     turn = onnx.load(model("turn.onnx"))
     before = turn.SerializeToString()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from workers.engine import Audio, Item
-from workers.engines.pocketsphinx import RATE_HZ, PocketSphinx
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import Audio, Item
+from voiceserver_workers.engines.pocketsphinx import RATE_HZ, PocketSphinx
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 PADDING = RATE_HZ * 300 // 1000
 NOTHING = np.empty(0, np.float32)

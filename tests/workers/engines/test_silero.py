@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from tests import recordings
-from workers.engine import Audio, Item
-from workers.engines.silero import RATE_HZ, WINDOW_MS, WINDOW_SAMPLES, Silero
-from workers.ipc.messages import ResultKind, StreamParams, unpack_speech
+from voiceserver_workers.engine import Audio, Item
+from voiceserver_workers.engines.silero import RATE_HZ, WINDOW_MS, WINDOW_SAMPLES, Silero
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, unpack_speech
 
 SEED = 20260131
 # The package's own rule: speech starts at 0.5 and ends under 0.35.
@@ -170,7 +170,7 @@ def test_preload_starts_no_thread(name: str) -> None:
     """A fork of a process with threads copies one of them and the locks of all."""
     code = (
         "import os\n"
-        "from workers import registry\n"
+        "from voiceserver_workers import registry\n"
         f"factory = registry.load({name!r})\n"
         "before = os.listdir('/proc/self/task')\n"
         "factory.preload({})\n"

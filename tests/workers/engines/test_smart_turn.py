@@ -15,10 +15,10 @@ import pytest
 from tests import recordings
 from tests.model_builders import build_piper_voice
 from tests.neural_cases import make, model, speech_and_pauses
-from workers.engine import Audio, Item, Output
-from workers.engines.smart_turn import PRE_SPEECH_MS, SmartTurn
-from workers.engines.smart_turn_model import TurnModel, log_mel, model_path
-from workers.ipc.messages import ResultKind, StreamParams, pack_turn, unpack_speech, unpack_turn
+from voiceserver_workers.engine import Audio, Item, Output
+from voiceserver_workers.engines.smart_turn import PRE_SPEECH_MS, SmartTurn
+from voiceserver_workers.engines.smart_turn_model import TurnModel, log_mel, model_path
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams, pack_turn, unpack_speech, unpack_turn
 
 RATE_HZ = 16000
 NOTHING: Audio = np.empty(0, np.float32)

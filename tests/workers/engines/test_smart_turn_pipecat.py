@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from workers.engines.smart_turn_model import TurnModel, model_path
+from voiceserver_workers.engines.smart_turn_model import TurnModel, model_path
 
 RATE_HZ = 16_000
 SILENCE = np.zeros(RATE_HZ // 5, np.float32)

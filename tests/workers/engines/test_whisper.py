@@ -16,11 +16,11 @@ pytest.importorskip("faster_whisper", reason="pip install 'voiceserver[whisper]'
 
 from tests import recordings
 from tests.neural_cases import make, model
-from workers.engine import Audio, Item, Piece
-from workers.engines import whisper_model
-from workers.engines.whisper import LocalAgreement, Whisper
-from workers.engines.whisper_model import Heard, Job
-from workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.engine import Audio, Item, Piece
+from voiceserver_workers.engines import whisper_model
+from voiceserver_workers.engines.whisper import LocalAgreement, Whisper
+from voiceserver_workers.engines.whisper_model import Heard, Job
+from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 RATE_HZ = 16000
 NOTHING: Audio = np.empty(0, np.float32)

@@ -9,10 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.ipc.channel import ChannelConfig, Flight, FlightState, RecordTooLarge, ServerEnd, WorkerEnd
-from workers.ipc.messages import Record
-from workers.ipc.platform import PORTABLE, Platform, choose_platform
-from workers.ipc.ring import LONG_BURST_BYTES
+from voiceserver_workers.ipc.channel import (
+    ChannelConfig,
+    Flight,
+    FlightState,
+    RecordTooLarge,
+    ServerEnd,
+    WorkerEnd,
+)
+from voiceserver_workers.ipc.messages import Record
+from voiceserver_workers.ipc.platform import PORTABLE, Platform, choose_platform
+from voiceserver_workers.ipc.ring import LONG_BURST_BYTES
 
 SMALL = ChannelConfig(request_slots=8, result_slots=4, slot_bytes=256)
 WEAKLY_ORDERED = Platform(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from workers.ipc.layout import HEADER, ChannelConfig, request_ring, segment_bytes
-from workers.ipc.ring import Consumer, Producer, RingCorrupt
+from voiceserver_workers.ipc.layout import HEADER, ChannelConfig, request_ring, segment_bytes
+from voiceserver_workers.ipc.ring import Consumer, Producer, RingCorrupt
 
 CONFIG = ChannelConfig(request_slots=8, result_slots=2, slot_bytes=128)
 LAYOUT = request_ring(CONFIG)

@@ -9,12 +9,12 @@ import tempfile
 
 import pytest
 
-from workers.ipc import layout
-from workers.ipc import platform as platform_module
-from workers.ipc.channel import FlightState, ServerEnd, WorkerEnd
-from workers.ipc.layout import ChannelConfig
-from workers.ipc.platform import PORTABLE, choose_platform
-from workers.ipc.segment import SegmentMismatch, attach_segment, create_segment
+from voiceserver_workers.ipc import layout
+from voiceserver_workers.ipc import platform as platform_module
+from voiceserver_workers.ipc.channel import FlightState, ServerEnd, WorkerEnd
+from voiceserver_workers.ipc.layout import ChannelConfig
+from voiceserver_workers.ipc.platform import PORTABLE, choose_platform
+from voiceserver_workers.ipc.segment import SegmentMismatch, attach_segment, create_segment
 
 CONFIG = ChannelConfig(request_slots=4, result_slots=2, slot_bytes=192)
 

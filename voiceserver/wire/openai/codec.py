@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NoReturn
 import msgspec
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import (
+from voiceserver.events.events import (
     ClientEvent,
     InputClear,
     InputCommit,
@@ -23,7 +23,7 @@ from voiceserver.events import (
     ServerEvent,
     TurnDetection,
 )
-from voiceserver.history import SHOWN, check_key
+from voiceserver.session.history import SHOWN, check_key
 from voiceserver.wire import Audio, Frame
 from voiceserver.wire.openai import errors, schema
 from voiceserver.wire.openai.audio import AudioFormat, decode_audio

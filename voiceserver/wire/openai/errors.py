@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import ErrorEvent, ServerBusy, ServerDraining
+from voiceserver.events.events import ErrorEvent, ServerBusy, ServerDraining
 from voiceserver.wire.decoding import INVALID_ENUM, allowed_at, where_wrong
 from voiceserver.wire.openai.audio import INPUT_TOKEN_MS
 

@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import TurnDetection
-from voiceserver.fields import MAX_NAME
+from voiceserver.events.events import TurnDetection
+from voiceserver.events.fields import MAX_NAME
 from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
 from voiceserver.wire.openai.errors import code_of, field_error

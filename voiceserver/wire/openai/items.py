@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import HistoryItem
-from voiceserver.phrases import split
-from voiceserver.weight import WIDEST
+from voiceserver.events.events import HistoryItem
+from voiceserver.session.text import split
+from voiceserver.session.weight import WIDEST
 from voiceserver.wire.openai.dialect import GA_PARTS, Writer
 from voiceserver.wire.openai.schema import ItemBody, PartBody
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from voiceserver import events as ev
+from voiceserver.events import events as ev
 from voiceserver.wire import Frame
 from voiceserver.wire.openai import errors
 from voiceserver.wire.openai.audio import INPUT_TOKEN_MS

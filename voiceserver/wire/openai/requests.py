@@ -7,8 +7,8 @@ from typing import Final
 import msgspec
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import HistoryItem, ReplyCreate
-from voiceserver.tools import check_choice, check_tools
+from voiceserver.events.events import HistoryItem, ReplyCreate
+from voiceserver.events.tools import check_choice, check_tools
 from voiceserver.wire.openai.items import Conversation, parse_item, required
 from voiceserver.wire.openai.responses import ResponseOptions
 from voiceserver.wire.openai.schema import ItemBody, ResponseBody

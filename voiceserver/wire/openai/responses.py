@@ -15,8 +15,8 @@ from typing import Final
 
 import pybase64
 
-from voiceserver.events import ReplyDone, ReplyToolCall
-from voiceserver.phrases import gap
+from voiceserver.events.events import ReplyDone, ReplyToolCall
+from voiceserver.session.text import gap
 from voiceserver.wire import Frame
 from voiceserver.wire.openai.audio import INPUT_TOKEN_MS, OUTPUT_TOKEN_MS
 from voiceserver.wire.openai.dialect import Writer

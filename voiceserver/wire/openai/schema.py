@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
-from voiceserver.fields import Language, ModelName, Padding, Silence, Temperature, ToolName, VoiceName
+from voiceserver.events.fields import Language, ModelName, Padding, Silence, Temperature, ToolName, VoiceName
 from voiceserver.wire.decoding import event_id_of, why_unreadable
 from voiceserver.wire.openai.audio import MAX_AUDIO_BYTES as MAX_AUDIO_BYTES
 from voiceserver.wire.openai.errors import field_error

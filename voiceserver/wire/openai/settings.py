@@ -11,9 +11,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events import SessionUpdate, Tool, TurnDetection
-from voiceserver.tools import MAX_DEPTH, check_choice, check_tools, is_choice, is_too_deep
-from voiceserver.voices import near_voices
+from voiceserver.events.events import SessionUpdate, Tool, TurnDetection
+from voiceserver.events.tools import MAX_DEPTH, check_choice, check_tools, is_choice, is_too_deep
+from voiceserver.events.voices import near_voices
 from voiceserver.wire.openai.audio import FORMATS_BY_NAME, AudioFormat
 from voiceserver.wire.openai.schema import (
     AudioInputBody,

@@ -1,0 +1,69 @@
+"""What every pool promises of streams and to owners holds for tasks on the loop too; they have no workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.conformance.pool_suite import Bench, MakeBench, StreamConformance
+from voiceserver.pool.remote_pool import HttpPool, Say
+from voiceserver_workers.ipc.messages import ResultKind
+
+
+class Echo:
+    """A RemoteEngine that says its text back."""
+
+    name = "echo"
+
+    async def open(self) -> None:
+        pass
+
+    async def answer(self, request: bytes, say: Say) -> None:
+        await asyncio.sleep(0)
+        if request == b"raise":
+            raise RuntimeError("a secret of the engine")
+        say(ResultKind.TEXT, request)
+        say(ResultKind.DONE, json.dumps({"finish_reason": "stop"}).encode())
+
+    async def watch(self) -> None:
+        pass
+
+    def is_up(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+
+class TaskBench:
+    def __init__(self) -> None:
+        self.pool = HttpPool(stage="reply", remote=Echo())
+
+    async def until(self, is_done: Callable[[], bool]) -> None:
+        for _ in range(2_000):
+            if is_done():
+                return
+            await asyncio.sleep(0)
+        pytest.fail("never happened")
+
+    def kill_worker(self, index: int) -> None:
+        raise NotImplementedError("there is none")
+
+
+@asynccontextmanager
+async def make_bench() -> AsyncIterator[Bench]:
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    bench = TaskBench()
+    await bench.pool.start()
+    yield bench
+    await bench.pool.stop()
+
+
+class TestHttpPool(StreamConformance):
+    @pytest.fixture
+    def make_bench(self) -> MakeBench:
+        return make_bench

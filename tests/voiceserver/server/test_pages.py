@@ -1,0 +1,229 @@
+"""The pages without a browser: who may see and press what, what the files load, and that every figure is a metric."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from voiceserver.capacity.admission import Admission
+from voiceserver.capacity.controller import Learner
+from voiceserver.config.schema import AuthConfig, ServerConfig
+from voiceserver.events.events import Accounting, ReplyDone, ServerBusy, Timings
+from voiceserver.observability.metrics import Metrics
+from voiceserver.pool import PoolStats, WorkerStats
+from voiceserver.server import pages
+from voiceserver.server.auth import Auth, hash_of
+from voiceserver.session.settings import Facts
+from voiceserver.transport.http import Response, Router, json_response
+
+ROOT = Path(__file__).resolve().parents[3]
+WEB = ROOT / "voiceserver" / "web"
+LOCAL = "127.0.0.1"
+BUTTON = "X-Voiceserver-Action: drain\r\n"
+
+
+class Site:
+    """A router with the pages, and how often somebody drained it."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.router = Router(Admission(0, 0, "connection", 1_000.0), random.Random(1))
+        self.router.pages["/v1/capacity"] = lambda caller: json_response(200, {"is_draining": False})
+        self.drained = 0
+        pages.add(self.router, self.metrics, self._drain)
+
+    def _drain(self) -> None:
+        self.drained += 1
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        more: str = "",
+        peer: str = LOCAL,
+        host: str = "localhost:8765",
+    ) -> Response:
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n"
+        answer = self.router.answer(head.encode(), 0.0, peer)
+        assert isinstance(answer, Response)
+        return answer
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def observed() -> Metrics:
+    """Metrics of a server to which something of every kind has happened."""
+    metrics = Metrics()
+    worker = WorkerStats(0, 17, "ready", 1, 3, 2, 40.0, 10, 25, 12.5)
+    metrics.observe_pools(lambda: [PoolStats("stt", "echo", (worker,), 3, 1, 40.0, 1, 2.5)])
+    admission = Admission(0, 0, "connection", 1_000.0)
+    learner = Learner(
+        {},
+        admission,
+        Facts(),
+        is_learned=False,
+        windows_ms={},
+        on_change=lambda name, fields: None,
+        now_ms=0.0,
+    )
+    metrics.observe_admission(admission, learner, list)
+    metrics.count_opened("native")
+    metrics.count_closed("native", 1000, Accounting(100.0, 80.0, 20.0, 0.0))
+    metrics.count_refused("at_capacity")
+    metrics.count_http(200)
+    metrics.count_error("invalid_json")
+    metrics.observe(ServerBusy("stt", "slow", 300.0, 1_000.0, 300.0))
+    metrics.observe(ReplyDone(1, "completed", Timings(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)))
+    return metrics
+
+
+@pytest.mark.parametrize("path", ["/", "/dashboard", "/web/app.js", "/web/style.css", "/web/favicon.svg"])
+def test_pages_come_with_a_strict_policy_and_their_type(site: Site, path: str) -> None:
+    answer = site.ask(path)
+    headers = dict(answer.headers)
+    assert answer.status == 200
+    assert answer.content_type in pages._TYPES.values()
+    policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("host", "cert", "address"),
+    [
+        ("0.0.0.0", "", "http://localhost:8765/"),
+        ("127.0.0.1", "", "http://127.0.0.1:8765/"),
+        ("::1", "", "http://[::1]:8765/"),
+        ("::", "c.pem", "https://localhost:8765/"),
+    ],
+)
+def test_the_log_says_where_the_page_is(host: str, cert: str, address: str) -> None:
+    assert pages.address(ServerConfig(host=host, tls_cert=cert), 8765) == address
+
+
+def test_pages_load_only_what_is_served_here(site: Site) -> None:
+    loaded: set[str] = set()
+    for file in WEB.iterdir():
+        text = file.read_text()
+        assert not set(re.findall(r"https?://[^\"'\s)]+", text)) - {"http://www.w3.org/2000/svg"}, file.name
+        loaded.update(re.findall(r'(?:src|href)="([^"#]+)"', text))
+        loaded.update(f"/web/{name}" for name in re.findall(r'from "\./([^"]+)"', text))
+        loaded.update(f"/web/{name}" for name in re.findall(r'"([\w.]+\.worklet\.js)"', text))
+        assert not re.search(r"<script(?![^>]*\bsrc=)|\sstyle=|\son\w+=", text), f"{file.name}: inline"
+    assert loaded >= {"/", "/dashboard", "/web/app.js", "/web/resample.js", "/web/player.worklet.js"}
+    assert not [path for path in sorted(loaded) if site.ask(path).status != 200]
+
+
+def test_stats_are_the_samples_of_metrics_and_the_answer_of_capacity(site: Site) -> None:
+    site.metrics.count_opened("native")
+    site.metrics.count_refused("at_capacity")
+    stats = json.loads(site.ask("/v1/stats").body)
+    assert stats["capacity"] == {"is_draining": False}
+    families = text_string_to_metric_families(site.metrics.to_text().decode())
+    told = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in families for s in f.samples}
+    found = {
+        (name, tuple(sorted(labels.items()))): value
+        for name, samples in stats["metrics"].items()
+        for labels, value in samples
+    }
+    assert set(found) == set(told)
+    changing = ("process_", "python_")  # time passes between the two
+    assert {k: v for k, v in found.items() if not k[0].startswith(changing)} == {
+        k: v for k, v in told.items() if not k[0].startswith(changing)
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "peer", "host", "status"),
+    [
+        (BUTTON, "127.0.0.1", "localhost:8765", 202),
+        (BUTTON, "::1", "[::1]:8765", 202),
+        (BUTTON, "::ffff:127.0.0.1", "127.0.0.1", 202),
+        ("", "127.0.0.1", "localhost:8765", 403),  # a form of another site
+        (BUTTON, "192.0.2.7", "localhost:8765", 403),
+        (BUTTON, "", "localhost:8765", 403),
+        (BUTTON, "127.0.0.1", "evil.example:8765", 403),  # another site's name that leads here
+        (BUTTON + "X-Forwarded-For: 192.0.2.7\r\n", "127.0.0.1", "localhost", 403),  # a proxy on this machine
+        (BUTTON + "Host: localhost\r\n", "127.0.0.1", "localhost", 403),
+    ],
+)
+def test_without_authentication_the_button_is_for_this_machine(
+    site: Site, more: str, peer: str, host: str, status: int
+) -> None:
+    answer = site.ask("/v1/drain", method="POST", more=more, peer=peer, host=host)
+    assert (answer.status, site.drained) == (status, int(status == 202))
+
+
+def test_with_keys_the_button_and_the_figures_ask_for_an_admins(site: Site, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(
+        f'[keys.boss]\nhash = "{hash_of("vs_right")}"\nis_admin = true\n'
+        f'[keys.caller]\nhash = "{hash_of("vs_other")}"\n'
+    )
+    site.router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0, "test")
+    right, other = "Authorization: Bearer vs_right\r\n", "Authorization: Bearer vs_other\r\n"
+    assert [site.ask("/v1/stats", more=more).status for more in ("", other, right)] == [401, 403, 200]
+    pressed = [
+        site.ask("/v1/drain", method="POST", more=BUTTON + more, peer="192.0.2.7").status
+        for more in ("", other, right)
+    ]
+    assert pressed == [401, 403, 202]
+    assert site.ask("/v1/drain", method="POST", more=right).status == 403
+    assert site.drained == 1
+
+
+def test_a_list_of_origins_alone_opens_nothing_to_others(site: Site) -> None:
+    site.router.auth = Auth(AuthConfig(origins="https://page.example"), lambda: 0.0, "test")
+    assert site.ask("/v1/stats").status == 200
+    assert site.ask("/v1/drain", method="POST", more=BUTTON, peer="192.0.2.7").status == 403
+    assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 202
+
+
+def test_pressing_twice_drains_once(site: Site) -> None:
+    site.ask("/v1/drain", method="POST", more=BUTTON)
+    site.router.is_draining = True
+    assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 202
+    assert site.drained == 1
+
+
+def test_only_the_button_takes_post(site: Site) -> None:
+    assert dict(site.ask("/v1/drain").headers)["Allow"] == "POST"
+    assert site.ask("/dashboard", method="POST").status == 405
+
+
+@pytest.mark.parametrize("name", ["dashboard.js", "grafana-dashboard.json"])
+def test_dashboards_name_metrics_that_exist(name: str) -> None:
+    path = WEB / name if name.endswith("js") else ROOT / "deploy" / name
+    text = path.read_text()
+    if name.endswith("json"):
+        panels = json.loads(text)["panels"]
+        text = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
+        assert len(panels) > 15
+    exported = set(observed().to_samples())
+    exported |= {found.removesuffix("_bucket") for found in exported}
+    named = set(re.findall(r"\bvoiceserver_\w*[a-z]\b", text))
+    assert len(named) > 8
+    assert not named - exported
+
+
+def test_grafana_names_labels_that_exist() -> None:
+    samples = observed().to_samples()
+    text = (ROOT / "deploy" / "grafana-dashboard.json").read_text()
+    known = {
+        "instance",
+        *(label for found in samples.values() for sample in found for label in sample.labels),
+    }
+    grouped = {name.strip() for names in re.findall(r"by \(([^)]+)\)", text) for name in names.split(",")}
+    shown = set(re.findall(r"\{\{(\w+)\}\}", text))
+    assert grouped | shown <= known
+    assert shown >= {"stage", "worker", "part", "reason", "fate"}

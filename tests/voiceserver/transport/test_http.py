@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.voiceserver.shell import Shell, upgrade
+from voiceserver.capacity.admission import Admission
+from voiceserver.config.schema import AuthConfig, BackpressureConfig
+from voiceserver.errors import ProtocolError
+from voiceserver.server.auth import Auth, hash_of
+from voiceserver.transport.http import Caller, Response, Router, Upgrade, json_response
+from voiceserver.wire import Codec
+from voiceserver.wire.native import codec_for
+
+
+def get(path: str, method: str = "GET", more: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: test\r\n{more}\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (get("/nope"), 404, "not_found"),
+        (get("/v1/stream"), 426, "upgrade_required"),
+        (get("/healthz", "POST"), 405, "method_not_allowed"),
+        (get("/healthz", "POST", "Content-Length: 5\r\n") + b"hello", 405, "method_not_allowed"),
+        (get("/v1/stream", "DELETE"), 405, "method_not_allowed"),
+        (get("/healthz", "PUT", "Content-Length: 5\r\n"), 405, "method_not_allowed"),
+        (get("/healthz", "PUT", "Transfer-Encoding: chunked\r\n"), 405, "method_not_allowed"),
+        (get("/healthz", "POST", "Content-Length: abc\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: -2\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: \r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: 2\r\nContent-Length: 3\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Content-Length: 70000\r\n"), 413, "request_too_large"),
+        (get("/healthz", "POST", "Content-Length: " + "9" * 20 + "\r\n"), 400, "bad_request"),
+        (get("/healthz", "POST", "Transfer-Encoding: chunked\r\n"), 411, "length_required"),
+        (get("/healthz", more="Content-Length: 5\r\n"), 400, "bad_request"),
+        (b"hello world\r\n\r\n", 400, "bad_request"),
+        (b"GET / HTTP/3\r\n\r\n", 400, "bad_request"),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", 400, "bad_request"),
+        (get("/" + "a" * 9_000), 414, "request_too_large"),
+        (get("/", more="X: " + "a" * 9_000 + "\r\n"), 431, "request_too_large"),
+        (get("/", more="X: a\r\n" * 200), 431, "request_too_large"),
+        (upgrade("/healthz"), 404, "not_found"),
+        (upgrade("/v1/stream?rate=7"), 400, "unsupported_rate"),
+        (upgrade("/v1/stream?rte=8000"), 400, "unknown_parameter"),
+        (upgrade().replace(b"-Version: 13", b"-Version: 12"), 426, "bad_handshake"),
+        (upgrade().replace(b"dGhlIHNhbXBsZSBub25jZQ==", b"short"), 400, "bad_handshake"),
+        (upgrade().replace(b"HTTP/1.1", b"HTTP/1.0"), 505, "bad_handshake"),
+    ],
+)
+def test_a_refusal_is_json_with_a_code_and_closes(head: bytes, status: int, code: str) -> None:
+    line = Shell("vad").call(head)
+    assert (line.status, line.body["error"]["code"]) == (status, code)
+    assert line.body["error"]["message"].endswith(".")
+    assert line.transport.is_ended
+
+
+def test_a_bad_rate_names_the_parameter() -> None:
+    assert Shell("vad").call(upgrade("/v1/stream?rate=7")).body["error"]["param"] == "rate"
+
+
+def test_the_usual_headers_say_what_to_do_instead() -> None:
+    for more in ("", "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n"):
+        assert b"\r\nAllow: GET, HEAD\r\n" in Shell("vad").call(get("/healthz", "PUT", more)).transport.data
+    assert b"\r\nUpgrade: websocket\r\n" in Shell("vad").call(get("/v1/stream")).transport.data
+    other_version = Shell("vad").call(upgrade().replace(b"-Version: 13", b"-Version: 12")).transport.data
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in other_version
+    assert b"\r\nUpgrade: websocket\r\n" in other_version
+    no_connection = Shell("vad").call(upgrade().replace(b"Connection: Upgrade\r\n", b"")).transport.data
+    assert b"\r\nUpgrade: websocket\r\n" in no_connection
+
+
+def test_a_path_that_is_posted_to_says_so() -> None:
+    router = make_router()
+    router.actions["/do"] = lambda caller: json_response(200, {})
+    for method in ("GET", "HEAD", "PUT"):
+        answer = router.answer(get("/do", method), 0.0)
+        assert isinstance(answer, Response)
+        assert (answer.status, answer.headers) == (405, (("Allow", "POST"),))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/v1/stream", 426), ("/nope", 404), ("/metrics", 200)]
+)
+def test_head_is_answered_as_get_is_without_the_body(path: str, status: int) -> None:
+    shell = Shell("vad")
+    told = bytes(shell.call(get(path, "HEAD")).transport.data)
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert not body
+    if path != "/metrics":
+        assert head == bytes(shell.call(get(path)).transport.data).partition(b"\r\n\r\n")[0]
+    assert bytes(shell.call(upgrade().replace(b"GET ", b"HEAD ")).transport.data).startswith(b"HTTP/1.1 426 ")
+
+
+def test_json_that_is_too_deep_for_who_reads_it_is_a_mistake_and_no_fault() -> None:
+    def deep(caller: Caller) -> Codec:
+        raise RecursionError
+
+    router = make_router()
+    router.wires["/deep"] = deep
+    answer = router.answer(upgrade("/deep"), 0.0)
+    assert isinstance(answer, Response)
+    assert answer.status == 400
+
+
+def test_a_refusal_states_one_wait() -> None:
+    shell = Shell("vad", limits=BackpressureConfig(max_connections=1, retry_after_ms=2_000))
+    shell.call()
+    for _ in range(20):
+        line = shell.call()
+        header = bytes(line.transport.data).partition(b"Retry-After: ")[2].partition(b"\r\n")[0].decode()
+        error = line.body["error"]
+        assert f"try again in about {header} s." in error["message"]
+        assert 0 <= int(header) * 1_000 - error["retry_after_ms"] <= 1_000
+
+
+def test_health_readiness_capacity_and_metrics() -> None:
+    shell = Shell("vad", "stt")
+    assert shell.call(get("/healthz?x=1")).body == {"status": "ok"}
+    assert shell.call(get("/readyz")).body == {"status": "ready", "why": []}
+    shell.pools["stt"].ready = False
+    unready = shell.call(get("/readyz"))
+    assert (unready.status, unready.body["why"]) == (503, [{"reason": "no worker is ready", "stage": "stt"}])
+    shell.pools["stt"].ready = True
+    shell.router.is_draining = True
+    assert shell.call(get("/readyz")).body["why"] == [{"reason": "draining"}]
+    stages = shell.call(get("/v1/capacity")).body["stages"]
+    assert list(stages) == ["vad", "stt"]
+    assert set(stages["vad"]) >= {"workers", "streams", "free", "lag_ms"}
+
+
+def test_metrics_tell_what_happened() -> None:
+    shell = Shell("vad")
+    shell.metrics.observe_pools(lambda: [pool.stats() for pool in shell.pools.values()])
+    line = shell.call()
+    shell.call(get("/nope")).lose()
+    text = shell.call(get("/metrics")).transport.data.decode()
+    assert 'voiceserver_sessions_opened_total{wire="native"} 1.0' in text
+    assert 'voiceserver_http_responses_total{status="404"} 1.0' in text
+    assert 'voiceserver_stage_streams{stage="vad"} 0.0' in text
+    assert "voiceserver_sessions 1.0" in text
+    line.lose()
+    text = shell.call(get("/metrics")).transport.data.decode()
+    assert 'voiceserver_sessions_closed_total{code="1006",wire="native"} 1.0' in text
+
+
+def make_router() -> Router:
+    router = Router(Admission(0, 0, "connection", 1.0), random.Random(1))
+
+    def wire(caller: Caller) -> Codec:
+        if caller.query.get("bad"):
+            raise ProtocolError("bad", "Bad.", param="bad")
+        return codec_for(16_000, 24_000)
+
+    router.wires["/"] = wire
+    router.pages["/"] = lambda caller: json_response(200, {"page": True})
+    return router
+
+
+def test_one_path_may_be_a_page_and_a_websocket() -> None:
+    router = make_router()
+    assert isinstance(page := router.answer(get("/"), 0.0), Response)
+    assert page.status == 200
+    assert isinstance(router.answer(upgrade("/"), 0.0), Upgrade)
+
+
+def test_the_auth_hook_refuses_before_a_codec_or_a_place_is_taken() -> None:
+    router = make_router()
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder) / "keys.toml"
+        keys.write_text(f'[keys.x]\nhash = "{hash_of("x")}"\n')
+        router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0)
+    refused = router.answer(upgrade("/?bad=1"), 0.0)
+    assert isinstance(refused, Response)
+    assert refused.status == 401
+    assert isinstance(router.answer(upgrade("/", "Authorization: Bearer x\r\n"), 0.0), Upgrade)
+
+
+def test_a_subprotocol_is_selected_only_if_offered() -> None:
+    router = make_router()
+    codec = codec_for(16_000, 24_000)
+
+    class Realtime:
+        name = "openai"
+        subprotocol = "realtime"
+        input_rate_hz = codec.input_rate_hz
+        output_rate_hz = codec.output_rate_hz
+        receive_text = codec.receive_text
+        receive_binary = codec.receive_binary
+        encode = codec.encode
+        encode_protocol_error = codec.encode_protocol_error
+        frames_to_send = codec.frames_to_send
+
+    router.wires["/"] = lambda caller: Realtime()
+    offered = router.answer(upgrade("/", "Sec-WebSocket-Protocol: x-key.abc, realtime\r\n"), 0.0)
+    plain = router.answer(upgrade("/"), 0.0)
+    other = router.answer(upgrade("/", "Sec-WebSocket-Protocol: graphql\r\n"), 0.0)
+    assert isinstance(offered, Upgrade)
+    assert isinstance(plain, Upgrade)
+    assert isinstance(other, Upgrade)
+    assert b"Sec-WebSocket-Protocol: realtime\r\n" in offered.data
+    assert b"Protocol:" not in plain.data
+    assert b"Protocol:" not in other.data
+
+
+def test_those_who_are_refused_together_do_not_come_back_in_the_same_second() -> None:
+    """Most clients read the header only, and it counts in whole seconds."""
+    shell = Shell("vad", limits=BackpressureConfig(max_connections=1))
+    shell.call()
+    heads = [bytes(shell.call().transport.data).partition(b"Retry-After: ")[2] for _ in range(50)]
+    assert {head.partition(b"\r\n")[0] for head in heads} == {b"3", b"4", b"5"}
+
+
+def test_who_is_refused_hears_when_to_come_back_and_the_metrics_say_why() -> None:
+    shell = Shell("vad", limits=BackpressureConfig(max_connections=1, retry_after_ms=4_000))
+    shell.call()
+    assert shell.call().status == 503
+    told = [
+        shell.call(upgrade(path, "Origin: https://a.test\r\n")).events()[0]
+        for path in ("/v1/stream", "/v1/realtime")
+    ]
+    assert 4_000.0 <= told[0]["retry_after_ms"] <= 7_000.0
+    assert 4_000.0 <= told[1]["error"]["retry_after_ms"] <= 7_000.0
+    shell.router.is_draining = True
+    assert shell.call().status == 503
+    assert shell.call(get("/readyz")).status == 503, "a page that says no refuses nobody"
+    lines = shell.metrics.to_text().decode().splitlines()
+    refused = [line for line in lines if line.startswith("voiceserver_refused_total{")]
+    assert sorted(refused) == [
+        'voiceserver_refused_total{reason="at_capacity"} 3.0',
+        'voiceserver_refused_total{reason="draining"} 1.0',
+    ]

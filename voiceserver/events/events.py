@@ -1,0 +1,415 @@
+"""The neutral events between a codec and a session: what callers ask, what the server says. No wire knows another.
+
+Input events go into ``Session.receive_event``; audio goes beside them through ``Session.receive_audio`` because it is the hot
+path. Output events come out of ``Session.events_to_send``; a codec turns each into zero or more frames of its wire.
+``*_ms`` on the audio clock count from the first sample received. ``turn`` numbers one exchange: what the caller said
+and what was answered; it only grows. ``item_id`` names are the codec's affair: neutral events carry turns.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from voiceserver.events.fields import (
+    MAX_TOOLS,
+    Language,
+    PhoneKey,
+    Temperature,
+    Tokens,
+    ToolName,
+    TurnNumber,
+    VoiceName,
+)
+from voiceserver.events.fields import MAX_TURN_MS as MAX_TURN_MS
+from voiceserver.events.fields import range_of as range_of
+from voiceserver.events.turn_detection import TurnDetection as TurnDetection
+from voiceserver.events.turn_detection import TurnDetectionChange as TurnDetectionChange
+
+Json = msgspec.Raw
+
+
+class _Event(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
+    pass
+
+
+# ---------------------------------------------------------------------------------------------------- input events
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``parameters``: a JSON Schema. What is checked of all the tools together is in ``voiceserver.events.tools``."""
+
+    name: ToolName
+    description: str = ""
+    parameters: dict[str, object] = {}
+
+
+Tools = Annotated[tuple[Tool, ...], Meta(max_length=MAX_TOOLS)]
+
+
+class HistoryItem(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One item of the conversation, in the shape chat-completions endpoints take after ``reply_message``.
+
+    role ``user``/``assistant``/``system``/``tool``; a tool call has role ``assistant`` with ``call_id``, ``name`` and
+    ``arguments``; its answer has role ``tool`` with ``call_id`` and ``text``. ``turn`` is 0 for items that the client made.
+    """
+
+    role: Literal["user", "assistant", "system", "tool"]
+    text: str = ""
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    turn: int = 0
+    key: str = ""  # the codec's own name for it (an OpenAI item id)
+
+
+class SessionUpdate(_Event, frozen=True, tag="session.update"):
+    """Only fields that are set change. ``turn_detection=None`` is a value (by hand), UNSET leaves it."""
+
+    turn_detection: TurnDetectionChange | UnsetType | None = UNSET
+    instructions: str | UnsetType = UNSET
+    voice: VoiceName | UnsetType = UNSET
+    language: Language | UnsetType = UNSET
+    speed: Annotated[float, Meta(ge=0.25, le=4)] | UnsetType = UNSET
+    speaks: bool | UnsetType = UNSET  # False: text replies only
+    transcribes: bool | UnsetType = UNSET
+    replies: bool | UnsetType = UNSET  # False: a transcription-only session
+    tools: Tools | UnsetType = UNSET
+    tool_choice: str | UnsetType = UNSET
+    max_output_tokens: Tokens | UnsetType | None = UNSET
+    temperature: Temperature | UnsetType | None = UNSET
+    audible_busy: bool | UnsetType = UNSET
+
+
+class InputCommit(_Event, frozen=True, tag="input.commit"):
+    """The caller's utterance ends here (turn detection by hand, or impatience). Error ``input_empty`` if there is none."""
+
+    creates_reply: bool = True
+
+
+class InputClear(_Event, frozen=True, tag="input.clear"):
+    """Forget the audio that is not committed yet."""
+
+
+class ItemAppend(_Event, frozen=True, tag="item.append"):
+    """Put an item into the history after ``after_key`` (empty: at the end; "root": at the start). ``may_be_gone``: the history
+    is bounded, so an ``after_key`` that it no longer has means the end."""
+
+    item: HistoryItem
+    after_key: str = ""
+    may_be_gone: bool = False
+
+
+class ItemDelete(_Event, frozen=True, tag="item.delete"):
+    """``may_be_gone``: no error if the history does not have it (it is bounded, and an unheard reply is not in it)."""
+
+    key: Annotated[str, Meta(min_length=1)]
+    may_be_gone: bool = False
+
+
+class ReplyCreate(_Event, frozen=True, tag="reply.create"):
+    """Answer now. Fields that are set override the session's for this reply only. ``is_out_of_band``: not part of the
+    conversation; ``items`` replace the history when not None. ``key`` comes back in ``ReplyStarted``."""
+
+    key: str = ""
+    instructions: str | None = None
+    speaks: bool | None = None
+    tools: Tools | None = None
+    tool_choice: str | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    is_out_of_band: bool = False
+    items: tuple[HistoryItem, ...] | None = None
+
+
+class ReplyCancel(_Event, frozen=True, tag="reply.cancel"):
+    key: str = ""
+
+
+class ReplyPlayed(_Event, frozen=True, tag="reply.played"):
+    """The client says how much of the reply of ``turn`` a person has heard (a mark, a truncate). ``is_final`` cuts the
+    history there."""
+
+    turn: TurnNumber
+    played_ms: Annotated[float, Meta(ge=0)]
+    is_final: bool = False
+
+
+class Digit(_Event, frozen=True, tag="input.digit"):
+    """A telephone key."""
+
+    digit: PhoneKey
+
+
+class SessionClose(_Event, frozen=True, tag="session.close"):
+    """Finish the turn in progress, then close."""
+
+
+ClientEvent = (
+    SessionUpdate
+    | InputCommit
+    | InputClear
+    | ItemAppend
+    | ItemDelete
+    | ReplyCreate
+    | ReplyCancel
+    | ReplyPlayed
+    | Digit
+    | SessionClose
+)
+
+# --------------------------------------------------------------------------------------------------- output events
+
+
+class SessionReady(_Event, frozen=True, tag="session.ready"):
+    session_id: str
+    input_rate_hz: int
+    output_rate_hz: int
+    resume_token: str = ""
+    credit_ms: float = 0.0
+    is_resumed: bool = False
+    received_ms: float = 0.0  # a resumed client continues its audio from here
+    received_events: int | None = None  # how many of its text messages are here; it sends the others again
+
+
+class SessionUpdated(_Event, frozen=True, tag="session.updated"):
+    pass
+
+
+class SpeechStarted(_Event, frozen=True, tag="speech.started"):
+    """``at_ms`` includes the prefix padding. ``interrupted_turn``: the reply that this cut off, 0 for none."""
+
+    turn: int
+    at_ms: float
+    interrupted_turn: int = 0
+
+
+class SpeechStopped(_Event, frozen=True, tag="speech.stopped"):
+    turn: int
+    at_ms: float
+    reason: Literal["silence", "max_turn", "commit", "close"] = "silence"
+
+
+class InputCommitted(_Event, frozen=True, tag="input.committed"):
+    turn: int
+    audio_ms: float
+
+
+class InputCleared(_Event, frozen=True, tag="input.cleared"):
+    pass
+
+
+class InputIdle(_Event, frozen=True, tag="input.idle"):
+    """``idle_timeout_ms`` passed after a reply without speech."""
+
+    from_ms: float
+    to_ms: float
+
+
+class TranscriptPartial(_Event, frozen=True, tag="transcript.partial"):
+    """The whole stable hypothesis of this turn; it only grows."""
+
+    turn: int
+    text: str
+
+
+class TranscriptFinal(_Event, frozen=True, tag="transcript.final"):
+    turn: int
+    text: str
+    audio_ms: float = 0.0
+
+
+class TranscriptFailed(_Event, frozen=True, tag="transcript.failed"):
+    turn: int
+    code: str
+    message: str
+
+
+class ReplyStarted(_Event, frozen=True, tag="reply.started"):
+    turn: int
+    key: str = ""
+    speaks: bool = True
+    is_out_of_band: bool = False
+
+
+class ReplyText(_Event, frozen=True, tag="reply.text"):
+    """The next piece of the answer, usually a sentence."""
+
+    turn: int
+    text: str
+
+
+class ReplyFiller(_Event, frozen=True, tag="reply.filler"):
+    """The reply is late, so the audio that follows says ``text`` ("": it is a tone) in its place. It counts as the reply's first
+    audio in ``played_ms``, and nowhere else: not in its text, its history, or its timings."""
+
+    turn: int
+    text: str
+    audio_ms: float
+
+
+class ReplyToolCall(_Event, frozen=True, tag="reply.tool_call"):
+    """A piece of a tool call; ``is_done`` closes call ``index`` with its whole ``arguments``."""
+
+    turn: int
+    index: int
+    call_id: str
+    name: str
+    arguments: str
+    is_done: bool = False
+
+
+class ReplyAudio(msgspec.Struct, frozen=True, tag_field="type", tag="reply.audio", gc=False):
+    """PCM16 at the session's output rate."""
+
+    turn: int
+    pcm: bytes
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """The measured split of a turn, in ms. ``end_of_speech_ms`` is on the audio clock; the rest are durations. Each is
+    None when that part did not happen. ``first_audio_ms`` counts from the end-of-turn decision."""
+
+    end_of_speech_ms: float | None = None
+    endpointing_ms: float | None = None
+    stt_ms: float | None = None
+    reply_ms: float | None = None
+    tts_ms: float | None = None
+    first_audio_ms: float | None = None
+    audio_ms: float = 0.0
+
+
+class ReplyDone(_Event, frozen=True, tag="reply.done"):
+    """Always sent once for every ``ReplyStarted``, and once for a ``ReplyCreate`` with a key that was given up before it started
+    (``turn`` 0). ``reason``: completed, interrupted (barge-in), cancelled (asked for),
+    failed (code and message), limited (max_output_tokens), filtered."""
+
+    turn: int
+    reason: Literal["completed", "interrupted", "cancelled", "failed", "limited", "filtered"]
+    timings: Timings = Timings()
+    text: str = ""
+    code: str = ""
+    message: str = ""
+    key: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class PlaybackStop(_Event, frozen=True, tag="playback.stop"):
+    """Barge-in while a finished reply is still being heard: throw away what is queued for playing. ``played_ms``: the
+    server's estimate of what was heard."""
+
+    turn: int
+    played_ms: float
+
+
+class DigitHeard(_Event, frozen=True, tag="input.digit"):
+    digit: str
+
+
+DEGRADED_REASONS: Final = ("no_partials", "lighter_engine")
+
+
+class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
+    """The promise. ``lag_ms``: how far behind, by the audio that waits or by its age; ``credit_ms``: audio that may be sent
+    now; ``dropped_ms``: audio shed since the last signal; ``position``: place in the waiting room, 0 if not
+    waiting. ``step``: how far down the ladder. ``degraded``: what is less than it could be until ``server.ready``: ``partials``
+    (transcripts come when they are final) and ``STAGE engine`` (a lighter one does the stage's work for this turn).
+    A caller who is not late but degraded with the whole server hears so by the reason ``no_partials`` or ``lighter_engine``."""
+
+    stage: str
+    reason: str
+    lag_ms: float
+    credit_ms: float
+    retry_after_ms: float
+    dropped_ms: float = 0.0
+    position: int = 0
+    turn: int = 0
+    step: Literal["slow", "lost", "degraded", "shed", "waiting"] = "slow"
+    degraded: tuple[str, ...] = ()
+
+    @property
+    def is_late(self) -> bool:
+        """This caller waits for something, and is not only served with less."""
+        return self.reason not in DEGRADED_REASONS
+
+
+class BusyCue(_Event, frozen=True, tag="server.cue"):
+    """Say it aloud to a caller who reads no events (option ``audible_busy``): cached audio, so no stage is needed. Comes at most
+    once for each time that the server is busy and for each place in the waiting room, and never into a reply."""
+
+    cue: Literal["busy", "waiting", "full", "draining", "failed"]
+    position: int = 0
+
+
+class ServerReady(_Event, frozen=True, tag="server.ready", omit_defaults=False):
+    """All that ``server.busy`` said is over, whichever stages it named. ``stage``: the one that it named last."""
+
+    stage: str = ""
+    credit_ms: float = 0.0
+
+
+class ServerDraining(_Event, frozen=True, tag="server.draining", omit_defaults=False):
+    deadline_ms: float
+
+
+class StageAccounting(msgspec.Struct, frozen=True):
+    received_ms: float
+    consumed_ms: float
+    dropped_ms: float
+    discarded_ms: float
+
+
+class Accounting(msgspec.Struct, frozen=True):
+    """received = consumed + dropped + discarded, in ms of audio, at close. ``stages`` breaks it down."""
+
+    received_ms: float
+    consumed_ms: float
+    dropped_ms: float
+    discarded_ms: float
+    stages: dict[str, StageAccounting] = {}
+
+
+class SessionClosing(_Event, frozen=True, tag="session.closing", omit_defaults=False):
+    reason: str
+    accounting: Accounting
+
+
+class ErrorEvent(_Event, frozen=True, tag="error"):
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+    event_id: str | None = None
+    turn: int = 0
+    retry_after_ms: float = 0.0  # of a refusal
+
+
+ServerEvent = (
+    SessionReady
+    | SessionUpdated
+    | SpeechStarted
+    | SpeechStopped
+    | InputCommitted
+    | InputCleared
+    | InputIdle
+    | TranscriptPartial
+    | TranscriptFinal
+    | TranscriptFailed
+    | ReplyStarted
+    | ReplyText
+    | ReplyFiller
+    | ReplyToolCall
+    | ReplyAudio
+    | ReplyDone
+    | PlaybackStop
+    | DigitHeard
+    | ServerBusy
+    | BusyCue
+    | ServerReady
+    | ServerDraining
+    | SessionClosing
+    | ErrorEvent
+)

@@ -1,0 +1,1 @@
+"""Metrics, figures of the process, and logs."""

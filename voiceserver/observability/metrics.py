@@ -1,0 +1,356 @@
+"""Every metric that the server exports, on one page. Names and labels live nowhere else (R5).
+
+Counters are counted where something is decided or closed, never per chunk of audio; label children are looked up once and kept.
+What pools know (workers, streams, lag) is read at the scrape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from voiceserver.events import events as ev
+from voiceserver.observability.process_metrics import Vitals
+from voiceserver.pool import PoolStats, WorkerStats
+
+if TYPE_CHECKING:
+    from voiceserver.capacity.admission import Admission
+    from voiceserver.capacity.controller import Learner
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_REFUSAL_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+# Narrow around half a second: most turns end after the default silence, and a quantile is read from between two bounds.
+_TURN_BUCKETS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4),
+    *(0.5, 0.525, 0.55, 0.6, 0.7, 0.8, 1.2, 2.0, 5.0, 10.0),
+)
+FIRST_PRIVATE_CODE = 3_000  # from here on a client may choose any of 2,000: no label each
+_PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    labels: dict[str, str]
+    value: float
+
+
+class Metrics(Collector):
+    """One registry; a test or a second server in one process makes its own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
+        registry = self._registry = CollectorRegistry(auto_describe=False)
+        self.merge: Callable[[Iterable[Metric]], Iterable[Metric]] | None = None
+        registry.register(Vitals())
+
+        self.connections = Gauge(
+            "voiceserver_connections", "Open connections, of any kind.", registry=registry
+        )
+        self.sessions = Gauge("voiceserver_sessions", "Open sessions.", registry=registry)
+        self._opened = Counter("voiceserver_sessions_opened", "Sessions opened.", ["wire"], registry=registry)
+        self._closed = Counter(
+            "voiceserver_sessions_closed", "Sessions closed.", ["wire", "code"], registry=registry
+        )
+        self._refused = Counter(
+            "voiceserver_refused", "Callers refused at the door.", ["reason"], registry=registry
+        )
+        self.calls_detached = Gauge(
+            "voiceserver_calls_detached", "Calls kept for a caller whose connection broke.", registry=registry
+        )
+        self.calls_resumed = Counter(
+            "voiceserver_calls_resumed", "Calls that went on over another connection.", registry=registry
+        )
+        self.calls_handed_on = Counter(
+            "voiceserver_calls_handed_on",
+            "Connections given to the process that keeps their call.",
+            registry=registry,
+        )
+        self._calls_given_up = Counter(
+            "voiceserver_calls_given_up",
+            "Kept calls that nobody came back to.",
+            ["reason"],
+            registry=registry,
+        )
+        self._http = Counter(
+            "voiceserver_http_responses", "Plain HTTP answers.", ["status"], registry=registry
+        )
+        self._errors = Counter(
+            "voiceserver_client_errors",
+            "Mistakes of clients that were answered.",
+            ["code"],
+            registry=registry,
+        )
+        self._busy = Counter(
+            "voiceserver_busy_signals", "Busy signals sent.", ["stage", "reason"], registry=registry
+        )
+        self._replies = Counter(
+            "voiceserver_replies", "Replies, by how they ended.", ["reason"], registry=registry
+        )
+        self._fillers = Counter(
+            "voiceserver_fillers", "Fillers said because a reply was late.", registry=registry
+        )
+        self._audio = Counter(
+            "voiceserver_audio_seconds",
+            "Audio of closed sessions: received = consumed + dropped + discarded.",
+            ["fate"],
+            registry=registry,
+        )
+        self._turn = Histogram(
+            "voiceserver_turn_seconds",
+            "The measured split of a turn; first_audio counts from the end-of-turn decision.",
+            ["part"],
+            buckets=_TURN_BUCKETS,
+            registry=registry,
+        )
+        self.loop_lag = Histogram(
+            "voiceserver_loop_lag_seconds",
+            "How late the event loop runs what is due.",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+        self.refusal = Histogram(
+            "voiceserver_refusal_seconds",
+            "From reading a request to its refusal, written.",
+            buckets=_REFUSAL_BUCKETS,
+            registry=registry,
+        )
+        self._children: dict[tuple[str, ...], Counter] = {}
+        self._audio_of = {
+            fate: self._audio.labels(fate) for fate in ("received", "consumed", "dropped", "discarded")
+        }
+        self._part_of = {part: self._turn.labels(part) for part in _PIECES}
+
+    def observe_pools(self, stats: Callable[[], Sequence[PoolStats]]) -> None:
+        """Read ``stats`` at every scrape."""
+        self._registry.register(_PoolCollector(stats))
+
+    def observe_admission(
+        self, admission: Admission, learner: Learner, live: Callable[[], Iterable[ev.Accounting]]
+    ) -> None:
+        """Read who is in, who waits, and the books of ``live`` sessions at every scrape."""
+        self._registry.register(_AdmissionCollector(admission, learner, live))
+
+    def count_opened(self, wire: str) -> None:
+        self.sessions.inc()
+        self._inc(self._opened, wire)
+
+    def count_closed(self, wire: str, code: int, accounting: ev.Accounting) -> None:
+        self.sessions.dec()
+        self._inc(self._closed, wire, str(code) if code < FIRST_PRIVATE_CODE else "private")
+        for fate, counter in self._audio_of.items():
+            counter.inc(max(getattr(accounting, f"{fate}_ms"), 0.0) / 1000.0)
+
+    def count_refused(self, reason: str) -> None:
+        self._inc(self._refused, reason)
+
+    def count_given_up(self, reason: str) -> None:
+        self._inc(self._calls_given_up, reason)
+
+    def count_http(self, status: int) -> None:
+        self._inc(self._http, str(status))
+
+    def count_error(self, code: str) -> None:
+        self._inc(self._errors, code)
+
+    def observe(self, event: ev.ServerEvent) -> None:
+        """Count what an event says; most say nothing."""
+        if type(event) is ev.ServerBusy:
+            self._inc(self._busy, event.stage, event.reason)
+        elif type(event) is ev.ReplyDone:
+            self._inc(self._replies, event.reason)
+            for part, histogram in self._part_of.items():
+                took_ms = getattr(event.timings, f"{part}_ms")
+                if took_ms is not None:
+                    histogram.observe(took_ms / 1000.0)
+        elif type(event) is ev.ReplyFiller:
+            self._fillers.inc()
+
+    def _inc(self, counter: Counter, *labels: str) -> None:
+        key = (counter._name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = counter.labels(*labels)
+        child.inc()
+
+    def own_families(self) -> list[Metric]:
+        """What this process knows."""
+        return list(self._registry.collect())
+
+    def collect(self) -> Iterable[Metric]:
+        """What is told: of all processes, where there are several."""
+        families = self.own_families()
+        return families if self.merge is None else self.merge(families)
+
+    def to_text(self) -> bytes:
+        return generate_latest(self)
+
+    def to_samples(self) -> dict[str, list[Sample]]:
+        """The same as values: by name, each with its labels."""
+        found: dict[str, list[Sample]] = {}
+        for family in self.collect():
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
+        return found
+
+
+class _AdmissionCollector(Collector):
+    def __init__(
+        self, admission: Admission, learner: Learner, live: Callable[[], Iterable[ev.Accounting]]
+    ) -> None:
+        self._admission = admission
+        self._learner = learner
+        self._live = live
+
+    def collect(self) -> Iterator[Metric]:
+        admission, learner = self._admission, self._learner
+        gauges = {
+            "talkers": ("Callers with a talker's place.", admission.talkers),
+            "talkers_limit": ("Talkers that are let in at once; 0: no limit.", admission.limit),
+            "waiting": ("Callers in the waiting room.", admission.waiting),
+            "degrade_level": (
+                "How far the server has retreated: an index of Ladder.STEPS.",
+                learner.level,
+            ),
+            "standing_delay_seconds": (
+                "Delay that has not gone away for half a second.",
+                learner.standing_ms / 1e3,
+            ),
+            "busiest_stage_ratio": ("Working time of the busiest stage, smoothed.", learner.busy),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"voiceserver_{name}", text, value=value)
+        family = GaugeMetricFamily(
+            "voiceserver_live_audio_seconds",
+            "Audio of open sessions: received = consumed + buffered + dropped.",
+            labels=["fate"],
+        )
+        sums = dict.fromkeys(("received", "consumed", "buffered", "dropped"), 0.0)
+        for books in self._live():
+            sums["received"] += books.received_ms
+            sums["consumed"] += books.consumed_ms
+            sums["buffered"] += books.discarded_ms  # what is still there counts so until the end
+            sums["dropped"] += books.dropped_ms
+        for fate, ms in sums.items():
+            family.add_metric([fate], ms / 1e3)
+        yield family
+
+
+class _PoolCollector(Collector):
+    def __init__(self, stats: Callable[[], Sequence[PoolStats]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        pools = self._stats()
+        yield _by_stage("voiceserver_stage_streams", "Open streams.", pools, lambda pool: pool.streams)
+        yield _by_stage("voiceserver_stage_free", "Places for more streams.", pools, lambda pool: pool.free)
+        yield _by_stage(
+            "voiceserver_stage_lag_seconds",
+            "Age of the oldest request.",
+            pools,
+            lambda pool: pool.lag_ms / 1000.0,
+        )
+        yield _by_stage(
+            "voiceserver_stage_mean_batch", "Items per engine step.", pools, lambda pool: pool.mean_batch
+        )
+        yield _by_stage(
+            "voiceserver_stage_lighter_streams",
+            "Open streams on the stage's lighter engine.",
+            pools,
+            lambda pool: pool.lighter_streams,
+        )
+        yield _workers(pools)
+        yield _restarts(pools)
+        yield from _each_worker(pools)
+
+
+def _by_stage(
+    name: str, text: str, pools: Iterable[PoolStats], value_of: Callable[[PoolStats], float | None]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=["stage"])
+    for pool in pools:
+        value = value_of(pool)
+        if value is not None:
+            family.add_metric([pool.stage], value)
+    return family
+
+
+def _workers(pools: Iterable[PoolStats]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily("voiceserver_workers", "Worker processes by state.", labels=["stage", "state"])
+    for pool in pools:
+        for state in ("starting", "ready", "hung", "dead", "backoff"):
+            family.add_metric([pool.stage, state], sum(worker.state == state for worker in pool.workers))
+    return family
+
+
+def _restarts(pools: Iterable[PoolStats]) -> CounterMetricFamily:
+    family = CounterMetricFamily("voiceserver_worker_restarts", "Workers started again.", labels=["stage"])
+    for pool in pools:
+        family.add_metric([pool.stage], pool.restarts)
+    return family
+
+
+def _each_worker(pools: Sequence[PoolStats]) -> Iterator[Metric]:
+    labels = ["stage", "worker"]
+    state = GaugeMetricFamily(
+        "voiceserver_worker_state", "1 for the state that a worker is in.", labels=[*labels, "state"]
+    )
+    gauges: dict[str, tuple[str, Callable[[WorkerStats], float]]] = {
+        "streams": ("Open streams of one worker.", lambda worker: worker.streams),
+        "queued": ("Requests that the worker has not taken.", lambda worker: worker.queued),
+        "queue_age_seconds": ("Age of the oldest of them.", lambda worker: worker.queue_age_ms / 1000.0),
+        "step_seconds": ("Moving average of one engine step.", lambda worker: worker.service_ms / 1000.0),
+    }
+    counters: dict[str, tuple[str, Callable[[WorkerStats], float]]] = {
+        "steps": ("Engine steps: batches.", lambda worker: worker.batches),
+        "items": ("Items in those batches.", lambda worker: worker.items),
+    }
+    families: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[WorkerStats], float]]] = []
+    for kind, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+        for name, (text, value_of) in table.items():
+            families.append((kind(f"voiceserver_worker_{name}", text, labels=labels), value_of))
+    for pool in pools:
+        for worker in pool.workers:
+            key = [pool.stage, str(worker.index)]
+            state.add_metric([*key, worker.state], 1.0)
+            for family, value_of in families:
+                family.add_metric(key, value_of(worker))
+    yield state
+    yield from (family for family, _ in families)
+
+
+class StageCapacity(msgspec.Struct, frozen=True):
+    """One stage of ``/v1/capacity``. ``free`` null: no limit."""
+
+    engine: str
+    workers: int
+    ready: int
+    streams: int
+    free: int | None
+    lag_ms: float
+    mean_batch: float
+    restarts: int
+
+    @classmethod
+    def of(cls, stats: PoolStats) -> StageCapacity:
+        return cls(
+            engine=stats.engine,
+            workers=len(stats.workers),
+            ready=sum(worker.state == "ready" for worker in stats.workers),
+            streams=stats.streams,
+            free=stats.free,
+            lag_ms=round(stats.lag_ms, 3),
+            mean_batch=round(stats.mean_batch, 2),
+            restarts=stats.restarts,
+        )

@@ -1,0 +1,450 @@
+"""What every pool of channels does, whoever runs the workers: streams, results, room, and the one crash path.
+
+``ChannelPool`` knows neither processes nor an event loop: time, ``call_soon`` and the making of workers are given. ``local``
+puts processes behind it, ``inline`` a worker in the same thread. Rules:
+
+- Owners are called from ``drain``, ``bury`` and ``sweep`` only; each burst of calls ends in one ``on_tick`` per owner.
+- Results that were published before a worker died reach their owners before they hear of the death.
+- Whoever was told "full" is called back, first come, first called.
+- Streams that were in the batch of a crash go to workers of their own kind (the trial lanes), each to one of its own as far
+  as there are some, so that a second crash of the same input meets none of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from voiceserver.errors import Refusal
+from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
+from voiceserver.pool.place_queue import PlaceQueue
+from voiceserver.pool.quarantine import Quarantine
+from voiceserver.pool.worker_handle import Lane, LaneState, LaneStream
+from voiceserver_workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
+from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.ipc.platform import Platform
+
+OnEvent = Callable[[str, Mapping[str, object]], None]
+CallSoon = Callable[[Callable[[], None]], object]
+
+RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
+DEFAULT_TURNOVER_MS = 2_000.0  # between two places becoming free, before it was measured
+MAX_RETRY_MS = 60_000.0
+TRIAL_LANES = 2  # started when needed; as many as callers whom a worker of the default stt serves at once
+TRIAL_WAIT_MS = 500.0
+TRIAL_IDLE_MS = 10_000.0
+_BURST = 512
+_BURSTS_PER_DRAIN = 8
+_SMOOTHING = 0.2
+
+
+def ignore_event(name: str, fields: Mapping[str, object]) -> None:
+    """The default ``on_event``."""
+
+
+class ChannelPool(ABC):
+    """``on_event(name, fields)`` hears what happens to workers, for logs and metrics. ``call_soon(callback)`` runs it after
+    the callbacks of this turn of the loop."""
+
+    def __init__(
+        self,
+        *,
+        stage: str,
+        engine: str,
+        workers: int,
+        streams_per_worker: int,
+        step_timeout_ms: float,
+        channel: ChannelConfig,
+        call_soon: CallSoon,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        on_event: OnEvent = ignore_event,
+        quarantine: Quarantine | None = None,
+        platform: Platform | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, not {workers}")
+        self.stage = stage
+        self.engine = engine
+        self.quarantine = quarantine or Quarantine()
+        self._channel = channel
+        self._platform = platform
+        self._streams_per_worker = streams_per_worker
+        self._step_timeout_ms = step_timeout_ms
+        self._call_soon = call_soon
+        self._clock_ns = clock_ns
+        self._on_event = on_event
+        self.lanes = [Lane(index, call_soon, clock_ns) for index in range(workers)]
+        trials = range(workers, workers + TRIAL_LANES)
+        self.trial_lanes = [Lane(index, call_soon, clock_ns, is_trial=True) for index in trials]
+        self._next_stream = CONTROL_STREAM + 1
+        self._queue = PlaceQueue()
+        self._is_offer_due = False
+        self._is_stopping = False
+        self._turnover_ms = DEFAULT_TURNOVER_MS
+        self._freed_ms = 0.0
+        self.restarts = 0
+        self.is_lighter = False  # see ``tiered``
+        self._options: frozenset[str] = frozenset()  # of its engine, as a worker told
+        self.voices: frozenset[str] = frozenset()
+
+    # For the sessions
+
+    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
+        now_ms = self._now_ms()
+        left_ms = self.quarantine.left_ms(key, now_ms) if key else 0.0
+        if left_ms:
+            return Refusal("quarantined", left_ms, self.stage)
+        trial_items = self.quarantine.trial_items(key, now_ms) if key else 0
+        if not trial_items and len(self._queue) and not self._queue.may_take(owner, self._free_places()):
+            return self._refuse(owner, is_on_trial=False)
+        payload = self._taken_by_engine(params).to_bytes()
+        for lane in self._candidates(trial_items > 0, now_ms):
+            stream = self._next_stream
+            if lane.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
+                self._next_stream += 1
+                opened = lane.streams[stream] = LaneStream(self, lane, stream, owner, key)
+                self._queue.forget(owner)
+                lane.ring_soon()
+                return opened
+        return self._refuse(owner, is_on_trial=trial_items > 0)
+
+    def _taken_by_engine(self, params: StreamParams) -> StreamParams:
+        """Without the options that the engine does not name: a session wishes, and not every engine can."""
+        options = {name: value for name, value in params.options.items() if name in self._options}
+        return params if len(options) == len(params.options) else replace(params, options=options)
+
+    def forget(self, owner: StreamOwner) -> None:
+        """``owner`` is leaving: no ``on_room`` for it any more."""
+        self._queue.forget(owner)
+
+    def set_max_wait_ms(self, max_wait_ms: float) -> None:
+        """Widen or narrow the batch window of the running workers; a later worker starts with the configured one."""
+        payload = json.dumps({"max_wait_ms": max_wait_ms}).encode()
+        for lane in self.all_lanes():
+            if lane.state is LaneState.READY and lane.try_send(
+                RequestKind.DATA, CONTROL_STREAM, 0, 0, payload, self._clock_ns()
+            ):
+                lane.ring_soon()
+
+    def is_ready(self) -> bool:
+        return any(lane.state is LaneState.READY for lane in self.lanes)
+
+    def back_in_ms(self) -> float | None:
+        """See ``Pool``."""
+        return None if self.is_ready() else self._next_worker_ms()
+
+    def stats(self) -> PoolStats:
+        workers = tuple(
+            lane.stats() for lane in self.all_lanes() if not lane.is_trial or lane.end is not None
+        )
+        steps = sum(worker.batches for worker in workers)
+        items = sum(worker.items for worker in workers)
+        return PoolStats(
+            stage=self.stage,
+            engine=self.engine,
+            workers=workers,
+            streams=sum(worker.streams for worker in workers),
+            free=self._free_places(),
+            lag_ms=max((w.queue_age_ms for w in workers if w.state in ("ready", "hung")), default=0.0),
+            restarts=self.restarts,
+            mean_batch=items / steps if steps else 0.0,
+        )
+
+    def close_stream(self, lane: Lane, stream: LaneStream) -> None:
+        """For LaneStream.close."""
+        if lane.streams.pop(stream.id, None) is None:
+            return
+        lane.wants_room.pop(stream.id, None)
+        if lane.unsent_closes or not lane.try_send(RequestKind.CLOSE, stream.id, 0, 0, b"", self._clock_ns()):
+            lane.unsent_closes.append(stream.id)
+        lane.ring_soon()
+        now_ms = self._now_ms()
+        if self._freed_ms:
+            # Clamped, so that one quiet night does not promise the next caller an hour.
+            gap_ms = min(now_ms - self._freed_ms, MAX_RETRY_MS)
+            self._turnover_ms += (gap_ms - self._turnover_ms) * _SMOOTHING
+        self._freed_ms = now_ms
+        self._offer_places_soon()
+
+    # For whoever runs the workers
+
+    def all_lanes(self) -> list[Lane]:
+        """The trial lanes come last."""
+        return [*self.lanes, *self.trial_lanes]
+
+    def begin(self, lane: Lane) -> ServerEnd:
+        """A fresh channel for the lane's next worker. Raises OSError when there is no memory for it."""
+        end = ServerEnd.create(self._channel, generation=lane.generation + 1, platform=self._platform)
+        lane.generation += 1
+        lane.begin(end, self._now_ms())
+        return end
+
+    def drain(self, lane: Lane) -> None:
+        """Deliver what the worker has published; stays within a bounded share of a loop turn."""
+        touched: dict[int, StreamOwner] = {}
+        generation = lane.generation
+        try:
+            is_empty = self._deliver(lane, touched, _BURSTS_PER_DRAIN)
+        except RingCorrupt as error:
+            self._tick(touched)
+            self._on_event("ring_corrupt", self._fields(lane, error=str(error)))
+            self.end_worker(lane)
+            self.bury(lane, "worker_lost")
+            return
+        if not is_empty:
+            self._call_soon(lambda: self._drain_again(lane, generation))
+        lane.push_closes()
+        self._offer_ring_room(lane, touched)
+        self._tick(touched)
+
+    def bury(self, lane: Lane, reason: LossReason) -> None:
+        """The worker is dead: the one crash path. Idempotent."""
+        end = lane.end
+        if end is None:
+            return
+        touched: dict[int, StreamOwner] = {}
+        try:
+            self._deliver(lane, touched, None)
+        except RingCorrupt as error:
+            self._on_event("ring_corrupt", self._fields(lane, error=str(error)))
+        if lane.last_words == "out_of_memory":
+            reason = "worker_memory"
+        now_ms = self._now_ms()
+        flight = end.flight()
+        suspects = {lane.streams[s].key for s in flight.streams if s in lane.streams} - {""}
+        guilty = set() if self._is_stopping else self.quarantine.record_crash(suspects, now_ms)
+        lost = list(lane.streams.values())
+        lane.streams.clear()
+        lane.finish(now_ms)
+        is_meant = self._is_stopping or (lane.is_trial and not lost)
+        if is_meant:
+            lane.state = LaneState.DEAD
+        why = "stopped" if is_meant else reason
+        fields = self._fields(lane, reason=why, batch=flight.batch_size, streams=len(lost))
+        self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
+        self.restarts += not is_meant
+        for stream in lost:
+            told: LossReason = "quarantined" if stream.key in guilty else reason
+            if lane.is_trial and guilty and stream.key not in guilty:
+                told = "moved"  # they have had their hiccup
+            touched[id(stream.owner)] = stream.owner
+            self._call(stream.lose, self.stage, told)
+        if suspects - guilty:
+            self._call_soon(partial(self._start_trials, len(suspects - guilty)))
+        for key in guilty:
+            self._on_event("quarantined", self._fields(lane, key=key))
+        self._tick(touched)
+
+    def sweep(self) -> None:
+        """Everything that no event announces: hangs, due respawns, room that came without a result."""
+        now_ms, now_ns = self._now_ms(), self._clock_ns()
+        for lane in self.all_lanes():
+            if lane.state is LaneState.BACKOFF and now_ms >= lane.respawn_ms and not self._is_stopping:
+                self.spawn(lane)
+            elif lane.state is LaneState.READY:
+                lane.measure()
+                is_silent = lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6))
+                if self.is_hung(lane, now_ns, is_silent=is_silent):
+                    self._hang(lane)
+                elif lane.wants_room or lane.unsent_closes:
+                    self.drain(lane)
+                elif lane.is_trial:
+                    self._retire_idle(lane, now_ms)
+        if len(self._queue):
+            self._offer_places()
+
+    @abstractmethod
+    def spawn(self, lane: Lane) -> None:
+        """Start a worker for the lane (``begin``)."""
+
+    @abstractmethod
+    def end_worker(self, lane: Lane) -> None:
+        """Kill the lane's worker. Does not wait and does not bury."""
+
+    def is_hung(self, lane: Lane, now_ns: int, *, is_silent: bool) -> bool:
+        """The verdict on a ready worker. ``is_silent``: its step, or its silence, lasts too long."""
+        return is_silent
+
+    def on_ready(self, lane: Lane) -> None:
+        """A worker said hello."""
+        took_ms = self._now_ms() - lane.started_ms
+        self._on_event("worker_ready", self._fields(lane, took_ms=round(took_ms, 1)))
+
+    def on_bad_engine(self, lane: Lane, message: str) -> None:
+        """A worker could not make its engine."""
+        self._on_event("bad_engine", self._fields(lane, message=message))
+
+    # Inside
+
+    def _candidates(self, is_on_trial: bool, now_ms: float) -> list[Lane]:
+        """Lanes with a place for a new stream, the best first."""
+        lanes = sorted(filter(Lane.has_place, self.lanes), key=lambda lane: len(lane.streams))
+        if not is_on_trial:
+            return lanes
+        trials = sorted(filter(Lane.has_place, self.trial_lanes), key=lambda lane: len(lane.streams))
+        if not trials or trials[0].streams:
+            busy = sum(lane.state is not LaneState.DEAD for lane in self.trial_lanes)
+            self._start_trials(busy + 1)
+            # Worth a short wait; an engine that loads for long must not keep its callers waiting.
+            if any(
+                lane.state is not LaneState.READY and now_ms - lane.started_ms < TRIAL_WAIT_MS
+                for lane in self.trial_lanes
+            ):
+                return []
+        return [*trials, *lanes]
+
+    def _start_trials(self, count: int) -> None:
+        for lane in self.trial_lanes[:count]:
+            if lane.state is LaneState.DEAD and not self._is_stopping:
+                self.spawn(lane)
+
+    def _retire_idle(self, lane: Lane, now_ms: float) -> None:
+        if lane.streams:
+            lane.idle_since_ms = now_ms
+        elif now_ms - lane.idle_since_ms > TRIAL_IDLE_MS:
+            self.end_worker(lane)
+            self.bury(lane, "worker_lost")
+
+    def _now_ms(self) -> float:
+        return self._clock_ns() / 1e6
+
+    def _hang(self, lane: Lane) -> None:
+        lane.state = LaneState.HUNG
+        self._on_event("worker_hung", self._fields(lane))
+        self.end_worker(lane)
+        self.bury(lane, "worker_hung")
+
+    def _drain_again(self, lane: Lane, generation: int) -> None:
+        if lane.end is not None and lane.generation == generation:
+            self.drain(lane)
+
+    def _deliver(self, lane: Lane, touched: dict[int, StreamOwner], bursts: int | None) -> bool:
+        """Hand out results; ``bursts`` None: until there are none. False: more may be waiting."""
+        end = lane.end
+        while end is not None and (bursts is None or bursts > 0):
+            records = end.receive(_BURST)
+            if records:
+                self._dispatch(lane, records, touched)
+                if bursts is not None:
+                    bursts -= 1
+            elif not end.rearm():
+                return True
+            end = lane.end
+        return end is None
+
+    def _dispatch(
+        self, lane: Lane, records: Sequence[Record], touched: dict[int, StreamOwner]
+    ) -> None:  # hot
+        find, stage = lane.streams.get, self.stage
+        for record in records:
+            stream = find(record.stream)
+            if stream is None:
+                if record.stream == CONTROL_STREAM:
+                    self._hear(lane, record)
+                continue
+            owner = stream.owner
+            try:
+                if owner.on_result(stage, record) is not False:
+                    touched[id(owner)] = owner
+            except Exception as error:
+                touched[id(owner)] = owner
+                self.on_owner_error(error)
+
+    def _hear(self, lane: Lane, record: Record) -> None:
+        told = json.loads(record.payload)
+        if record.kind == ResultKind.FAILED:
+            lane.last_words = told["code"]
+            if told["code"] == "bad_engine":
+                self.on_bad_engine(lane, told["message"])
+        elif record.kind == ResultKind.OPENED and lane.state is LaneState.STARTING:
+            limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
+            lane.max_streams = min(limits, default=0)
+            lane.state = LaneState.READY
+            self._options, self.voices = frozenset(told["options"]), frozenset(told["voices"])
+            if lane.end is not None:
+                lane.pid = lane.end.flight().worker_pid  # the hello may overtake the forkserver's answer
+            self.on_ready(lane)
+            if lane.is_trial:
+                self._call_soon(partial(self._offer_places, to_all=True))
+            else:
+                self._offer_places_soon()
+
+    def _refuse(self, owner: StreamOwner, *, is_on_trial: bool) -> Refusal:
+        self._queue.wait(owner)
+        if not self.is_ready() or is_on_trial:
+            return Refusal("no_worker", self._next_worker_ms(), self.stage)
+        retry_ms = max(RESPAWN_MS, min(MAX_RETRY_MS, self._turnover_ms * len(self._queue)))
+        return Refusal("full", retry_ms, self.stage)
+
+    def _next_worker_ms(self) -> float:
+        now_ms = self._now_ms()
+        waits = [lane.respawn_ms - now_ms for lane in self.lanes if lane.state is LaneState.BACKOFF]
+        return RESPAWN_MS + max(0.0, min(waits, default=0.0))
+
+    def _free_places(self) -> int | None:
+        ready = [lane for lane in self.lanes if lane.state is LaneState.READY]
+        if any(not lane.max_streams for lane in ready):
+            return None
+        return sum(lane.max_streams - len(lane.streams) for lane in ready)
+
+    def _offer_places_soon(self) -> None:
+        if len(self._queue) and not self._is_offer_due:
+            self._is_offer_due = True
+            self._call_soon(self._offer_places)
+
+    def _offer_places(self, *, to_all: bool = False) -> None:
+        self._is_offer_due = False
+        left = len(self._queue)
+        while left:  # some may want none any more
+            free = self._free_places() if self.is_ready() else 0
+            called = self._queue.call(left if to_all or free is None else min(free, left))
+            if not called:
+                return
+            left -= len(called)
+            for owner in called.values():
+                self._call(owner.on_room, self.stage)
+            self._tick(called)
+            self._queue.done()
+
+    def _offer_ring_room(self, lane: Lane, touched: dict[int, StreamOwner]) -> None:
+        """Wake those that found the ring full, in their order, once there is room for more than a single record."""
+        if lane.end is None or not lane.wants_room:
+            return
+        free = lane.end.free_slots()
+        if free < lane.end.config.request_slots // 4:
+            return
+        for _ in range(min(free, len(lane.wants_room))):
+            key = next(iter(lane.wants_room))
+            owner = lane.wants_room.pop(key).owner
+            touched[id(owner)] = owner
+            self._call(owner.on_room, self.stage)
+
+    def _tick(self, touched: dict[int, StreamOwner]) -> None:
+        for owner in touched.values():
+            try:
+                owner.on_tick()
+            except Exception as error:
+                self.on_owner_error(error)
+
+    def _call(self, callback: Callable[..., None], *args: str) -> None:
+        try:
+            callback(*args)
+        except Exception as error:
+            self.on_owner_error(error)
+
+    def on_owner_error(self, error: Exception) -> None:
+        """An owner's callback raised: one session's bug must not stop the others. Tests let it raise."""
+        raise error
+
+    def _fields(self, lane: Lane, **more: object) -> dict[str, object]:
+        return {
+            "stage": self.stage,
+            "worker": lane.index,
+            "pid": lane.pid,
+            "generation": lane.generation,
+            **more,
+        }

@@ -1,0 +1,381 @@
+"""The ``chat`` engine: any OpenAI-compatible chat-completions endpoint, streamed and cut into sentences for speech.
+
+    request --POST, SSE--> deltas --SentenceCutter--> TEXT per sentence, TOOL per delta, DONE once
+
+An endpoint that is down, slow or unwilling becomes a RemoteFailure, never silence:
+
+==================  ====================================================================================
+reply_unreachable   no connection, or it broke off before the end of the answer
+reply_timeout       no first token, no next token or no end in time
+reply_rejected      4xx: key, model or request are wrong, so trying again does not help
+reply_http_error    429, 5xx, or an answer that is no chat completion; ``retry_after_ms`` as the endpoint says
+==================  ====================================================================================
+
+A request is tried again only while nothing of its answer was seen. Keys and the endpoint's own words stay in here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from voiceserver.config.schema import StageConfig
+from voiceserver.errors import ConfigError
+from voiceserver.pool.channel_pool import OnEvent, ignore_event
+from voiceserver.pool.chat.config import ChatConfig
+from voiceserver.pool.chat.messages import (
+    Choice,
+    ToolDelta,
+    ToolPiece,
+    Usage,
+    decode_chunk,
+    decode_request,
+    encode,
+    is_unheard,
+    request_body,
+)
+from voiceserver.pool.chat.sse import EventTooLong, SseParser
+from voiceserver.pool.remote_pool import HttpPool, RemoteFailure, Say
+from voiceserver.session.sentences import SentenceCutter
+from voiceserver_workers import registry
+from voiceserver_workers.ipc.messages import ResultKind
+
+if TYPE_CHECKING:
+    import httpx
+
+RETRY_MS = 150.0
+DOWN_PROBE_MS = 2_000.0
+TIDY_MS = 1_000.0  # for the rest of a response, so that its connection can be used again
+KEEPALIVE_S = 300.0
+MAX_BODY_BYTES = 4_194_304
+_RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
+_PROBE_TIMEOUT_MS = 5_000.0
+
+
+def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_event) -> HttpPool:
+    """The pool of a stage whose engine is ``chat``. Raises ConfigError: a parameter is wrong, or the extra is not installed."""
+    try:
+        registry.check("chat")
+    except registry.EngineLookupError as error:
+        raise ConfigError(f"stages.{stage}.engine", str(error)) from error
+    chat = ChatConfig.from_params(config.params, os.environ, key=f"stages.{stage}.params")
+    remote = Chat(chat, lambda name, fields: on_event(name, {"stage": stage, **fields}))
+    return HttpPool(stage=stage, remote=remote, max_concurrency=chat.max_concurrency, on_event=on_event)
+
+
+class Chat:
+    """A RemoteEngine. ``on_event(name, fields)``: endpoint_down, endpoint_up."""
+
+    name = "chat"
+
+    def __init__(self, config: ChatConfig, on_event: OnEvent = ignore_event) -> None:
+        self._config = config
+        self._on_event = on_event
+        self._is_told_down = False
+        self._client: httpx.AsyncClient | None = None
+        self._is_up = config.keep_warm_ms == 0  # nobody looks, so hope
+        self._used_at_s = 0.0
+
+    async def open(self) -> None:
+        import httpx
+
+        config = self._config
+        headers = {"User-Agent": "voiceserver", **config.headers}
+        if config.api_key:
+            headers["Authorization"] = f"Bearer {config.api_key}"
+        connect_s = config.connect_timeout_ms / 1000.0
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=connect_s),  # answer() keeps the other times
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=config.max_concurrency,
+                keepalive_expiry=KEEPALIVE_S,
+            ),
+            trust_env=config.uses_proxy,
+        )
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def is_up(self) -> bool:
+        return self._is_up
+
+    async def watch(self) -> None:
+        """Use an idle connection now and then; look often for an endpoint that is down."""
+        every_ms = self._config.keep_warm_ms
+        loop = asyncio.get_running_loop()
+        while every_ms and self._client is not None:
+            idle_ms = (loop.time() - self._used_at_s) * 1000.0
+            if not self._is_up or not self._used_at_s or idle_ms >= every_ms:
+                await self._probe(self._client)
+                idle_ms = 0.0
+            await asyncio.sleep((every_ms - idle_ms if self._is_up else DOWN_PROBE_MS) / 1000.0)
+
+    async def _probe(self, client: httpx.AsyncClient) -> None:
+        """Any HTTP answer will do: it means a warm connection."""
+        import httpx
+
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_MS / 1000.0):
+                await client.get(f"{self._config.base_url}/models")
+        except (TimeoutError, httpx.HTTPError) as error:
+            self._note_down(error)
+        else:
+            self._note_up()
+
+    def _note_down(self, error: Exception) -> None:
+        """For the log, once per outage: the caller is told without addresses."""
+        self._is_up = False
+        if not self._is_told_down:
+            self._is_told_down = True
+            reason = str(error) or type(error).__name__
+            self._on_event(
+                "endpoint_down", {"url": _without_password(self._config.base_url), "reason": reason}
+            )
+
+    def _note_up(self) -> None:
+        if self._is_told_down:
+            self._is_told_down = False
+            self._on_event("endpoint_up", {"url": _without_password(self._config.base_url)})
+        self._is_up = True
+        self._used_at_s = asyncio.get_running_loop().time()
+
+    # ------------------------------------------------------------------------------------------------- one answer
+
+    async def answer(self, request: bytes, say: Say) -> None:
+        """See ``voiceserver.pool.remote_pool.RemoteEngine``."""
+        config = self._config
+        asked = decode_request(request)
+        if is_unheard(asked):
+            say(ResultKind.TEXT, config.reprompt.encode())
+            say(ResultKind.DONE, b'{"finish_reason":"stop"}')
+            return
+        answer = Answer(say, SentenceCutter(config.max_sentence_chars, config.first_clause_chars))
+        loop = asyncio.get_running_loop()
+        limits = _Limits(config, loop.time)
+        try:
+            async with asyncio.timeout(None) as clock:
+                await self._ask_until_answered(request_body(asked, config), answer, limits, clock)
+        except TimeoutError:
+            if not answer.is_done:  # else only the tidying took too long
+                raise RemoteFailure(
+                    "reply_timeout", limits.complaint(answer), retry_after_ms=RETRY_MS
+                ) from None
+
+    async def _ask_until_answered(
+        self, body: bytes, answer: Answer, limits: _Limits, clock: asyncio.Timeout
+    ) -> None:
+        limits.set(clock, answer)
+        left = self._config.retries
+        while True:
+            try:
+                await self._ask(body, answer, limits, clock)
+                return
+            except RemoteFailure as failure:
+                wait_ms = failure.retry_after_ms or RETRY_MS
+                is_soon = clock.when() is None or limits.now() + wait_ms / 1000.0 < (clock.when() or 0.0)
+                if not left or not failure.is_retryable or answer.has_begun or not is_soon:
+                    raise
+                left -= 1
+                await asyncio.sleep(wait_ms / 1000.0)
+
+    async def _ask(self, body: bytes, answer: Answer, limits: _Limits, clock: asyncio.Timeout) -> None:
+        import httpx
+
+        client = self._client
+        if client is None:
+            raise RemoteFailure("reply_unreachable", "The reply endpoint is not connected.")
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        url = f"{self._config.base_url}/chat/completions"
+        try:
+            async with client.stream("POST", url, content=body, headers=headers) as response:
+                self._note_up()
+                if response.status_code != 200:
+                    raise _refused(response.status_code, response.headers.get("retry-after", ""))
+                if "json" in response.headers.get("content-type", ""):
+                    await _receive_whole(response, answer)
+                else:
+                    await _receive_stream(response, answer, lambda: limits.set(clock, answer))
+        except httpx.TimeoutException as error:
+            self._note_down(error)
+            raise RemoteFailure(
+                "reply_unreachable", "The reply endpoint did not take a connection in time."
+            ) from None
+        except httpx.HTTPError as error:
+            if answer.is_done:
+                return
+            if not answer.has_begun:
+                self._note_down(error)
+            what = "broke off its answer" if answer.has_begun else "cannot be reached"
+            raise RemoteFailure("reply_unreachable", f"The reply endpoint {what}.") from None
+        if not answer.is_done:
+            raise RemoteFailure("reply_unreachable", "The reply endpoint broke off its answer.")
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+class _Limits:
+    """When to give up an answer, in seconds of the loop's clock."""
+
+    def __init__(self, config: ChatConfig, now: Callable[[], float]) -> None:
+        self.now = now
+        self._config = config
+        self._asked_s = now()
+
+    def set(self, clock: asyncio.Timeout, answer: Answer) -> None:
+        """Called at the question and at every sign of life."""
+        config = self._config
+        if answer.is_done:
+            clock.reschedule(self.now() + TIDY_MS / 1000.0)
+            return
+        end_s = self._asked_s + config.timeout_ms / 1000.0
+        if answer.has_begun:
+            next_s = self.now() + config.stall_timeout_ms / 1000.0
+        else:
+            next_s = self._asked_s + config.first_token_timeout_ms / 1000.0
+        clock.reschedule(min(end_s, next_s))
+
+    def complaint(self, answer: Answer) -> str:
+        waited_ms = round((self.now() - self._asked_s) * 1000.0)
+        what = "stopped in its answer" if answer.has_begun else "did not begin to answer"
+        return f"The reply endpoint {what}; given up after {waited_ms} ms."
+
+
+class Answer:
+    """One answer on its way: chunks in, records out."""
+
+    def __init__(self, say: Say, cutter: SentenceCutter) -> None:
+        self._say = say
+        self._cutter = cutter
+        self._finish_reason = ""
+        self._usage: Usage | None = None
+        self._calls = 0
+        self.has_begun = False  # a token was seen: trying again could say things twice
+        self.is_done = False
+
+    def receive(self, data: bytes) -> None:
+        """One event of the stream. Raises RemoteFailure for what is no chunk of a chat completion."""
+        if self.is_done:
+            return
+        if data == b"[DONE]":
+            self.finish()
+            return
+        try:
+            chunk = decode_chunk(data)
+        except (msgspec.DecodeError, RecursionError):
+            raise _broken() from None
+        if chunk.error and bytes(chunk.error) != b"null":
+            raise RemoteFailure(
+                "reply_http_error", "The reply endpoint failed in its answer.", retry_after_ms=1_000.0
+            )
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        for choice in chunk.choices[:1]:
+            self._receive_choice(choice)
+
+    def _receive_choice(self, choice: Choice) -> None:
+        delta = choice.delta or choice.message
+        if delta is not None:
+            text = delta.content or delta.refusal
+            if text:
+                self.has_begun = True
+                self._speak(self._cutter.feed(text))
+            for call in delta.tool_calls or ():
+                self._call(call)
+        if choice.finish_reason:
+            self._finish_reason = choice.finish_reason
+            self._speak(self._cutter.finish())
+
+    def _speak(self, pieces: list[str]) -> None:
+        for piece in pieces:
+            self._say(ResultKind.TEXT, piece.encode())
+
+    def _call(self, delta: ToolDelta) -> None:
+        if not self._calls:
+            self._speak(self._cutter.finish())  # what was said before the call is heard before it
+        self.has_begun = True
+        index = delta.index
+        if index is None:  # some endpoints send whole calls without a number
+            index = self._calls if delta.id else max(self._calls - 1, 0)
+        self._calls = max(self._calls, index + 1)
+        function = delta.function
+        piece = ToolPiece(
+            index=index,
+            call_id=delta.id or "",
+            name=(function.name or "") if function else "",
+            arguments=(function.arguments or "") if function else "",
+        )
+        self._say(ResultKind.TOOL, encode(piece))
+
+    def finish(self) -> None:
+        """The endpoint has said all."""
+        self._speak(self._cutter.finish())
+        self.is_done = True
+        self._say(
+            ResultKind.DONE, encode({"finish_reason": self._finish_reason or "stop", "usage": self._usage})
+        )
+
+    def end_of_stream(self) -> None:
+        """The body is over. Without ``[DONE]`` that is an end only if a reason for it was given."""
+        if not self.is_done and self._finish_reason:
+            self.finish()
+
+
+async def _receive_stream(response: httpx.Response, answer: Answer, on_life: Callable[[], None]) -> None:
+    parser = SseParser()
+    try:
+        async for chunk in response.aiter_bytes():
+            for data in parser.feed(chunk):
+                answer.receive(data)
+            on_life()
+        for data in parser.finish():
+            answer.receive(data)
+    except EventTooLong:
+        raise _broken() from None
+    answer.end_of_stream()
+
+
+async def _receive_whole(response: httpx.Response, answer: Answer) -> None:
+    """The answer of an endpoint that does not stream."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise _broken()
+    answer.receive(bytes(body))
+    answer.end_of_stream()
+
+
+def _broken() -> RemoteFailure:
+    return RemoteFailure(
+        "reply_http_error",
+        "The reply endpoint answered with something else than a chat completion.",
+        is_retryable=False,
+    )
+
+
+def _refused(status: int, retry_after: str) -> RemoteFailure:
+    if status in _RETRIED_STATUS or status >= 500:
+        wait_ms = min(float(retry_after), 3_600.0) * 1000.0 if _is_seconds(retry_after) else 0.0
+        when = f" Try again in {wait_ms / 1000.0:.0f} s." if wait_ms >= 1_000.0 else ""
+        return RemoteFailure(
+            "reply_http_error", f"The reply endpoint answered HTTP {status}.{when}", retry_after_ms=wait_ms
+        )
+    return RemoteFailure(
+        "reply_rejected", f"The reply endpoint refused with HTTP {status}.", is_retryable=False
+    )
+
+
+def _is_seconds(text: str) -> bool:
+    return text.isascii() and text.replace(".", "", 1).isdigit()

@@ -1,0 +1,120 @@
+"""The settings of the ``chat`` engine, from ``[stages.reply.params]`` and the environment. Keys never show in a repr."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
+
+from voiceserver.config.schema import Value
+from voiceserver.errors import ConfigError
+
+API_KEY_VARIABLE = "VOICESERVER_CHAT_API_KEY"
+HEADER_PREFIX = "header."
+
+
+@dataclass(frozen=True, slots=True)
+class ChatConfig:
+    """``base_url``: up to and with the version (``http://localhost:11434/v1``). ``model``: empty where the endpoint serves only
+    one. ``system``: replaces the session's instructions. ``api_key_env``: the variable that holds the key. Time limits are in ms:
+    ``connect_timeout_ms`` for a connection, ``first_token_timeout_ms`` from the question to the first token with all retries,
+    ``stall_timeout_ms`` between tokens, ``timeout_ms`` for the whole answer. ``temperature`` and ``max_tokens`` below zero: the
+    endpoint's own. ``max_tokens_field``: newer endpoints of OpenAI want ``max_completion_tokens``. ``keep_warm_ms``: how often an
+    idle connection is used, so that it is there when somebody speaks; 0: never. ``headers``: from ``"header.NAME"`` keys."""
+
+    base_url: str
+    model: str = ""
+    api_key: str = field(default="", repr=False)
+    api_key_env: str = API_KEY_VARIABLE
+    system: str = ""
+    reprompt: str = "Sorry, I did not catch that. Could you say it again?"
+    connect_timeout_ms: float = 3_000.0
+    first_token_timeout_ms: float = 8_000.0
+    stall_timeout_ms: float = 5_000.0
+    timeout_ms: float = 60_000.0
+    retries: int = 1
+    max_concurrency: int = 256
+    temperature: float = -1.0
+    max_tokens: int = -1
+    max_tokens_field: str = "max_tokens"
+    asks_usage: bool = True
+    keep_warm_ms: float = 30_000.0
+    uses_proxy: bool = True
+    max_sentence_chars: int = 240
+    first_clause_chars: int = 32
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_params(
+        cls, params: Mapping[str, Value], environ: Mapping[str, str], *, key: str = "stages.reply.params"
+    ) -> ChatConfig:
+        """Raises ConfigError that names the parameter below ``key``."""
+        kinds = {one.name: one.type for one in fields_of(cls) if one.name != "headers"}
+        values: dict[str, Value] = {}
+        headers: dict[str, str] = {}
+        for name, value in params.items():
+            if name.startswith(HEADER_PREFIX) and len(name) > len(HEADER_PREFIX):
+                headers[name.removeprefix(HEADER_PREFIX)] = _header(f"{key}.{name}", value)
+            elif name in kinds:
+                values[name] = _checked(f"{key}.{name}", value, str(kinds[name]))
+            else:
+                nearest = difflib.get_close_matches(name, list(kinds), n=1)
+                hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+                raise ConfigError(f"{key}.{name}", f"the chat engine has no such parameter.{hint}")
+        base_url = str(values.get("base_url", "")).rstrip("/")
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"{key}.base_url", "the chat engine needs an address, such as http://localhost:11434/v1"
+            )
+        values["base_url"] = base_url
+        values["api_key"] = _api_key(values, environ, key)
+        return cls(**values, headers=headers)  # type: ignore[arg-type]
+
+
+def _checked(key: str, value: Value, kind: str) -> Value:
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value).__name__ != kind:
+        raise ConfigError(
+            key, f"must be {_NOUNS[kind]}, not {value!r}" if "key" not in key else "must be text"
+        )
+    name = key.rpartition(".")[2]
+    low = _LEAST.get(name)
+    if low is not None and isinstance(value, int | float) and value < low:
+        raise ConfigError(key, f"must be at least {low:g}, not {value}")
+    return value
+
+
+_NOUNS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+_LEAST = {
+    "connect_timeout_ms": 1,
+    "first_token_timeout_ms": 1,
+    "stall_timeout_ms": 1,
+    "timeout_ms": 1,
+    "retries": 0,
+    "max_concurrency": 1,
+    "keep_warm_ms": 0,
+    "max_sentence_chars": 40,
+    "first_clause_chars": 1,
+}
+
+
+def _header(key: str, value: Value) -> str:
+    text = str(value)
+    if not text.isascii() or not text.isprintable():
+        raise ConfigError(key, "a header is printable ASCII")
+    return text
+
+
+def _api_key(values: Mapping[str, Value], environ: Mapping[str, str], key: str) -> str:
+    given = str(values.get("api_key", ""))
+    if not given and "api_key_env" in values:
+        name = str(values["api_key_env"])
+        if name not in environ:
+            raise ConfigError(f"{key}.api_key_env", f"the environment has no {name}")
+        given = environ[name]
+    api_key = (given or environ.get(API_KEY_VARIABLE, "")).strip()
+    if not api_key.isascii() or not (api_key.isprintable() or not api_key):
+        raise ConfigError(f"{key}.api_key", "a key is printable ASCII")
+    return api_key

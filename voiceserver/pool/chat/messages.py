@@ -1,0 +1,144 @@
+"""A session's request as the body of a chat-completions call, and its chunks back. Pure: no client, no loop.
+
+Endpoints refuse a conversation whose tool calls and their answers do not match, and ours can be cut anywhere (a barge-in,
+the history's limit). So each call goes with its answer right behind it, and what lacks its other half stays out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from voiceserver.pool.chat.config import ChatConfig
+
+_TOOL_CHOICES = ("auto", "none", "required")
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str = ""
+    type: str = "function"
+    function: FunctionCall = FunctionCall()
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: str
+    content: str | None = None
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str = ""
+
+
+class ReplyRequest(msgspec.Struct, frozen=True):
+    """What a session asks (``Session._reply_request``); fields that this engine does not need are passed over."""
+
+    turn: int = 0
+    messages: list[Message] = []
+    instructions: str = ""
+    tools: list[ToolSpec] = []
+    tool_choice: str = ""
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ToolDelta(msgspec.Struct, frozen=True):
+    index: int | None = None
+    id: str | None = None
+    function: FunctionCall | None = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolDelta] | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """``message`` in place of ``delta``: the endpoint does not stream."""
+
+    delta: Delta | None = None
+    message: Delta | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw(b"")
+
+
+class ToolPiece(msgspec.Struct, frozen=True):
+    """The payload of a TOOL record."""
+
+    index: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+decode_request = msgspec.json.Decoder(ReplyRequest).decode
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+encode = msgspec.json.Encoder().encode
+
+
+def is_unheard(request: ReplyRequest) -> bool:
+    """The caller's turn had no words in it: nothing to ask anybody."""
+    last = request.messages[-1] if request.messages else None
+    return last is not None and last.role == "user" and not (last.content or "").strip()
+
+
+def request_body(request: ReplyRequest, config: ChatConfig) -> bytes:
+    system = config.system or request.instructions
+    messages = [Message(role="system", content=system)] if system.strip() else []
+    body: dict[str, object] = {
+        "messages": [*messages, *_matched(request.messages)],
+        "stream": True,
+    }
+    if config.model:
+        body["model"] = config.model
+    if config.asks_usage:
+        body["stream_options"] = {"include_usage": True}
+    temperature = config.temperature if request.temperature is None else request.temperature
+    if temperature >= 0.0:
+        body["temperature"] = temperature
+    limit = config.max_tokens if request.max_output_tokens is None else request.max_output_tokens
+    if limit >= 0:
+        body[config.max_tokens_field] = limit
+    if request.tools:
+        body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
+        if request.tool_choice in _TOOL_CHOICES:
+            body["tool_choice"] = request.tool_choice
+        elif request.tool_choice:
+            body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice}}
+    return encode(body)
+
+
+def _matched(messages: list[Message]) -> list[Message]:
+    answers = {one.tool_call_id: one for one in messages if one.role == "tool" and one.tool_call_id}
+    matched: list[Message] = []
+    for message in messages:
+        if message.role == "tool":
+            continue
+        if message.tool_calls:
+            calls = [call for call in message.tool_calls if call.id in answers]
+            if calls:
+                matched.append(Message(role="assistant", content=message.content, tool_calls=calls))
+                matched += [answers[call.id] for call in calls]
+        elif (message.content or "").strip():
+            matched.append(message)
+    return matched

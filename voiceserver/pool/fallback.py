@@ -1,0 +1,99 @@
+"""A stage with a lighter engine beside its own: which of the two a new stream opens on.
+
+::
+
+    full     try_open --> the stage's engine
+    lighter  try_open --> the lighter engine; the stage's own where that has no place
+
+The server says which (``set_lighter``, a step of ``limit.Ladder``). Rule: a stream stays where it was opened, so a change is felt
+from the next turn on and nothing is lost by it. Both pools run all the time: what has to be loaded first relieves nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from voiceserver.errors import Refusal
+from voiceserver.pool import Pool, PoolStats, Stream, StreamOwner
+from voiceserver_workers.ipc.messages import StreamParams
+
+
+class TieredPool:
+    """``own`` and ``lighter``: two pools of one stage; the second one's streams say ``is_lighter``."""
+
+    def __init__(self, own: Pool, lighter: Pool) -> None:
+        self.stage = own.stage
+        self.own = own
+        self.lighter = lighter
+        lighter.is_lighter = True
+        self.is_lighter = False
+        self._prefers_lighter = False
+
+    def set_lighter(self, is_lighter: bool) -> None:
+        """From now on open streams on the lighter engine, or on the stage's own again."""
+        self._prefers_lighter = is_lighter
+
+    def set_max_wait_ms(self, max_wait_ms: float) -> None:
+        """See ``ChannelPool``."""
+        for pool in (self.own, self.lighter):
+            widen: Callable[[float], None] | None = getattr(pool, "set_max_wait_ms", None)
+            if widen is not None:
+                widen(max_wait_ms)
+
+    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
+        """See ``Pool``. Who has killed workers of either engine is let into neither."""
+        if not self._prefers_lighter:
+            return self.own.try_open(owner, params, key=key)
+        got = self.lighter.try_open(owner, params, key=key)
+        if isinstance(got, Refusal) and got.reason != "quarantined":
+            return self.own.try_open(owner, params, key=key)
+        return got
+
+    def forget(self, owner: StreamOwner) -> None:
+        """See ``Pool``."""
+        self.own.forget(owner)
+        self.lighter.forget(owner)
+
+    @property
+    def voices(self) -> frozenset[str]:
+        """Of the stage's own engine."""
+        return getattr(self.own, "voices", frozenset())
+
+    def is_ready(self) -> bool:
+        """See ``Pool``: of the stage's own engine; the lighter one is an extra."""
+        return self.own.is_ready()
+
+    def back_in_ms(self) -> float | None:
+        """See ``Pool``: of the engine that new streams would open on."""
+        return None if self._prefers_lighter and self.lighter.is_ready() else self.own.back_in_ms()
+
+    def stats(self) -> PoolStats:
+        """Of both; the workers of the lighter engine are counted on from the others."""
+        own, lighter = self.own.stats(), self.lighter.stats()
+        first = max((worker.index for worker in own.workers), default=-1) + 1
+        others = tuple(replace(worker, index=first + worker.index) for worker in lighter.workers)
+        workers = own.workers + others
+        used = lighter if self._prefers_lighter else own
+        steps = sum(worker.batches for worker in workers)
+        items = sum(worker.items for worker in workers)
+        return PoolStats(
+            stage=self.stage,
+            engine=used.engine,
+            workers=workers,
+            streams=own.streams + lighter.streams,
+            free=used.free,
+            lag_ms=max(own.lag_ms, lighter.lag_ms),
+            restarts=own.restarts + lighter.restarts,
+            mean_batch=items / steps if steps else 0.0,
+            lighter_streams=lighter.streams,
+        )
+
+    async def start(self) -> None:
+        """See ``Pool``."""
+        await asyncio.gather(self.own.start(), self.lighter.start())
+
+    async def stop(self) -> None:
+        """See ``Pool``."""
+        await asyncio.gather(self.own.stop(), self.lighter.stop())

@@ -1,0 +1,142 @@
+"""The server's handle on one forkserver process (``voiceserver_workers.forkserver``). Never waits for it.
+
+The socket is the life of the forkserver: it ends when this end closes, and its end of file says that it has died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from voiceserver_workers.ipc.frames import Frame, FrameReader, send_frame
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+EXIT_WAIT_MS = 2_000.0
+_EXIT_POLL_MS = 5.0
+
+
+class ForkServerOwner(Protocol):
+    """All calls come from the loop."""
+
+    def on_preloaded(self) -> None: ...
+
+    def on_preload_failed(self, message: str) -> None: ...
+
+    def on_forked(self, request: int, pid: int, pidfd: int | None) -> None:
+        """``pidfd`` belongs to the owner."""
+
+    def on_exited(self, pid: int, status: int) -> None:
+        """A worker was reaped; ``status`` is its exit code, or minus the signal that killed it."""
+
+    def on_forkserver_lost(self) -> None: ...
+
+
+class ForkServerHandle:
+    """Starts the process at once. Raises OSError when it cannot be started."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: ForkServerOwner,
+        engine: str,
+        params: Mapping[str, Any],
+    ) -> None:
+        self._loop = loop
+        self._owner = owner
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _start(theirs)
+            ours.setblocking(False)
+            request = {"do": "preload", "engine": engine, "params": dict(params), "sys_path": sys.path}
+            send_frame(ours, request)
+        except OSError:
+            ours.close()
+            raise
+        self._sock: socket.socket | None = ours
+        self._reader = FrameReader(ours)
+        loop.add_reader(ours.fileno(), self._on_readable)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fork(self, request: int, spec: Mapping[str, Any], fds: Sequence[int]) -> bool:
+        """Ask for a worker. False: the forkserver is gone, ``on_forkserver_lost`` follows."""
+        if self._sock is None:
+            return False
+        try:
+            send_frame(self._sock, {"do": "fork", "id": request, "spec": spec}, fds)
+        except OSError:
+            self._loop.call_soon(self._lose)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go: it ends, and its workers with it. Idempotent."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._loop.remove_reader(sock.fileno())
+            self._reader.close()
+            sock.close()
+
+    async def wait_closed(self) -> None:
+        """Reap the process after ``close``."""
+        waited_ms = 0.0
+        while self._process.poll() is None:
+            if waited_ms >= EXIT_WAIT_MS:
+                self._process.kill()
+            await asyncio.sleep(_EXIT_POLL_MS / 1000)
+            waited_ms += _EXIT_POLL_MS
+
+    def _on_readable(self) -> None:
+        try:
+            frames = self._reader.read()
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._lose()
+            return
+        for frame in frames:
+            self._hear(frame)
+
+    def _hear(self, frame: Frame) -> None:
+        message = cast("dict[str, Any]", frame.message)
+        told = message["told"]
+        if told == "forked":
+            self._owner.on_forked(message["id"], message["pid"], frame.fds[0] if frame.fds else None)
+        elif told == "exited":
+            self._owner.on_exited(message["pid"], message["status"])
+        elif told == "preloaded":
+            self._owner.on_preloaded()
+        elif told == "failed":
+            self._owner.on_preload_failed(message["message"])
+
+    def _lose(self) -> None:
+        if self._sock is None:
+            return
+        self.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()  # no doubt about it
+        self._owner.on_forkserver_lost()
+
+
+def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    spec = importlib.util.find_spec("voiceserver_workers")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    root = os.path.dirname(next(iter(spec.submodule_search_locations)))
+    environment = dict(os.environ)
+    path = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    for name in _ONE_THREAD:
+        environment.setdefault(name, "1")
+    command = [sys.executable, "-m", "voiceserver_workers.forkserver", str(theirs.fileno()), str(os.getpid())]
+    return subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)

@@ -1,0 +1,251 @@
+"""A worker as the server sees it, and the streams that run through it.
+
+    STARTING --hello--> READY --death, hang--> DEAD --respawn--> STARTING ...
+
+A lane keeps its index for ever; each incarnation of its worker has a new channel and a new generation.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from voiceserver.pool import LossReason, StreamOwner, WorkerStats
+from voiceserver_workers.ipc.channel import FlightState, ServerEnd
+from voiceserver_workers.ipc.messages import RequestKind
+
+if TYPE_CHECKING:
+    from voiceserver.pool.channel_pool import ChannelPool
+
+HEALTHY_MS = 1_000.0  # a worker that lived so long starts with a clean record
+FIRST_BACKOFF_MS = 50.0
+MAX_BACKOFF_MS = 5_000.0
+_SMOOTHING = 0.3
+
+
+class LaneState(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    HUNG = "hung"
+    DEAD = "dead"
+    BACKOFF = "backoff"
+
+
+class Lane:
+    """One place for a worker."""
+
+    __slots__ = (
+        "_heartbeat_seen",
+        "_items_before",
+        "_step_ns_before",
+        "_steps_before",
+        "_steps_seen",
+        "_step_ns_seen",
+        "call_soon",
+        "clock_ns",
+        "crashes",
+        "end",
+        "generation",
+        "idle_since_ms",
+        "index",
+        "is_bell_due",
+        "is_trial",
+        "last_words",
+        "longest_step_ms",
+        "max_streams",
+        "pid",
+        "respawn_ms",
+        "service_ms",
+        "started_ms",
+        "state",
+        "streams",
+        "try_send",
+        "unsent_closes",
+        "wants_room",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        call_soon: Callable[[Callable[[], None]], object],
+        clock_ns: Callable[[], int],
+        *,
+        is_trial: bool = False,
+    ) -> None:
+        self.index = index
+        self.is_trial = is_trial  # only for streams that were near a crash; there while it is needed
+        self.idle_since_ms = 0.0
+        self.call_soon = call_soon
+        self.clock_ns = clock_ns
+        self.state = LaneState.DEAD
+        self.generation = 0
+        self.pid = 0
+        self.end: ServerEnd | None = None
+        self.streams: dict[int, LaneStream] = {}
+        self.wants_room: dict[int, LaneStream] = {}
+        self.unsent_closes: deque[int] = deque()
+        self.is_bell_due = False
+        self.max_streams = 0
+        self.crashes = 0  # in a row, without a healthy life between them
+        self.started_ms = 0.0
+        self.respawn_ms = 0.0
+        self.last_words = ""
+        self.service_ms = 0.0
+        self.longest_step_ms = 0.0  # that ended, ever
+        self._steps_before = self._items_before = self._step_ns_before = 0
+        self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
+
+    def begin(self, end: ServerEnd, now_ms: float) -> None:
+        """A new incarnation: STARTING."""
+        self.end = end
+        self.try_send = end.try_send
+        self.state = LaneState.STARTING
+        self.pid = 0
+        self.started_ms = self.idle_since_ms = now_ms
+        self.last_words = ""
+        self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
+
+    def finish(self, now_ms: float) -> None:
+        """The worker is gone: free its channel and say when to start the next one."""
+        end = self.end
+        if end is None:
+            return
+        flight = end.flight()
+        self._steps_before += flight.steps
+        self._items_before += flight.items
+        self._step_ns_before += flight.step_ns_total
+        self.end = None
+        end.close()
+        self.wants_room.clear()
+        self.unsent_closes.clear()
+        self.state = LaneState.BACKOFF
+        self.crashes = self.crashes + 1 if now_ms - self.started_ms < HEALTHY_MS else 1
+        # The first death is an accident: back at once.
+        backoff_ms = FIRST_BACKOFF_MS * 2 ** min(self.crashes - 2, 16) if self.crashes > 1 else 0.0
+        self.respawn_ms = now_ms + min(MAX_BACKOFF_MS, backoff_ms)
+
+    def has_place(self) -> bool:
+        return self.state is LaneState.READY and (
+            not self.max_streams or len(self.streams) < self.max_streams
+        )
+
+    def ring(self) -> None:
+        """Wake the worker for everything sent in this tick of the loop."""
+        self.is_bell_due = False
+        if self.end is not None:
+            self.end.ring_bell()
+
+    def ring_soon(self) -> None:
+        if not self.is_bell_due:
+            self.is_bell_due = True
+            self.call_soon(self.ring)
+
+    def push_closes(self) -> None:
+        """Send the CLOSE records that found the ring full."""
+        while self.unsent_closes and self.try_send(RequestKind.CLOSE, self.unsent_closes[0], 0, 0):
+            self.unsent_closes.popleft()
+            self.ring_soon()
+
+    def is_silent(self, now_ns: int, quiet_ns: int) -> bool:
+        """No beat for ``quiet_ns``, or a step past its deadline, and seen so twice without a sign of life between:
+        after a pause of the whole machine everybody gets a chance to move first."""
+        end = self.end
+        if end is None:
+            return False
+        flight = end.flight()
+        is_stepping = flight.state is FlightState.STEPPING
+        is_late = now_ns > (flight.deadline_ns if is_stepping else flight.heartbeat_ns + quiet_ns)
+        was_late = self._heartbeat_seen == flight.heartbeat_ns
+        self._heartbeat_seen = flight.heartbeat_ns if is_late else 0
+        return is_late and was_late
+
+    @property
+    def beat_ns(self) -> int:
+        """The last beat; there is none during a step."""
+        return self.end.flight().heartbeat_ns if self.end is not None else 0
+
+    def measure(self) -> None:
+        """Update the moving average of a step's time, and the longest."""
+        if self.end is None:
+            return
+        flight = self.end.flight()
+        steps = flight.steps - self._steps_seen
+        if steps > 0:
+            step_ms = (flight.step_ns_total - self._step_ns_seen) / steps / 1e6
+            self.longest_step_ms = max(self.longest_step_ms, step_ms)
+            self.service_ms += (step_ms - self.service_ms) * (_SMOOTHING if self.service_ms else 1.0)
+            self._steps_seen, self._step_ns_seen = flight.steps, flight.step_ns_total
+
+    def totals(self) -> tuple[int, int]:
+        """``(steps, items)`` over all incarnations."""
+        if self.end is None:
+            return self._steps_before, self._items_before
+        flight = self.end.flight()
+        return self._steps_before + flight.steps, self._items_before + flight.items
+
+    def stats(self) -> WorkerStats:
+        queued, age_ms = 0, 0.0
+        if self.end is not None:
+            queued = self.end.queued()
+            oldest_ns = self.end.oldest_sent_ns()
+            age_ms = max(0.0, (self.clock_ns() - oldest_ns) / 1e6) if oldest_ns else 0.0
+        steps, items = self.totals()
+        busy_ns = self._step_ns_before + (self.end.flight().step_ns_total if self.end is not None else 0)
+        return WorkerStats(
+            self.index,
+            self.pid,
+            self.state.value,
+            self.generation,
+            len(self.streams),
+            queued,
+            age_ms,
+            steps,
+            items,
+            self.service_ms,
+            busy_ns / 1e6,
+        )
+
+
+class LaneStream:
+    """The Stream of a lane. ``key`` names the session for the quarantine."""
+
+    __slots__ = ("_pool", "id", "key", "lane", "owner")
+
+    def __init__(self, pool: ChannelPool, lane: Lane, stream: int, owner: StreamOwner, key: str) -> None:
+        self._pool = pool
+        self.lane: Lane | None = lane
+        self.id = stream
+        self.owner = owner
+        self.key = key
+
+    @property
+    def is_lighter(self) -> bool:
+        """See ``voiceserver.pool.Stream``."""
+        return self._pool.is_lighter
+
+    def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
+        """See ``voiceserver.pool.Stream``."""
+        # hot
+        lane = self.lane
+        if lane is None:
+            return False
+        if lane.try_send(kind, self.id, turn, seq, payload, lane.clock_ns()):
+            if not lane.is_bell_due:
+                lane.is_bell_due = True
+                lane.call_soon(lane.ring)
+            return True
+        lane.wants_room[self.id] = self
+        return False
+
+    def close(self) -> None:
+        """See ``voiceserver.pool.Stream``."""
+        lane, self.lane = self.lane, None
+        if lane is not None:
+            self._pool.close_stream(lane, self)
+
+    def lose(self, stage: str, reason: LossReason) -> None:
+        """Its worker is gone."""
+        self.lane = None
+        self.owner.on_stream_lost(stage, reason)

@@ -1,0 +1,377 @@
+"""Who may come in: API keys, ephemeral client tokens, Origins. Decided before any upgrade; secrets are never logged or kept.
+
+::
+
+    key file (TOML)   [keys.NAME] hash, max_sessions, talk_minutes_per_day, is_admin      made by ``voiceserver key NAME``
+    Authorization: Bearer KEY        or, from a browser, among the subprotocols: openai-insecure-api-key.KEY, voiceserver-key.KEY
+    POST /v1/realtime/client_secrets  with a key: a token for a page, good for ``auth.token_ttl_ms``
+
+A key is 256 random bits, so a plain SHA-256 of it is a safe thing to keep; comparisons take constant time. A token is its
+key's name, an end, and the session that it opens, signed with HMAC-SHA256: every process that has the secret can check it and
+none must remember it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from voiceserver.config.schema import AuthConfig
+from voiceserver.errors import ConfigError, ProtocolError
+from voiceserver.transport.http import TOO_DEEP, Caller, Response, error_response, json_response
+from voiceserver.wire.openai.errors import field_error
+
+CLIENT_SECRETS: Final = "/v1/realtime/client_secrets"
+KEY_PREFIX: Final = "vs_"
+TOKEN_PREFIX: Final = "ek_"
+HASH_PREFIX: Final = "sha256:"
+SUBPROTOCOL_PREFIXES: Final = ("openai-insecure-api-key.", "voiceserver-key.")
+MAX_TOKEN_TTL_S: Final = 7_200.0  # as the service that this endpoint is named after
+MAX_SESSION_BYTES: Final = 6_000  # of a token, which is sent in a header
+MIN_TOKEN_TTL_S: Final = 1.0
+MOST_OF_A_KEY: Final = 1_000_000_000  # sessions, or minutes a day
+ANCHOR: Final = "created_at"  # what a token's time is counted from
+_DAY_S: Final = 86_400.0
+_HASH: Final = re.compile(HASH_PREFIX + "[0-9a-fA-F]{64}")
+_DECLARED_TWICE: Final = re.compile(r"Cannot declare \('keys', '(.*)'\) twice")
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One key. 0: no limit. ``is_admin``: may see the figures and drain the server."""
+
+    hash: str
+    max_sessions: int = 0
+    talk_minutes_per_day: float = 0.0
+    is_admin: bool = False
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    keys: dict[str, dict[str, Any]] = {}
+
+
+class _Token(msgspec.Struct, frozen=True):
+    key: str
+    ends_s: float
+    nonce: str
+    session: msgspec.Raw = msgspec.Raw()
+
+
+class _ExpiresAfter(msgspec.Struct, frozen=True):
+    seconds: Annotated[float, msgspec.Meta(ge=MIN_TOKEN_TTL_S, le=MAX_TOKEN_TTL_S)] | None = None
+    anchor: str | None = None
+
+
+class _SecretRequest(msgspec.Struct, frozen=True):
+    expires_after: _ExpiresAfter | None = None
+    session: msgspec.Raw = msgspec.Raw()
+
+
+class _Usage:
+    """What a key has used: sessions now, ms of audio of those that ended since the day began, and of each open session so far,
+    and when the day began."""
+
+    __slots__ = ("before_ms", "day", "open_ms", "sessions", "talk_ms")
+
+    def __init__(self) -> None:
+        self.sessions = 0
+        self.day = 0
+        self.talk_ms = 0.0
+        self.open_ms: dict[str, float] = {}
+        self.before_ms: dict[str, float] = {}
+
+
+def new_key() -> tuple[str, str]:
+    """A key for a client, and the hash of it for the key file."""
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return key, hash_of(key)
+
+
+def hash_of(key: str) -> str:
+    return HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
+
+
+def name_problem(name: str) -> str:
+    """Why this cannot be the name of a key; empty if it can."""
+    is_name = bool(name.strip()) and name.isprintable()
+    return "" if is_name else "the name of a key must be printable and not empty"
+
+
+def read_keys(path: str, source: str = "") -> dict[str, Key]:
+    """Raises ConfigError naming what is wrong in the file: the key, the field, and what is allowed."""
+    try:
+        read = msgspec.convert(tomllib.loads(Path(path).read_text()), _File).keys
+    except OSError as error:
+        raise ConfigError("auth.keys_file", f"{path!r} cannot be read: {error.strerror}", source) from None
+    except tomllib.TOMLDecodeError as error:
+        twice = _DECLARED_TWICE.search(str(error))
+        message = f"is not TOML: {error}"
+        if twice is not None:
+            message = f"there is more than one keys.{twice[1]}; every key needs a name of its own"
+        raise ConfigError("auth.keys_file", f"{path!r}: {message}", source) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("auth.keys_file", f"{path!r}: is not TOML: {error}", source) from None
+    except msgspec.ValidationError as error:
+        raise ConfigError("auth.keys_file", f"{path!r}: {error}", source) from None
+    keys: dict[str, Key] = {}
+    names: dict[str, str] = {}  # by hash
+    for name, fields in read.items():
+        try:
+            keys[name] = key = msgspec.convert(fields, Key)
+            problem = _problem(name, key, names)
+        except msgspec.ValidationError as error:
+            problem = f"keys.{name}: {error}"
+        if problem:
+            raise ConfigError("auth.keys_file", f"{path!r}: {problem}", source)
+        names[key.hash.lower()] = name
+    return keys
+
+
+def _problem(name: str, key: Key, names: Mapping[str, str]) -> str:
+    """What is wrong with a key; empty: nothing. names: of the keys before it, by hash."""
+    if problem := name_problem(name):
+        return f"{problem}, not {name!r}"
+    if _HASH.fullmatch(key.hash) is None:
+        return f"keys.{name}.hash must be {HASH_PREFIX} and 64 hex digits; 'voiceserver key {name}' makes one"
+    if key.hash.lower() in names:
+        return f"keys.{name}.hash is that of keys.{names[key.hash.lower()]} too; every key needs a hash of its own"
+    if not 0 <= key.max_sessions <= MOST_OF_A_KEY:
+        return (
+            f"keys.{name}.max_sessions must be from 0 (no limit) to {MOST_OF_A_KEY}, not {key.max_sessions}"
+        )
+    minutes = key.talk_minutes_per_day
+    if not 0 <= minutes <= MOST_OF_A_KEY:  # nan neither
+        return (
+            f"keys.{name}.talk_minutes_per_day must be from 0 (no limit) to {MOST_OF_A_KEY}, not {minutes:g}"
+        )
+    return ""
+
+
+class Auth:
+    """``wall_s``: seconds since the epoch, for token ends and days. Without a key file only Origins are checked."""
+
+    def __init__(self, config: AuthConfig, wall_s: Callable[[], float], source: str = "") -> None:
+        self._config = config
+        self._wall_s = wall_s
+        self._origins = frozenset(one.strip().rstrip("/") for one in config.origins.split(",") if one.strip())
+        self._secret = config.token_secret.encode() or secrets.token_bytes(32)
+        self._keys = read_keys(config.keys_file, source) if config.keys_file else {}
+        self._usage: dict[str, _Usage] = {}
+        self.check_session: Callable[[bytes], object] = lambda session: None  # raises ProtocolError
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self._config.keys_file)
+
+    def tenant(self, name: str) -> str:
+        """Whose share of the places a key uses; a single key is nobody in particular."""
+        return f"key:{name}" if len(self._keys) > 1 else ""
+
+    def reload(self) -> None:
+        """Read the key file again; raises ConfigError and keeps the old keys if it is wrong. Who is in stays in."""
+        if self.has_keys:
+            self._keys = read_keys(self._config.keys_file)
+
+    # --------------------------------------------------------------------------------------------------- checking
+
+    def __call__(self, caller: Caller) -> Response | None:
+        """For figures and the drain button: None for an admin key, else the refusal."""
+        name = self._identify(caller, takes_tokens=False)
+        if isinstance(name, Response):
+            return name
+        if name and not self._keys[name].is_admin:
+            return error_response(
+                403, "not_allowed", "This key is not an admin's (is_admin in the key file)."
+            )
+        return None
+
+    def admit(self, caller: Caller) -> str | Response:
+        """For an upgrade: the name of the key ("" without keys), or the refusal."""
+        origins = [origin.rstrip("/") for origin in caller.headers.get_all("Origin")]
+        if self._origins and not self._origins.issuperset(origins):
+            return error_response(403, "origin_not_allowed", "Pages of this Origin may not connect here.")
+        name = self._identify(caller, takes_tokens=True)
+        if isinstance(name, Response) or not name:
+            return name
+        key, usage = self._keys[name], self._used(name)
+        if key.max_sessions and usage.sessions >= key.max_sessions:
+            message = f"This key may hold {key.max_sessions} sessions at once, and does."
+            return error_response(429, "key_sessions_exhausted", message, ("Retry-After", "5"))
+        if self.talk_left_ms(name) <= 0:
+            seconds = str(int(_DAY_S - self._wall_s() % _DAY_S) + 1)
+            message = f"This key may talk {key.talk_minutes_per_day:g} minutes a day (UTC), and has."
+            return error_response(429, "key_talk_exhausted", message, ("Retry-After", seconds))
+        return name
+
+    def _identify(self, caller: Caller, *, takes_tokens: bool) -> str | Response:
+        if not self.has_keys:
+            return ""
+        presented = presented_key(caller)
+        if not presented:
+            return _unauthorized("missing_key", "This server wants an API key: 'Authorization: Bearer KEY'.")
+        if takes_tokens and presented.startswith(TOKEN_PREFIX):
+            name = self._name_of_token(presented)
+            if name is None:
+                return _unauthorized(
+                    "invalid_token", "The client token is wrong or has ended; ask for a new one."
+                )
+            return name
+        digest = hash_of(presented)
+        found = ""
+        for name, key in self._keys.items():  # all of them: the time taken tells nothing
+            if hmac.compare_digest(digest, key.hash.lower()):
+                found = name
+        return found or _unauthorized("invalid_key", "The API key is not one of this server's.")
+
+    # ------------------------------------------------------------------------------------------------------ usage
+
+    def _used(self, name: str) -> _Usage:
+        usage = self._usage.setdefault(name, _Usage())
+        today = int(self._wall_s() // _DAY_S)
+        if usage.day != today:
+            usage.day, usage.talk_ms = today, 0.0
+            usage.before_ms = dict(usage.open_ms)
+        return usage
+
+    def enter(self, name: str) -> None:
+        """A session of the key has begun."""
+        self._used(name).sessions += 1
+
+    def note(self, name: str, session_id: str, talk_ms: float) -> None:
+        """An open session has sent so much audio by now: many at once have one limit together."""
+        key = self._keys.get(name)
+        if key is not None and key.talk_minutes_per_day:
+            self._used(name).open_ms[session_id] = talk_ms
+
+    def leave(self, name: str, talk_ms: float, session_id: str = "") -> None:
+        """It has ended; ``talk_ms``: the audio that it sent."""
+        usage = self._used(name)
+        usage.sessions -= 1
+        usage.talk_ms += talk_ms - usage.before_ms.pop(session_id, 0.0)
+        usage.open_ms.pop(session_id, None)
+
+    def talk_left_ms(self, name: str) -> float:
+        """How much audio sessions of the key may still send today, as far as open ones were noted."""
+        key = self._keys.get(name)
+        if key is None or not key.talk_minutes_per_day:
+            return float("inf")
+        usage = self._used(name)
+        open_ms = sum(usage.open_ms.values()) - sum(usage.before_ms.values())
+        return key.talk_minutes_per_day * 60_000.0 - usage.talk_ms - open_ms
+
+    def talk_check_ms(self, name: str) -> float:
+        """How soon the key's audio may be used up, all its sessions talking; at least a second. Infinite without a limit."""
+        left_ms = self.talk_left_ms(name)
+        return max(left_ms / max(self._used(name).sessions, 1), 1_000.0)
+
+    def talk_limit(self, name: str) -> tuple[float, float, float] | None:
+        """Of a key with a daily limit: ms of audio a day, ms that are left, and seconds until they are all there again. None
+        without one."""
+        left_ms = self.talk_left_ms(name)
+        if left_ms == float("inf"):
+            return None
+        daily_ms = self._keys[name].talk_minutes_per_day * 60_000.0
+        return daily_ms, max(left_ms, 0.0), _DAY_S - self._wall_s() % _DAY_S
+
+    # ----------------------------------------------------------------------------------------------------- tokens
+
+    def client_secret(self, caller: Caller) -> Response:
+        """POST /v1/realtime/client_secrets: a token for a page, so that it never holds the key."""
+        name = self._identify(caller, takes_tokens=False)
+        if isinstance(name, Response):
+            return name
+        try:
+            request = msgspec.json.decode(caller.body or b"{}", type=_SecretRequest)
+        except msgspec.ValidationError as error:
+            mistake = field_error(error, _SecretRequest)
+            return error_response(400, mistake.code, mistake.message, param=mistake.param)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return error_response(400, "invalid_json", f"The body is not JSON: {error}.")
+        except RecursionError:
+            return TOO_DEEP
+        expires_after = request.expires_after or _ExpiresAfter()
+        if expires_after.anchor not in (None, ANCHOR):
+            message = f"Invalid value: {expires_after.anchor[:90]!r}. Supported values are: {ANCHOR!r}."
+            return error_response(400, "invalid_value", message, param="expires_after.anchor")
+        ttl_s = expires_after.seconds or self._config.token_ttl_ms / 1000.0
+        session = bytes(request.session).removeprefix(b"null")
+        if len(session) > MAX_SESSION_BYTES:
+            message = f"A session in a token may have {MAX_SESSION_BYTES} bytes: it travels in a header."
+            return error_response(400, "invalid_value", message, param="session")
+        try:
+            if session:
+                self.check_session(session)
+        except ProtocolError as error:
+            return error_response(400, error.code, error.message, param=error.param)
+        except RecursionError:
+            return TOO_DEEP
+        ends_s = self._wall_s() + ttl_s
+        value = self.make_token(name, ends_s, session)
+        shown = msgspec.Raw(session or b"{}")
+        return json_response(200, {"value": value, "expires_at": int(ends_s), "session": shown})
+
+    def make_token(self, name: str, ends_s: float, session: bytes = b"") -> str:
+        """``session``: JSON that its bearer's session begins with; the bearer can read it."""
+        token = _Token(name, ends_s, secrets.token_hex(8), msgspec.Raw(session or b"null"))
+        claim = msgspec.json.encode(token)
+        return f"{TOKEN_PREFIX}{_text(claim)}.{_text(self._sign(claim))}"
+
+    def session_of(self, caller: Caller) -> bytes:
+        """The session object of the client token that an upgrade brings; empty without one."""
+        presented = presented_key(caller)
+        token = self._read_token(presented) if presented.startswith(TOKEN_PREFIX) else None
+        session = bytes(token.session) if token is not None else b""
+        return b"" if session == b"null" else session
+
+    def _name_of_token(self, token: str) -> str | None:
+        read = self._read_token(token)
+        return read.key if read is not None and read.key in self._keys else None
+
+    def _read_token(self, token: str) -> _Token | None:
+        claimed, _, signed = token.removeprefix(TOKEN_PREFIX).partition(".")
+        try:
+            claim, signature = _bytes(claimed), _bytes(signed)
+            if not hmac.compare_digest(signature, self._sign(claim)):
+                return None
+            read = msgspec.json.decode(claim, type=_Token)
+        except (ValueError, binascii.Error, msgspec.DecodeError):
+            return None
+        return read if read.ends_s > self._wall_s() else None
+
+    def _sign(self, claim: bytes) -> bytes:
+        return hmac.digest(self._secret, claim, "sha256")
+
+
+def presented_key(caller: Caller) -> str:
+    """The key that a request brings: its Bearer header, or a subprotocol, where a browser can set no header."""
+    for header in caller.headers.get_all("Authorization"):
+        scheme, _, value = header.partition(" ")
+        if scheme.lower() == "bearer" and value.strip():
+            return value.strip()
+    offered = ",".join(caller.headers.get_all("Sec-WebSocket-Protocol")).split(",")
+    for name in offered:
+        for prefix in SUBPROTOCOL_PREFIXES:
+            if name.strip().startswith(prefix):
+                return name.strip().removeprefix(prefix)
+    return ""
+
+
+def _unauthorized(code: str, message: str) -> Response:
+    return error_response(401, code, message, ("WWW-Authenticate", "Bearer"))
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

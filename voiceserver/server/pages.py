@@ -1,0 +1,125 @@
+"""What a person looks at: the page at ``/``, the dashboard at ``/dashboard``, the figures behind it, and the drain button.
+
+=================  ==========================================================================================
+GET  /             talk to the server in a browser
+GET  /dashboard    live charts; holds no figures itself
+GET  /v1/stats     JSON: the samples of ``/metrics`` and the answer of ``/v1/capacity``; nothing is counted twice
+POST /v1/drain     what SIGTERM does
+=================  ==========================================================================================
+
+Rule: a page never loads anything from elsewhere, and the figures and the button ask the auth hook. Where there are no keys only
+this machine may press the button, and never another site's page in its browser.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import ipaddress
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from voiceserver.config.schema import ServerConfig
+from voiceserver.observability.metrics import Metrics, Sample
+from voiceserver.transport.http import Caller, Page, Response, Router, error_response, json_response
+
+STATS: Final = "/v1/stats"
+DRAIN: Final = "/v1/drain"
+# A page of another site cannot send a header of its own choice unless we agree to it, which we never do.
+DRAIN_HEADER: Final = ("X-Voiceserver-Action", "drain")
+_ADDRESSES: Final = {"index.html": "/", "dashboard.html": "/dashboard"}
+_TYPES: Final = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_HEADERS: Final = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+        "worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    ("Permissions-Policy", "microphone=(self), camera=(), geolocation=()"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """``/v1/stats``. A sample is ``[labels, value]``; histograms come as their ``_bucket``, ``_sum`` and ``_count``."""
+
+    capacity: msgspec.Raw
+    metrics: dict[str, list[Sample]]
+
+
+def address(server: ServerConfig, port: int) -> str:
+    """Where a browser on this machine finds the page."""
+    host = {"0.0.0.0": "localhost", "::": "localhost", "": "localhost"}.get(server.host, server.host)
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if server.tls_cert else 'http'}://{host}:{port}/"
+
+
+def add(router: Router, metrics: Metrics, drain: Callable[[], None]) -> None:
+    """Have ``router`` answer with the pages. ``drain`` begins what SIGTERM begins; it returns at once."""
+    capacity = router.pages["/v1/capacity"]
+
+    def stats(caller: Caller) -> Response:
+        refused = router.auth(caller) if router.auth is not None else None
+        if refused is not None:
+            return refused
+        return json_response(200, Stats(msgspec.Raw(capacity(caller).body), metrics.to_samples()))
+
+    def press(caller: Caller) -> Response:
+        refused = _refuse_drain(router, caller)
+        if refused is not None:
+            return refused
+        if not router.is_draining:
+            drain()
+        return json_response(202, {"status": "draining"})
+
+    for file in importlib.resources.files("voiceserver").joinpath("web").iterdir():
+        kind = _TYPES.get(file.name.rpartition(".")[2])
+        if kind is not None:
+            router.pages[_ADDRESSES.get(file.name, f"/web/{file.name}")] = _static(file.read_bytes(), kind)
+    router.pages[STATS] = stats
+    router.actions[DRAIN] = press
+
+
+def _static(body: bytes, content_type: str) -> Page:
+    response = Response(200, body, content_type, _HEADERS)
+    return lambda caller: response
+
+
+def _refuse_drain(router: Router, caller: Caller) -> Response | None:
+    name, value = DRAIN_HEADER
+    if caller.headers.get_all(name) != [value]:
+        message = f"Draining is asked for with the header '{name}: {value}'."
+        return error_response(403, "not_allowed", message, param=name)
+    if router.auth is not None and router.auth.has_keys:
+        return router.auth(caller)
+    if not is_local(caller):
+        message = "Without keys the server can be drained from its own machine only."
+        return error_response(403, "not_allowed", message)
+    return None
+
+
+def is_local(caller: Caller) -> bool:
+    """Whether the request comes from this machine: by its socket, by the name it used, and through no proxy."""
+    names = caller.headers.get_all("Host")
+    if "X-Forwarded-For" in caller.headers or "Forwarded" in caller.headers or len(names) != 1:
+        return False
+    host = names[0].rpartition(":")[0] if not names[0].endswith("]") and ":" in names[0] else names[0]
+    # A name that somebody else's DNS leads here would let his page speak as ours.
+    return _is_loopback(caller.peer) and (host == "localhost" or _is_loopback(host.strip("[]")))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback

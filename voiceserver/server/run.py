@@ -1,0 +1,93 @@
+"""One server process: its signals, its exit code, and whether it serves alone.
+
+SIGTERM and SIGINT drain; a second signal ends at once. Where several processes share the port, this is one child of
+``voiceserver.server.multiprocess``, which hears signals from its supervisor only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from voiceserver.config.schema import Config, Loaded
+from voiceserver.doctor import machine
+from voiceserver.errors import ConfigError
+from voiceserver.observability.logs import configure, get_logger
+from voiceserver.server.multiprocess.constants import DRAIN
+from voiceserver.server.server import Server, check_engines
+
+if TYPE_CHECKING:
+    from voiceserver.server.multiprocess.child import Share
+
+
+async def _serve(config: Config, share: Share | None = None) -> int:
+    log = get_logger()
+    server = Server(config, log=log if share is None else log.bind(process=share.index), share=share)
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT) if share is None else (signal.SIGTERM,):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    server.on_drain_asked = lambda: signals.put_nowait(signal.SIGTERM)
+    if share is not None:
+        server.on_drain_asked = functools.partial(share.say, DRAIN)
+        loop.add_reader(share.lifeline, share.on_readable, functools.partial(_end_at_once, signals, share))
+    starting = asyncio.ensure_future(server.start())
+    asked = asyncio.ensure_future(signals.get())
+    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # asked to end while the engines load
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return 0
+    try:
+        starting.result()
+        await asked
+    finally:
+        asked.cancel()
+    draining = asyncio.ensure_future(server.drain())
+    again = asyncio.ensure_future(signals.get())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if draining.done():
+        again.cancel()
+        draining.result()
+        return 0
+    draining.cancel()
+    await server.stop()
+    return 128 + again.result()
+
+
+def _end_at_once(signals: asyncio.Queue[int], share: Share) -> None:
+    """The supervisor is gone. A second signal does not wait for callers."""
+    asyncio.get_running_loop().remove_reader(share.lifeline)
+    signals.put_nowait(signal.SIGTERM)
+    signals.put_nowait(signal.SIGTERM)
+
+
+def serve_share(config: Config, share: Share) -> int:
+    """``serve`` for one of several processes; its supervisor has checked the configuration."""
+    configure(config.server.log_level, config.server.log_format)
+    return uvloop.run(_serve(config, share))
+
+
+def serve(loaded: Loaded) -> int:
+    """Run until a signal; the exit code. Raises ConfigError or StartError before anything was served."""
+    config = loaded.config
+    check_engines(loaded)
+    configure(config.server.log_level, config.server.log_format)
+    for finding in machine.too_low(config):
+        get_logger().warning(finding.warning, fix=finding.fix)
+    if config.server.processes > 1:
+        from voiceserver.server.multiprocess.supervisor import supervise
+
+        return supervise(config)
+    try:
+        return uvloop.run(_serve(config))
+    except ConfigError as error:  # of an engine, which does not know where its parameters came from
+        raise ConfigError(
+            error.key, error.message, error.source or loaded.sources.get(error.key, "")
+        ) from None

@@ -1,0 +1,254 @@
+"""Where a session waits, and what it says about it: every wait has a deadline, every deadline ends in words.
+
+Three questions, asked on every change: what waits (``waits``), by when must something happen (``next_deadline_ms``), and
+is there something to say now (``evaluate``). Rule: a caller whose work is overdue hears of it at the next timer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from voiceserver.events import events as ev
+from voiceserver.session import filler
+from voiceserver.session.busy import Wait
+from voiceserver.session.stage_streams import Less, Loss
+from voiceserver.session.turns import abandon, false_interruption_due_ms
+
+if TYPE_CHECKING:
+    from voiceserver.session.audio_input import Ear
+    from voiceserver.session.state import SessionState
+
+
+def waits(session: SessionState) -> list[Wait]:
+    """What is not getting on. A caller in the waiting room waits for a place and nothing else."""
+    place = session.place
+    if place is not None:
+        return [place._replace(lag_ms=session.ear.lag_ms if session.ear is not None else 0.0)]
+    found = []
+    for stage in session.settings.stages:
+        if session.needs(stage) and not (stage == "tts" and session.is_output_held):
+            wait = _wait(session, stage)
+            if wait is not None:
+                found.append(wait)
+    if session.lanes is not None:
+        found += [_less(session, stage, less) for stage, less in session.lanes.less.items()]
+    return found
+
+
+def _less(session: SessionState, stage: str, less: Less) -> Wait:
+    """No wait, but something to hear of all the same: at once, and as long as it lasts."""
+    reason = "lighter_engine" if less.is_lighter else "no_partials"
+    return Wait(stage, reason, less.since_ms, 0.0, None, turn=session.turn, step="degraded")
+
+
+def _wait(session: SessionState, stage: str) -> Wait | None:
+    ear, lanes, settings = session.ear, session.lanes, session.settings
+    outbox = session.outbox_of(stage)
+    if outbox is None:
+        return None
+    hears = stage in ("vad", settings.hears_with)
+    lag_ms = ear.ms(outbox.backlog) if hears and ear is not None else None
+    patience_ms = float(settings.backpressure.busy_after_ms)
+    loss = lanes.loss(stage) if lanes is not None else None
+    refusal = lanes.refusal(stage) if lanes is not None else None
+    if loss is not None:
+        retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
+        return Wait(stage, loss.reason, loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost")
+    since_ms = outbox.oldest_at_ms
+    if since_ms is None:
+        since_ms, lag_ms, patience_ms = _silent_since_ms(session, stage), None, settings.reply_slow_ms
+    elif stage == "reply" and not hears and not outbox.has_unsent():
+        patience_ms = settings.reply_slow_ms
+    if since_ms is None:
+        return None
+    reason = "slow" if refusal is None else refusal.reason
+    retry_ms = 0.0 if refusal is None else refusal.retry_after_ms
+    return Wait(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)
+
+
+def _silent_since_ms(session: SessionState, stage: str) -> float | None:
+    """Since when a stage owes an answer for what it has taken; not as long as the caller still hears something."""
+    reply, transcripts = session.reply, session.transcripts
+    if stage == "stt":
+        return transcripts.pending_since_ms if transcripts is not None else None
+    if reply is None or stage == "vad" or (stage == "tts" and reply.say.is_empty):
+        return None
+    return max(reply.progress_ms, session.mouth.answers_until_ms)
+
+
+# ------------------------------------------------------------------------------------------------------- deadlines
+
+
+def next_deadline_ms(session: SessionState) -> float:
+    waiting, gate, lanes = waits(session), session.gate, session.lanes
+    due_ms = min((wait.due_ms for wait in waiting), default=math.inf)
+    gate_ms = due_ms if gate is None else gate.deadline_ms(waiting)
+    return min(
+        session.close_by_ms,
+        hearing_due_ms(session),
+        gate_ms,
+        lanes.retry_ms if lanes is not None else math.inf,
+        answer_due_ms(session),
+        idle_due_ms(session),
+        false_interruption_due_ms(session),
+        filler.due_ms(session),
+    )
+
+
+def heard_due_ms(session: SessionState) -> float:  # hot
+    """``next_deadline_ms`` of a session that ``only_listens``."""
+    ear = session.ear
+    if ear is None:
+        return math.inf
+    heard_ms = ear.outbox.oldest_at_ms if ear.detector is not None else None
+    captured_ms = ear.capture.oldest_at_ms if session.transcripts else None
+    if heard_ms is None or (captured_ms is not None and captured_ms < heard_ms):
+        heard_ms = captured_ms
+    return math.inf if heard_ms is None else heard_ms + session.settings.backpressure.busy_after_ms
+
+
+def answer_due_ms(session: SessionState) -> float:
+    """When a reply that does not get on is given up."""
+    reply = session.reply
+    if reply is None or session.place is not None or session.is_output_held:
+        return math.inf
+    return max(reply.progress_ms, session.mouth.answers_until_ms) + session.settings.reply_timeout_ms
+
+
+def hearing_due_ms(session: SessionState) -> float:
+    """When the turn of a caller in a draining server is ended, spoken out or not."""
+    is_limited = session.hear_until_ms > -math.inf and session.ear is not None and session.ear.capturing_turn
+    return session.hear_until_ms if is_limited else math.inf
+
+
+def idle_due_ms(session: SessionState) -> float:
+    detection = session.options.turn_detection
+    if detection is None or detection.idle_timeout_ms is None or not session.is_open:
+        return math.inf
+    return session.idle_from_ms + detection.idle_timeout_ms
+
+
+def give_up_reply(session: SessionState, now_ms: float) -> None:
+    reply = session.reply
+    if reply is not None:
+        waited_ms = round(now_ms - reply.progress_ms)
+        what = "the answer stopped" if reply.has_begun else "no answer began"
+        session.mouth.fail("reply_timeout", f"{what} for {waited_ms} ms", now_ms=now_ms)
+        abandon(session, reply)
+
+
+# --------------------------------------------------------------------------------------------------------- signals
+
+
+def evaluate(session: SessionState, now_ms: float) -> None:
+    waiting = waits(session)
+    if session.gate is None and all(now_ms < wait.due_ms for wait in waiting):
+        return
+    is_retreating = session.facts.degrade_level > 0
+    gate = session.the_gate
+    was_degraded = gate.is_degraded
+    said = gate.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
+    if gate.is_degraded and not was_degraded:
+        _stop_partials(session, now_ms)
+    if said is not None:
+        _tell(session, said)
+
+
+def announce(session: SessionState, wait: Wait, now_ms: float) -> None:
+    _tell(session, session.the_gate.announce(wait, session.credit_ms, now_ms))
+
+
+def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: float) -> None:
+    """The stage has a new stream. If that does less than it could, the caller hears so at the next timer."""
+    is_final_only = stage == "stt" and session.goes_without_partials
+    if stage == "stt" and session.transcripts is not None:
+        session.transcripts.skips_partials = is_final_only
+    if is_lighter or is_final_only:
+        less = Less(now_ms, not is_final_only, is_lighter)
+        session.the_lanes.serve_less(stage, less)
+        session.lower_deadline(now_ms)
+        if is_lighter and session.gate is not None and session.gate.is_busy:
+            announce(session, _less(session, stage, less), now_ms)  # the next signal would be due in a second
+
+
+def _stop_partials(session: SessionState, now_ms: float) -> None:
+    """This caller is degraded in the middle of a turn: tell stt too, so that it does not do what nobody reads."""
+    ear, lanes = session.ear, session.lanes
+    if ear is None or lanes is None or session.settings.hears_with != "stt" or not lanes.is_opened("stt"):
+        return
+    if "stt" not in lanes.less:
+        ear.skip_partials(now_ms)
+
+
+def degraded(session: SessionState) -> tuple[str, ...]:
+    """What this caller goes without now; see ``ServerBusy``."""
+    less = session.lanes.less if session.lanes is not None else {}
+    is_without = session.gate is not None and session.gate.is_degraded
+    is_without = is_without or any(not one.has_partials for one in less.values())
+    lighter = (f"{stage} engine" for stage, one in less.items() if one.is_lighter)
+    return (*(("partials",) if is_without else ()), *lighter)
+
+
+def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
+    gate = session.the_gate
+    if isinstance(said, ev.ServerBusy):
+        less = degraded(session)
+        said = msgspec.structs.replace(said, degraded=less) if less else said
+    else:
+        session.gone = ""  # "ready" ends all that was told
+    session.emit(said)
+    if session.transcripts is not None:
+        session.transcripts.skips_partials = "partials" in degraded(session)
+    if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy or not said.is_late:
+        return
+    reply = session.reply
+    if gate.cued_position != said.position and (reply is None or not reply.samples_sent):
+        gate.cued_position = said.position
+        session.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
+
+
+def _send_again(session: SessionState, stage: str) -> None:
+    """The stage's stream is gone, and what was not committed is for the next one."""
+    reply = session.reply
+    outbox = session.outbox_of(stage)
+    is_audio = stage in ("vad", session.settings.hears_with)
+    if reply is not None and (stage == "tts" or (stage == "reply" and is_audio)):
+        reply.replay_say()
+    elif reply is not None and stage == "reply":
+        reply.replay_ask()
+    if outbox is not None:
+        outbox.rewind()
+
+
+def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
+    """The stage's worker is gone: the caller hears it at once (but not of a stream that has "moved"), and what was not
+    committed goes out again."""
+    _send_again(session, stage)
+    if reason == "moved":
+        return
+    outbox = session.outbox_of(stage)
+    is_audio = stage in ("vad", session.settings.hears_with)
+    until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
+    session.the_lanes.lose(stage, Loss(reason, now_ms, until_seq))
+    wait = _wait(session, stage)
+    if wait is not None:
+        announce(session, wait, now_ms)
+
+
+def bound(session: SessionState, ear: Ear, now_ms: float) -> None:
+    """Much audio waits. Of a live caller the oldest beyond the bound goes, and the caller hears how much; one who is ahead
+    of the clock loses nothing and is read no further (``Ear.holds_back``)."""
+    if ear.holds_back(now_ms):
+        session.is_settled = False
+        return
+    is_late = ear.capture.backlog > 0
+    dropped_ms = ear.shed(session.settings.backpressure.max_backlog_ms)
+    if dropped_ms:
+        session.is_settled = False
+        session.the_gate.dropped_ms += dropped_ms
+        session.the_gate.dropped_stage = session.settings.hears_with if is_late else "vad"
+        evaluate(session, now_ms)
+        session.lower_deadline(next_deadline_ms(session))

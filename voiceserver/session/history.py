@@ -1,0 +1,130 @@
+"""The conversation so far, as the reply stage needs it. Bounded; the oldest items go first, system items last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from voiceserver.errors import ProtocolError
+from voiceserver.events.events import HistoryItem
+
+# Far more than an LLM reads. Without it a client could keep the longest message that there may be in every item.
+MAX_CHARACTERS: Final = 1_000_000
+SHOWN: Final = 80  # characters of a client's key in an error
+_OF_THE_SERVER: Final = ("user:", "reply:", "call:")  # the keys that turns get
+
+
+def check_key(key: str, param: str) -> None:
+    """Raises ProtocolError for a key that a client may not give an item: it would be taken for another one."""
+    if key == "root" or key.startswith(_OF_THE_SERVER):
+        message = (
+            f"{param}: {key[:SHOWN]!r} is a name of the server's own, as 'root' is and all that begin with "
+            "'user:', 'reply:' or 'call:'."
+        )
+        raise ProtocolError("reserved_key", message, param=param)
+
+
+class History:
+    """``limit`` items, and of ``max_characters`` in all; the newest item stays whatever its length."""
+
+    __slots__ = ("_characters", "_items", "_limit", "_max_characters")
+
+    def __init__(self, limit: int, max_characters: int = MAX_CHARACTERS) -> None:
+        self._items: list[HistoryItem] = []
+        self._limit = limit
+        self._max_characters = max_characters
+        self._characters = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def items(self) -> tuple[HistoryItem, ...]:
+        return tuple(self._items)
+
+    def __contains__(self, key: str) -> bool:
+        return bool(key) and any(one.key == key for one in self._items)
+
+    def append(self, item: HistoryItem, after_key: str = "") -> None:
+        """Raises ProtocolError ``item_not_found`` for an unknown ``after_key`` and ``item_exists`` for a used key."""
+        if item.key in self:
+            message = f"an item with the key {item.key[:SHOWN]!r} exists already"
+            raise ProtocolError("item_exists", message, param="item.key")
+        position = len(self._items)
+        if after_key == "root":
+            position = 0
+        elif after_key:
+            position = self._find(after_key, "after_key") + 1
+        self._insert(position, item)
+
+    def record(self, item: HistoryItem) -> None:
+        """What was said goes to the end, whatever keys a client has used up."""
+        if item.key in self:
+            item = msgspec.structs.replace(item, key="")
+        self._insert(len(self._items), item)
+
+    def with_record(self, item: HistoryItem) -> tuple[HistoryItem, ...]:
+        """The items as ``record`` would leave them; nothing changes."""
+        future = History(self._limit, self._max_characters)
+        future._items = self._items[:]
+        future._characters = self._characters
+        future.record(item)
+        return future.items
+
+    def _insert(self, position: int, item: HistoryItem) -> None:
+        self._items.insert(position, item)
+        self._characters += _length(item)
+        if len(self._items) > self._limit:
+            self._drop(next((i for i, one in enumerate(self._items) if one.role != "system"), 0))
+        while self._characters > self._max_characters and len(self._items) > 1:
+            others = [i for i, one in enumerate(self._items) if one is not item]
+            self._drop(next((i for i in others if self._items[i].role != "system"), others[0]))
+
+    def _drop(self, index: int) -> None:
+        self._characters -= _length(self._items.pop(index))
+
+    def delete(self, key: str) -> None:
+        self._drop(self._find(key, "key"))
+
+    def cut(self, turn: int, text: str) -> None:
+        """The reply of ``turn`` was heard only as far as ``text``; unheard replies leave the history."""
+        for index in range(len(self._items) - 1, -1, -1):
+            item = self._items[index]
+            if item.role == "assistant" and item.turn == turn and not item.call_id:
+                self._drop(index)
+                if text:
+                    heard = HistoryItem(role="assistant", text=text, turn=turn, key=item.key)
+                    self._items.insert(index, heard)
+                    self._characters += _length(heard)
+                return
+
+    def _find(self, key: str, param: str) -> int:
+        for index, item in enumerate(self._items):
+            if key and item.key == key:
+                return index
+        raise ProtocolError("item_not_found", f"no item has the key {key[:SHOWN]!r}", param=param)
+
+
+def _length(item: HistoryItem) -> int:
+    return len(item.text) + len(item.arguments) + len(item.name) + len(item.call_id) + len(item.key)
+
+
+def chat_messages(items: tuple[HistoryItem, ...]) -> list[dict[str, object]]:
+    """The items in the shape of a chat-completions request; neighbouring tool calls share one assistant message."""
+    messages: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
+    for item in items:
+        if item.role == "assistant" and item.call_id:
+            function: dict[str, object] = {"name": item.name, "arguments": item.arguments}
+            call: dict[str, object] = {"id": item.call_id, "type": "function", "function": function}
+            if not calls:
+                messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+            calls.append(call)
+            continue
+        calls = []
+        message: dict[str, object] = {"role": item.role, "content": item.text}
+        if item.role == "tool":
+            message["tool_call_id"] = item.call_id
+        messages.append(message)
+    return messages

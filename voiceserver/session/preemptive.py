@@ -1,0 +1,193 @@
+"""A reply that is asked for at a pause, before it is sure that the caller has ended: the guess.
+
+::
+
+    PAUSE --TEXT of stt--> guess: reply and tts work, what they say is held
+      caller goes on, other words, anything else --> dropped without a trace
+      turn ends, the request would be the same   --> adopted: the held results are received as if they came now
+
+Rule: a guess says nothing, changes no history and is waited for by nobody. Adopted is only what would have been asked for
+to the byte, so a caller cannot tell that it was a guess, except by the clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from voiceserver.events import events as ev
+from voiceserver.session.history import chat_messages
+from voiceserver.session.outbox import Outbox
+from voiceserver.session.settings import words_of
+from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+
+if TYPE_CHECKING:
+    from voiceserver.session.audio_input import Ear
+    from voiceserver.session.reply import Reply
+    from voiceserver.session.state import SessionState
+
+GUESSES_PER_TURN = 3  # somebody who pauses often costs no more than this
+HELD_BYTES = 1 << 20  # of results; a guess that grows beyond is given up
+
+
+class Basis(NamedTuple):
+    """All that an answer follows from, but for ``Facts``, which may be a few hundred ms old."""
+
+    request: bytes
+    speaks: bool
+    voice: StreamParams
+
+
+class Guess:
+    """``turn``: that it would answer. ``ask``, ``say``: as of a Reply; only the first sentence is said ahead."""
+
+    __slots__ = ("_held_bytes", "ask", "basis", "held", "is_finished_asking", "say", "turn")
+
+    def __init__(self, turn: int, basis: Basis, request: bytes, now_ms: float) -> None:
+        self.turn = turn
+        self.basis = basis
+        self.ask = Outbox()
+        self.say = Outbox()
+        self.ask.append(RequestKind.DATA, turn, 1, request, 1, now_ms)
+        self.is_finished_asking = False
+        self.held: list[tuple[str, Record]] = []
+        self._held_bytes = 0
+
+    def hold(self, stage: str, record: Record, now_ms: float) -> bool:
+        """False: it came to nothing, or to too much."""
+        self._held_bytes += len(record.payload)
+        if record.kind == ResultKind.FAILED or self._held_bytes > HELD_BYTES:
+            return False
+        self.held.append((stage, record))
+        if stage == "reply":
+            self.is_finished_asking = self.is_finished_asking or record.kind == ResultKind.DONE
+            if record.kind == ResultKind.TEXT and self.basis.speaks and not self.say.received:
+                text = record.payload.decode(errors="replace").strip()
+                self.say.append(RequestKind.DATA, self.turn, 1, text.encode(), 1, now_ms)
+        return True
+
+    def needs(self, stage: str) -> bool:
+        return not self.is_finished_asking if stage == "reply" else self.basis.speaks
+
+
+def receive_text(session: SessionState, ear: Ear, record: Record, now_ms: float) -> None:
+    """A text of stt. If it says what was heard up to the pause that still lasts, the answer to it is begun."""
+    if record.kind != ResultKind.TEXT or not ear.answers_pause(record.turn, record.seq):
+        return
+    text = record.payload.decode(errors="replace").strip()
+    if not _may_guess(session, text):
+        return
+    basis, request = _asked_for(session, record.turn, text)
+    guess = session.guess
+    if guess is not None:
+        if guess.basis == basis:
+            return
+        drop(session)
+    if session.guesses < GUESSES_PER_TURN:
+        session.guesses += 1
+        session.guess = Guess(record.turn, basis, request, now_ms)
+
+
+def _may_guess(session: SessionState, text: str) -> bool:
+    """Only where the answer is sure to be wanted if the turn ends here, and nobody else needs the worker more."""
+    detection, words = session.options.turn_detection, words_of(text)
+    transcripts = session.transcripts
+    return (
+        session.settings.preemptive
+        and bool(words)
+        and words not in session.settings.backchannels
+        and session.is_open
+        and session.reply is None
+        and not session.queue
+        and session.place is None
+        and session.options.replies
+        and detection is not None
+        and detection.creates_reply
+        and transcripts is not None
+        and not transcripts.is_pending
+        and not (session.gate is not None and session.gate.is_busy)
+        and session.facts.degrade_level == 0
+    )
+
+
+def _asked_for(session: SessionState, turn: int, text: str) -> tuple[Basis, bytes]:
+    user = ev.HistoryItem(role="user", text=text, turn=turn, key=f"user:{turn}")
+    history = session.mouth.history.with_record(user)
+    fields = request_fields(session, turn, ev.ReplyCreate(), history)
+    return _basis(session, fields, session.speaks(ev.ReplyCreate())), encode_request(session, fields)
+
+
+def _basis(session: SessionState, fields: dict[str, object], speaks: bool) -> Basis:
+    return Basis(msgspec.json.encode(fields), speaks, session.voice_params())
+
+
+def take(
+    session: SessionState, turn: int, fields: dict[str, object], speaks: bool, create: ev.ReplyCreate
+) -> Guess | None:
+    """The guess, if it is what is asked for now; else there is none any more."""
+    guess = session.guess
+    if guess is None:
+        return None
+    if guess.turn != turn or create.is_out_of_band or guess.basis != _basis(session, fields, speaks):
+        drop(session)
+        return None
+    session.guess = None
+    session.guesses = 0
+    return guess
+
+
+def adopt(session: SessionState, reply: Reply, guess: Guess, now_ms: float) -> None:
+    """``reply`` was just started: it has what the guess has, from now on."""
+    if not guess.ask.has_unsent():
+        reply.ask.mark_sent()
+    session.mouth.replies_ahead += 1
+    is_said = bool(guess.say.received) and not guess.say.has_unsent()
+    for stage, record in guess.held:
+        if stage == "tts":
+            session.mouth.receive_tts(record, now_ms)
+            continue
+        session.mouth.receive_reply(record, now_ms)
+        first = reply.say.next_unsent()
+        if is_said and first is not None and first.seq == 1:
+            reply.say.mark_sent()
+
+
+def receive(session: SessionState, guess: Guess, stage: str, record: Record, now_ms: float) -> None:
+    if record.turn == guess.turn and not guess.hold(stage, record, now_ms):
+        drop(session)
+
+
+def drop(session: SessionState) -> None:
+    """What the stages do for it is worthless; nobody hears of it."""
+    if session.guess is not None:
+        session.guess = None
+        session.is_settled = False
+        session.the_lanes.reset("reply")
+        session.the_lanes.reset("tts")
+
+
+def request_fields(
+    session: SessionState, turn: int, create: ev.ReplyCreate, history: tuple[ev.HistoryItem, ...]
+) -> dict[str, object]:
+    """What the reply stage is asked; ``history`` unless the client gave its own items."""
+    options, limit = session.options, create.max_output_tokens
+    return {
+        "turn": turn,
+        "messages": chat_messages(history if create.items is None else create.items),
+        "instructions": options.instructions if create.instructions is None else create.instructions,
+        "tools": options.tools if create.tools is None else create.tools,
+        "tool_choice": options.tool_choice if create.tool_choice is None else create.tool_choice,
+        "max_output_tokens": options.max_output_tokens if limit is None else limit,
+        "temperature": options.temperature if create.temperature is None else create.temperature,
+        "language": options.language,
+    }
+
+
+def encode_request(session: SessionState, fields: dict[str, object]) -> bytes:
+    return msgspec.json.encode({**fields, "context": session.facts})
+
+
+def encode_again(request: bytes, turn: int) -> bytes:
+    """The same request as one of ``turn``."""
+    return msgspec.json.encode({**msgspec.json.decode(request, type=dict[str, msgspec.Raw]), "turn": turn})

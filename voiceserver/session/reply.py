@@ -1,0 +1,308 @@
+"""One reply: its request, its sentences on the way through tts, and what the caller has heard of it.
+
+Everything here is idempotent by position, so that a stage which died can be replayed: sentences that were received before
+are passed over by count, audio of a sentence that was sent before by samples. Nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+from voiceserver.events.events import HistoryItem, ReplyCreate, Timings
+from voiceserver.session.outbox import Outbox
+from voiceserver.session.text import join, split, words_of
+from voiceserver_workers.ipc.messages import RequestKind
+
+WORD_MS: Final = (
+    400.0  # 150 words a minute, the usual pace of a conversation; what is said faster is said again in part
+)
+
+Reason = Literal["completed", "interrupted", "cancelled", "failed", "limited", "filtered"]
+
+
+class ToolCall:
+    __slots__ = ("_replayed", "arguments", "call_id", "name")
+
+    def __init__(self) -> None:
+        self.call_id = ""
+        self.name = ""
+        self.arguments = ""
+        self._replayed = 0
+
+    def receive(self, arguments: str) -> str:
+        """What of the next piece of the arguments is new."""
+        passed = min(self._replayed, len(arguments))
+        self._replayed -= passed
+        self.arguments += arguments[passed:]
+        return arguments[passed:]
+
+    def replay(self) -> None:
+        self._replayed = len(self.arguments)
+
+
+class Reply:
+    __slots__ = (
+        "_audio_ends",
+        "_replayed_samples",
+        "_replayed_texts",
+        "_sentences",
+        "ask",
+        "asked_ms",
+        "create",
+        "decided_ms",
+        "end_of_speech_ms",
+        "endpointing_ms",
+        "filler_samples",
+        "fillers",
+        "finish_reason",
+        "first_audio_at_ms",
+        "first_text_at_ms",
+        "input_tokens",
+        "is_finished_asking",
+        "needs_tts",
+        "output_rate_hz",
+        "output_tokens",
+        "plays_from_ms",
+        "progress_ms",
+        "request",
+        "samples_sent",
+        "say",
+        "speaks",
+        "stt_ms",
+        "texts_received",
+        "tool_calls",
+        "turn",
+    )
+
+    def __init__(
+        self, turn: int, create: ReplyCreate, speaks: bool, output_rate_hz: int, now_ms: float
+    ) -> None:
+        self.turn = turn
+        self.create = create
+        self.speaks = speaks
+        self.needs_tts = speaks  # False where the reply stage speaks itself
+        self.output_rate_hz = output_rate_hz
+        self.asked_ms = now_ms
+        self.progress_ms = now_ms  # when a stage last answered
+        # When a client that plays without a pause comes to the beginning of this reply. A pause moves it.
+        self.plays_from_ms = -math.inf
+        self.decided_ms = now_ms
+        self.end_of_speech_ms: float | None = None
+        self.endpointing_ms: float | None = None
+        self.stt_ms: float | None = None
+        self.request = b""  # what the reply stage was asked
+        self.texts_received = (
+            0  # of that request; also what an earlier reply, which this one continues, received of it
+        )
+        self.ask = Outbox()
+        self.say = Outbox()
+        self.first_text_at_ms: float | None = None
+        self.first_audio_at_ms: float | None = None
+        self.is_finished_asking = False
+        self.finish_reason: Reason = "completed"
+        self.samples_sent = 0
+        self.fillers = 0  # that were heard while it was late,
+        self.filler_samples = 0  # and are the beginning of its audio
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.tool_calls: dict[int, ToolCall] = {}
+        self._sentences: list[str] = []
+        self._audio_ends: list[int] = []  # samples of the whole reply at the end of each sentence
+        self._replayed_texts = 0  # sentences still to be passed over after a replay
+        self._replayed_samples = 0
+
+    @property
+    def last_text(self) -> str:
+        return self._sentences[-1] if self._sentences else ""
+
+    @property
+    def text(self) -> str:
+        """What was answered so far; the pieces bring their own spaces."""
+        return "".join(self._sentences)
+
+    @property
+    def has_begun(self) -> bool:
+        return self.first_text_at_ms is not None or bool(self.tool_calls) or self.has_spoken
+
+    @property
+    def has_spoken(self) -> bool:
+        """There was audio that is more than a filler."""
+        return self.samples_sent > self.filler_samples
+
+    @property
+    def audio_ms(self) -> float:
+        """What was sent, fillers included: what a client counts."""
+        return self.samples_sent * 1000.0 / self.output_rate_hz
+
+    @property
+    def plays_until_ms(self) -> float:
+        return self.plays_from_ms + self.audio_ms
+
+    def receive_text(self, text: str, now_ms: float) -> bool:
+        """False: this sentence was received before the replay."""
+        if self._replayed_texts:
+            self._replayed_texts -= 1
+            return False
+        self.texts_received += 1
+        self.add_text(text, now_ms)
+        return True
+
+    def add_text(self, text: str, now_ms: float) -> None:
+        self._sentences.append(text)
+        if self.first_text_at_ms is None:
+            self.first_text_at_ms = now_ms
+        if self.needs_tts:
+            self.say.append(
+                RequestKind.DATA, self.turn, len(self._sentences), text.strip().encode(), 1, now_ms
+            )
+
+    def continue_from(self, old: Reply, request: bytes, now_ms: float) -> None:
+        """Ask for what ``old`` was asked for once more; what it had received is passed over."""
+        self.ask.append(RequestKind.DATA, self.turn, 1, request, 1, now_ms)
+        self.request = request
+        self.texts_received = self._replayed_texts = old.texts_received
+
+    def receive_audio(self, sentence: int, pcm: bytes, now_ms: float) -> bytes:
+        """What of ``pcm`` is new to the caller."""
+        if sentence <= len(self._audio_ends):
+            return b""
+        if self._replayed_samples:
+            passed = min(self._replayed_samples, len(pcm) >> 1)
+            self._replayed_samples -= passed
+            pcm = pcm[passed * 2 :]
+        if pcm:
+            if self.first_audio_at_ms is None:
+                self.first_audio_at_ms = now_ms
+            self._send(len(pcm) >> 1, now_ms)
+        self.say.consume(sentence)
+        return pcm
+
+    def receive_filler(self, samples: int, now_ms: float) -> None:
+        self.fillers += 1
+        self.filler_samples += samples
+        self._send(samples, now_ms)
+
+    def _send(self, samples: int, now_ms: float) -> None:  # hot
+        # Where the client has played everything before, it goes on from now.
+        plays_from_ms = now_ms - self.audio_ms
+        if plays_from_ms > self.plays_from_ms:
+            self.plays_from_ms = plays_from_ms
+        self.samples_sent += samples
+
+    def finish_sentence(self, sentence: int) -> None:
+        self.say.consume(sentence)
+        self.say.commit(sentence)
+        while len(self._audio_ends) < sentence:
+            self._audio_ends.append(self.samples_sent)
+        self._replayed_samples = 0
+
+    def replay_ask(self) -> None:
+        """The reply stage died and will be asked again."""
+        self.ask.rewind()
+        self._replayed_texts = self.texts_received
+        for call in self.tool_calls.values():
+            call.replay()
+
+    def replay_say(self) -> None:
+        """The tts stage died: the sentence in progress is made again from its beginning."""
+        self.say.rewind()
+        begin = self._audio_ends[-1] if self._audio_ends else self.filler_samples
+        self._replayed_samples = self.samples_sent - begin
+
+    @property
+    def is_complete(self) -> bool:
+        return self.is_finished_asking and (not self.needs_tts or self.say.is_empty)
+
+    def heard_text(self, played_ms: float) -> str:
+        """The text that fits into ``played_ms`` of audio: whole sentences, and words in proportion of the last."""
+        return join(self._split(played_ms)[0])
+
+    def unheard_texts(self, played_ms: float) -> list[str]:
+        """The rest of it, sentence by sentence, the first from its first unheard word on."""
+        return self._split(played_ms)[1]
+
+    def _split(self, played_ms: float) -> tuple[list[str], list[str]]:
+        played = int(played_ms * self.output_rate_hz / 1000.0)
+        heard: list[str] = []
+        unheard: list[str] = []
+        begin = self.filler_samples
+        sentences = self._sentences if self.needs_tts else [self.text]
+        for index, sentence in enumerate(sentences):
+            is_whole = index < len(self._audio_ends)
+            end = self._audio_ends[index] if is_whole else self._expected_end(index, begin)
+            share = 0.0
+            if is_whole and played >= end:
+                share = 1.0
+            elif begin < played and begin < end:
+                share = min((played - begin) / (end - begin), 1.0)
+            words, rest = split(sentence, share)
+            if (
+                words and not rest and not is_whole and self.needs_tts
+            ):  # the engine has yet to say that this was all
+                words, rest = split(sentence, 1.0 - 1.0 / words_of(sentence))
+            heard.append(words)
+            unheard.append(rest)
+            begin = end
+        return [text for text in heard if text], [text for text in unheard if text]
+
+    def _expected_end(self, index: int, begin: int) -> int:
+        """Where the audio of a sentence that is being made will end, in samples of the reply: what was sent of it is not all of
+        it. By the pace of the sentences before it."""
+        if not self.needs_tts or index > len(self._audio_ends):
+            return self.samples_sent
+        before, words = sum(map(words_of, self._sentences[:index])), words_of(self._sentences[index])
+        pace = (begin - self.filler_samples) / before if before else WORD_MS * self.output_rate_hz / 1000.0
+        return max(self.samples_sent, begin + int(pace * words))
+
+    def timings(self) -> Timings:
+        def since(later: float | None, earlier: float | None) -> float | None:
+            return None if later is None or earlier is None else round(later - earlier, 2)
+
+        return Timings(
+            end_of_speech_ms=self.end_of_speech_ms,
+            endpointing_ms=self.endpointing_ms,
+            stt_ms=self.stt_ms,
+            reply_ms=since(self.first_text_at_ms, self.asked_ms),
+            tts_ms=since(self.first_audio_at_ms, self.first_text_at_ms),
+            first_audio_ms=since(self.first_audio_at_ms, self.decided_ms),
+            audio_ms=round((self.samples_sent - self.filler_samples) * 1000.0 / self.output_rate_hz, 1),
+        )
+
+    def history_items(self) -> list[HistoryItem]:
+        items: list[HistoryItem] = []
+        if self._sentences:
+            items.append(
+                HistoryItem(
+                    role="assistant", text=self.text.strip(), turn=self.turn, key=f"reply:{self.turn}"
+                )
+            )
+        for index, call in sorted(self.tool_calls.items()):
+            key = f"call:{self.turn}:{index}"
+            items.append(
+                HistoryItem(
+                    role="assistant",
+                    call_id=call.call_id,
+                    name=call.name,
+                    arguments=call.arguments,
+                    turn=self.turn,
+                    key=key,
+                )
+            )
+        return items
+
+
+class Interrupted:
+    """A reply that was cut off by speech in which there may turn out to be no words.
+
+    ``since_turn`` to ``by_turn``: the utterances since. ``due_ms``: when silence settles it. ``resumed``: the reply that goes on.
+    """
+
+    __slots__ = ("by_turn", "due_ms", "played_ms", "reply", "resumed", "since_turn")
+
+    def __init__(self, reply: Reply, played_ms: float, by_turn: int) -> None:
+        self.reply = reply
+        self.played_ms = played_ms
+        self.since_turn = self.by_turn = by_turn
+        self.due_ms = math.inf
+        self.resumed: Reply | None = None

@@ -1,0 +1,212 @@
+"""What each client event does to a session: one function an event, in a table. Each checks first, then changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
+from voiceserver.events.tools import check_choice, check_tools, is_choice
+from voiceserver.events.voices import near_voices
+from voiceserver.session import preemptive, turns
+from voiceserver.session.history import check_key
+
+if TYPE_CHECKING:
+    from voiceserver.session.session import Session
+
+REPLY_QUEUE = 8
+_ALLOWED_WHILE_DRAINING = (ev.ReplyCancel, ev.ReplyPlayed, ev.SessionClose)
+
+
+def is_allowed_while_draining(session: Session, event: ev.ClientEvent, now_ms: float) -> bool:
+    """What ends something; nothing begins any more."""
+    ends_turn = isinstance(event, ev.InputCommit) and session.is_finishing_turn(now_ms)
+    return ends_turn or isinstance(event, _ALLOWED_WHILE_DRAINING)
+
+
+def handle(session: Session, event: ev.ClientEvent, now_ms: float) -> None:
+    """Raises ProtocolError; the session is unchanged then."""
+    _HANDLERS[type(event)](session, event, now_ms)
+
+
+def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
+    settings = session.settings
+    changes = {
+        name: value
+        for name in event.__struct_fields__
+        if (value := getattr(event, name)) is not msgspec.UNSET
+    }
+    if changes.get("turn_detection") is not None and "vad" not in settings.stages:
+        raise ProtocolError(
+            "turn_detection_unavailable",
+            "this server has no vad engine: only null is possible",
+            param="turn_detection",
+        )
+    if changes.get("speaks") and not settings.can_speak:
+        raise ProtocolError("speech_unavailable", "this server has no tts engine", param="speaks")
+    if changes.get("transcribes") and "stt" not in settings.stages:
+        raise ProtocolError("transcription_unavailable", "this server has no stt engine", param="transcribes")
+    if changes.get("replies") and "reply" not in settings.stages:
+        raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
+    if changes.get("voice"):
+        _check_voice(changes["voice"], session.facts.voices)
+    _settle_tools(session, changes)
+    detection = changes.get("turn_detection")
+    if detection is not None:
+        base = session.options.turn_detection or settings.options.turn_detection or ev.TurnDetection()
+        changes["turn_detection"] = _upon(detection, base)
+    ear = session.ear
+    if "turn_detection" in changes and ear is not None:
+        if ear.capturing_turn and (changes["turn_detection"] is None) != (ear.detector is None):
+            turns.end_turn(session, "commit", now_ms)
+        ear.detect(changes["turn_detection"])
+        if ear.detector is None and ear.outbox.backlog:
+            turns.hear_by_hand(session, ear, now_ms)
+    session.options = msgspec.structs.replace(session.options, **changes)
+    session.emit(ev.SessionUpdated())
+
+
+def _upon(change: ev.TurnDetectionChange, base: ev.TurnDetection) -> ev.TurnDetection:
+    after = change.upon(base)
+    least_ms, most_ms = after.min_silence_ms, after.max_silence_ms
+    is_new = (least_ms, most_ms) != (base.min_silence_ms, base.max_silence_ms)
+    if is_new and most_ms is not None and least_ms > most_ms:
+        raise ProtocolError(
+            "invalid_field",
+            f"turn_detection.min_silence_ms ({least_ms}) must be at most max_silence_ms ({most_ms})",
+            param="turn_detection.min_silence_ms",
+        )
+    return after
+
+
+def _settle_tools(session: Session, changes: dict[str, Any]) -> None:
+    """The tools and the choice among them fit together, whichever of the two changes."""
+    tools = changes.get("tools", session.options.tools)
+    if "tools" in changes:
+        check_tools(tools, "tools")
+        if session.options.tool_choice and not is_choice(session.options.tool_choice, tools):
+            changes.setdefault("tool_choice", "auto")  # the tool of that name is gone
+    if "tool_choice" in changes:
+        check_choice(changes["tool_choice"], tools, "tool_choice")
+
+
+def _check_voice(voice: str, voices: frozenset[str]) -> None:
+    near = near_voices(voice, voices)
+    if near is not None:
+        hint = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(sorted(voices)[:20])}"
+        raise ProtocolError(
+            "unknown_voice", f"the speech engine has no voice {voice[:80]!r}; {hint}", param="voice"
+        )
+
+
+def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:
+    utterance = turns.end_turn(session, "commit", now_ms, creates_reply=event.creates_reply)
+    if utterance is None:
+        raise ProtocolError("input_empty", "there is no audio to commit")
+
+
+def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
+    ear, transcripts = session.ear, session.transcripts
+    if ear is not None and transcripts is not None and ear.capturing_turn:
+        transcripts.forget(ear.capturing_turn)
+        ear.capture.discard_turn(ear.capturing_turn)
+        session.the_lanes.reset(session.settings.hears_with)
+        ear.clear()
+        preemptive.drop(session)
+    session.emit(ev.InputCleared())
+
+
+def _append(session: Session, event: ev.ItemAppend, now_ms: float) -> None:
+    check_key(event.item.key, "item.key")
+    history, after_key = session.mouth.history, event.after_key
+    is_gone = event.may_be_gone and after_key != "root" and after_key not in history
+    history.append(event.item, "" if is_gone else after_key)
+
+
+def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
+    history = session.mouth.history
+    if not event.may_be_gone or event.key in history:
+        history.delete(event.key)
+
+
+def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
+    hears = session.settings.hears_with == "reply"
+    event = _with_tools(session, event)
+    if "reply" not in session.settings.stages or (
+        hears and (event.is_out_of_band or event.items is not None)
+    ):
+        raise ProtocolError("reply_unavailable", "this server has no reply engine that takes text")
+    if session.reply is not None and not event.is_out_of_band:
+        raise ProtocolError("reply_active", f"the reply of turn {session.reply.turn} is still in progress")
+    if hears:
+        if not turns.answer_held(session, event, now_ms):
+            message = "this server's reply engine answers what was said, and no turn waits for an answer"
+            raise ProtocolError("input_empty", message)
+        return
+    if session.queue is not None and len(session.queue) >= REPLY_QUEUE:
+        raise ProtocolError("reply_queue_full", f"at most {REPLY_QUEUE} replies can wait")
+    session.enqueue_reply(event)
+
+
+def _with_tools(session: Session, event: ev.ReplyCreate) -> ev.ReplyCreate:
+    tools = session.options.tools if event.tools is None else event.tools
+    if event.tools is not None:
+        check_tools(tools, "tools")
+    if event.tool_choice is not None:
+        check_choice(event.tool_choice, tools, "tool_choice")
+    elif session.options.tool_choice and not is_choice(session.options.tool_choice, tools):
+        return msgspec.structs.replace(event, tool_choice="auto")
+    return event
+
+
+def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
+    if session.reply is None and not session.queue:
+        raise ProtocolError("reply_not_active", "no reply is in progress")
+    if event.key and session.queue and any(one.key == event.key for one in session.queue):
+        turns.drop_queue(session, "cancelled", event.key)
+    else:
+        turns.stop_reply(session, "cancelled", now_ms)
+
+
+def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:
+    session.mouth.receive_played(event.turn, event.played_ms, event.is_final)
+    cut = session.interrupted
+    if cut is not None and cut.reply.turn == event.turn:  # the client knows better where it was cut off
+        cut.played_ms = min(event.played_ms, cut.reply.audio_ms)
+
+
+def _digit(session: Session, event: ev.Digit, now_ms: float) -> None:
+    session.emit(ev.DigitHeard(digit=event.digit))
+
+
+def _close(session: Session, event: ev.SessionClose, now_ms: float) -> None:
+    session.begin_close(1000, "client", session.settings.close_timeout_ms, now_ms)
+
+
+def caller_is_idle(session: Session) -> None:
+    """``idle_timeout_ms`` passed without speech after a reply: say so, and have the agent speak up."""
+    detection = session.options.turn_detection
+    clock_ms = session.ear.ms(session.ear.received_seq) if session.ear is not None else 0.0
+    idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
+    session.idle_from_ms = math.inf
+    session.emit(ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1)))
+    if session.options.replies and session.reply is None:
+        session.enqueue_reply(ev.ReplyCreate())
+
+
+_HANDLERS: dict[type[object], Callable[[Session, Any, float], None]] = {
+    ev.SessionUpdate: _update,
+    ev.InputCommit: _commit,
+    ev.InputClear: _clear,
+    ev.ItemAppend: _append,
+    ev.ItemDelete: _delete,
+    ev.ReplyCreate: _create,
+    ev.ReplyCancel: _cancel,
+    ev.ReplyPlayed: _played,
+    ev.Digit: _digit,
+    ev.SessionClose: _close,
+}

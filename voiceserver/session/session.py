@@ -1,0 +1,450 @@
+"""A session: one caller's conversation as a pure state machine. Time and bytes are arguments; outputs are pulled.
+
+::
+
+    lifecycle   OPENING -> OPEN -> DRAINING -> CLOSED        (table PHASES; anything else raises IllegalTransition)
+    turn        idle -> listening -> thinking -> speaking    (``stage_of_turn``; a barge-in goes back to listening)
+    flow        READY <-> BUSY                               (gate.py)
+
+    receive_audio, receive_event, receive_result, lose_stream, handle_timer                     in
+    stages_wanted, stages_unwanted, stages_with_requests, outbox_of, events_to_send, deadline_ms       out
+
+What it remembers is in ``state``, what a turn leads to in ``conversation``, what it says of waiting in ``pressure``, what a
+client may ask in ``commands``. Rules: audio is never lost unsaid (``accounting``); results of an older turn are dropped at
+the door; illegal input raises and changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
+from voiceserver.events import events as ev
+from voiceserver.session import deadlines, filler, preemptive, requests, turns
+from voiceserver.session.audio_input import Ear
+from voiceserver.session.busy import Wait
+from voiceserver.session.speech_output import failure_of
+from voiceserver.session.state import Phase, SessionState
+from voiceserver_workers.ipc.messages import Record, ResultKind, StreamParams, unpack_speech, unpack_turn
+
+__all__ = ["Phase", "Session"]
+
+SPEECH = int(ResultKind.SPEECH)
+OPENED = int(ResultKind.OPENED)
+AUDIO = int(ResultKind.AUDIO)
+OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
+HEARING_SHARE = 0.5  # of the time to drain: in it a caller may end the sentence; the rest is for the answer
+
+PHASES: dict[Phase, frozenset[Phase]] = {
+    Phase.OPENING: frozenset({Phase.OPEN, Phase.CLOSED}),
+    Phase.OPEN: frozenset({Phase.DRAINING, Phase.CLOSED}),
+    Phase.DRAINING: frozenset({Phase.DRAINING, Phase.CLOSED}),
+    Phase.CLOSED: frozenset(),
+}
+
+
+class Session(SessionState):
+    __slots__ = ()
+
+    # ---------------------------------------------------------------------------------------------- lifecycle
+
+    def _move(self, phase: Phase) -> None:
+        if phase not in PHASES[self.phase]:
+            raise IllegalTransition(f"a session cannot go from {self.phase.value} to {phase.value}")
+        self.phase = phase
+
+    def open(self, now_ms: float) -> None:
+        self._move(Phase.OPEN)
+        self.emit(
+            ev.SessionReady(
+                session_id=self.session_id,
+                input_rate_hz=self.input_rate_hz,
+                output_rate_hz=self.output_rate_hz,
+                resume_token=self.resume_token,
+                credit_ms=float(self.settings.backpressure.max_backlog_ms),
+            )
+        )
+
+    def waiting(self, position: int, estimate_ms: float, now_ms: float) -> None:
+        """The caller has place ``position`` in the waiting room: no stage works for it, it hears so now and regularly."""
+        if self.phase is Phase.CLOSED:
+            return
+        place = self.place
+        since_ms = now_ms if place is None else place.since_ms
+        self.place = Wait(
+            "admission", "waiting", since_ms, 0.0, 0.0, estimate_ms, self.turn, position, "waiting"
+        )
+        if place is None or place.position != position:
+            deadlines.announce(self, deadlines.waits(self)[0], now_ms)
+        self._after(now_ms)
+
+    def admitted(self, now_ms: float) -> None:
+        """The caller may talk now; what it said while waiting is taken first."""
+        if self.place is not None:
+            self.place = None
+            if self.reply is not None:
+                self.reply.progress_ms = now_ms
+            self._after(now_ms)
+
+    def drain(self, within_ms: float, now_ms: float) -> None:
+        """The server is going: say so, finish the turn, close with 1012."""
+        if self.phase in (Phase.OPEN, Phase.DRAINING):
+            self.emit(ev.ServerDraining(deadline_ms=round(within_ms, 1)))
+            if self.options.audible_busy and self.reply is None:
+                self.emit(ev.BusyCue(cue="draining"))
+            if self.ear is not None:
+                self.hear_until_ms = now_ms + within_ms * HEARING_SHARE
+            self.begin_close(1012, "draining", within_ms, now_ms)
+
+    def begin_close(self, code: int, reason: str, within_ms: float, now_ms: float) -> None:
+        """Finish the turn in progress, take no more audio, close at ``within_ms`` from now at the latest."""
+        self._move(Phase.DRAINING)
+        self.close_code, self.close_reason = code, reason
+        self.close_by_ms = min(self.close_by_ms, now_ms + within_ms)
+        self._after(now_ms)
+
+    def _close_when_done(self, now_ms: float) -> None:
+        ear = self.ear
+        turns.drop_held(self)
+        if now_ms < self.close_by_ms and self.place is None:  # who waits for a place is kept no longer
+            if ear is not None and ear.capturing_turn:
+                if now_ms < self.hear_until_ms or (self.hear_until_ms == -math.inf and ear.outbox.backlog):
+                    return
+                turns.end_turn(self, "close", now_ms)
+            if ear is not None and ear.outbox.backlog:
+                return
+            if self.transcripts or self.reply is not None or self.queue:
+                return
+        self._close(now_ms)
+
+    def _close(self, now_ms: float) -> None:
+        turns.give_up_transcripts(self, now_ms)
+        if self._mouth is not None:
+            self._mouth.stop("cancelled", now_ms)
+        if self.gate is not None and self.gate.dropped_ms:
+            deadlines.announce(self, Wait(self.gate.dropped_stage, "shed", now_ms, 0.0, 0.0), now_ms)
+        if self.ear is not None:
+            self.ear.capture.discard()
+            self.ear.outbox.discard()
+        self.queue = self.transcripts = self.interrupted = self.place = self.guess = None
+        self.emit(ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting()))
+        self._move(Phase.CLOSED)
+        self.deadline_ms = math.inf
+        self.is_settled = False
+        self._check()
+
+    def rest(self, now_ms: float) -> None:
+        """The caller has been away for a while: give back the streams that have nothing to do for it."""
+        self.is_resting = True
+        self._after(now_ms)
+
+    def resume(self, token: str, now_ms: float) -> ev.SessionReady:
+        """The caller is back; what to tell it first. ``token``: for the next time."""
+        self.resume_token = token
+        self.is_resting = False
+        self.hold_output(False, now_ms)
+        ear = self.ear
+        return ev.SessionReady(
+            session_id=self.session_id,
+            input_rate_hz=self.input_rate_hz,
+            output_rate_hz=self.output_rate_hz,
+            resume_token=token,
+            credit_ms=self.credit_ms,
+            is_resumed=True,
+            received_ms=ear.ms(ear.received_seq) if ear is not None else 0.0,
+        )
+
+    def disconnect(self, now_ms: float) -> None:
+        """The connection is gone: nobody hears what comes now, the books are closed all the same."""
+        if self.phase is not Phase.CLOSED:
+            self.close_code, self.close_reason = 1006, self.close_reason or "disconnected"
+            self._close(now_ms)
+
+    def fail(
+        self, code: str, message: str, close_code: int, now_ms: float, retry_after_ms: float = 0.0
+    ) -> None:
+        """End the session for a reason that the caller is told."""
+        if self.phase is not Phase.CLOSED:
+            is_retryable = close_code in (1012, 1013)
+            self.emit(
+                ev.ErrorEvent(
+                    code=code, message=message, retryable=is_retryable, retry_after_ms=retry_after_ms
+                )
+            )
+            if self.options.audible_busy:
+                self.emit(ev.BusyCue(cue="failed"))
+            self.close_code, self.close_reason = close_code, code
+            self._close(now_ms)
+
+    # -------------------------------------------------------------------------------------------------- input
+
+    def receive_audio(self, pcm: bytes, now_ms: float) -> None:  # hot
+        """PCM16 little-endian mono at ``input_rate_hz``. Raises ProtocolError for half a sample."""
+        if len(pcm) & 1:
+            if self.phase is CLOSED:
+                return
+            raise ProtocolError(
+                "audio_misaligned", f"PCM16 has 2 bytes a sample, so {len(pcm)} bytes end in half a sample"
+            )
+        ear = self.ear
+        if ear is None or self.phase is not OPEN:
+            if self.phase is CLOSED:
+                return
+            self.is_settled = False
+            ear = ear or self._make_ear()
+            if self.phase is not OPEN and not self.is_finishing_turn(now_ms):
+                ear.outbox.refuse(len(pcm) >> 1)
+                return
+        if not ear.outbox.backlog:
+            due_ms = now_ms + self.settings.backpressure.busy_after_ms
+            if due_ms < self.deadline_ms:
+                self.deadline_ms = due_ms
+        ear.receive(pcm, now_ms)
+        if ear.detector is None and turns.hear_by_hand(self, ear, now_ms):
+            self.is_settled = False
+        if ear.outbox.backlog + ear.capture.backlog > ear.half:
+            deadlines.bound(self, ear, now_ms)
+        if self.settings.check_laws:
+            self._check()
+
+    def receive_event(self, event: ev.ClientEvent, now_ms: float) -> None:
+        """Raises ProtocolError for what is not allowed now; nothing has changed then."""
+        if self.phase in (Phase.OPENING, Phase.CLOSED):
+            raise ProtocolError("session_not_open", f"the session is {self.phase.value}")
+        if self.phase is Phase.DRAINING and not requests.is_allowed_while_draining(self, event, now_ms):
+            raise ProtocolError(
+                "session_draining", "the session is ending: only cancel, played and close are taken"
+            )
+        requests.handle(self, event, now_ms)
+        self._after(now_ms)
+
+    def receive_result(self, stage: str, record: Record, now_ms: float) -> None:  # hot
+        """One result of a stage's stream. FAILED ends the turn, not the session."""
+        if record.kind == OPENED or self.phase is CLOSED:
+            return
+        ear = self.ear
+        if stage == "vad":
+            if ear is None:
+                return
+            self._receive_vad(ear, record, now_ms)
+            if not self.outgoing and self.phase is OPEN and self.is_well:
+                return
+        elif stage == self.settings.hears_with:
+            if ear is not None:
+                is_alone = self.is_settled and turns.is_partial(self, ear, stage, record)
+                turns.receive_hearing(self, ear, stage, record, now_ms)
+                if is_alone:
+                    # What is left may have waited for longer: speech counts as waiting only since it was found.
+                    self.lower_deadline(deadlines.heard_due_ms(self))
+                    return
+        else:
+            self._receive_answer(stage, record, now_ms)
+            if stage == "tts" and record.kind == AUDIO and self.is_settled and self.gate is None:
+                return
+        if self.gate is not None and self.lanes is not None:
+            self.lanes.found(stage, record.seq)
+        self._after(now_ms)
+
+    def _receive_vad(self, ear: Ear, record: Record, now_ms: float) -> None:  # hot
+        if record.kind == SPEECH and ear.detector is not None:
+            start_ms, window_ms, probabilities = unpack_speech(record.payload)
+            decisions = ear.detector.receive(start_ms, window_ms, probabilities)
+            if decisions:
+                self.is_settled = False
+                ear.outbox.consume(record.seq)
+                for decision in decisions:
+                    turns.decide(self, ear, decision, now_ms)
+        elif record.kind == ResultKind.TURN and ear.detector is not None:
+            _, at_ms, probability = unpack_turn(record.payload)
+            for decision in ear.detector.receive_turn(at_ms, probability):
+                turns.decide(self, ear, decision, now_ms)
+        elif record.kind == ResultKind.FAILED:
+            code, message = failure_of(record.payload)
+            self.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
+        ear.consume(record.seq)
+        if self.settings.check_laws:
+            self._check()
+
+    def _receive_answer(self, stage: str, record: Record, now_ms: float) -> None:
+        reply = self.reply
+        if self.lanes is not None and self.lanes.is_reset(stage):
+            return
+        if reply is None:
+            if self.guess is not None:
+                preemptive.receive(self, self.guess, stage, record, now_ms)
+            return
+        if stage == "tts":
+            self.mouth.receive_tts(record, now_ms)
+        else:
+            self.mouth.receive_reply(record, now_ms)
+        if record.kind == ResultKind.FAILED and self.reply is not reply:
+            turns.abandon(self, reply)
+
+    def _after(self, now_ms: float) -> None:
+        """What follows from any change: replies that waited, recovery, the end of a draining session, the next deadline."""
+        self.is_settled = False
+        if self.phase is CLOSED:
+            return
+        if self.queue and self.reply is None and not (self.transcripts and self.transcripts.is_pending):
+            turns.start_reply(self, self.queue.popleft(), now_ms)
+        mouth = self._mouth
+        if (
+            self.idle_from_ms == math.inf
+            and mouth is not None
+            and mouth.reply is None
+            and mouth.replies
+            and not self.transcripts
+        ):
+            self.idle_from_ms = max(now_ms, mouth.playing_until_ms)
+        if self.gate is not None and self.gate.is_busy:
+            deadlines.evaluate(self, now_ms)
+        if self.phase is Phase.DRAINING:
+            self._close_when_done(now_ms)
+        if not self.is_closed:
+            self.lower_deadline(deadlines.next_deadline_ms(self))
+        if self.settings.check_laws:
+            self._check()
+
+    # ------------------------------------------------------------------------------------------------ streams
+
+    def stages_wanted(self) -> list[str]:  # hot
+        """Stages that need a stream now and have none."""
+        if (self.ear is None and self._mouth is None) or self.place is not None:
+            return []
+        return self.the_lanes.wanted(self.wants)
+
+    def stages_unwanted(self) -> list[str]:  # hot
+        """Stages whose stream has nothing more to do, or the wrong thing."""
+        return self.lanes.unwanted(self.wants) if self.lanes is not None else []
+
+    def stages_with_requests(self) -> list[str]:  # hot
+        """Stages with an open stream and something unsent."""
+        if self.lanes is None:
+            return []
+        ready = self.lanes.sendable(self.outbox_of)
+        if self.is_output_held and "tts" in ready:
+            ready.remove("tts")
+        return ready
+
+    def stream_params(self, stage: str) -> StreamParams:
+        options = self.options
+        if stage in ("vad", self.settings.hears_with):
+            outbox = self.outbox_of(stage)
+            return StreamParams(
+                rate_hz=self.input_rate_hz,
+                start_seq=outbox.first_seq if outbox is not None else 0,
+                options={"language": options.language} if stage == "stt" and options.language else {},
+                output_rate_hz=self.output_rate_hz if stage == "reply" else 0,
+                is_final_only=stage == "stt" and self.goes_without_partials,
+            )
+        return self.voice_params() if stage == "tts" else StreamParams(rate_hz=self.output_rate_hz)
+
+    def stream_opened(self, stage: str, now_ms: float, *, is_lighter: bool = False) -> None:
+        """``is_lighter``: on the stage's lighter engine."""
+        self.is_settled = False
+        lanes = self.the_lanes
+        lanes.opened(stage)
+        deadlines.note_service(self, stage, is_lighter, now_ms)
+        outbox = self.outbox_of(stage)
+        if outbox is not None and lanes.loss(stage) is not None and not outbox.has_unsent():
+            lanes.found(stage, outbox.consumed_seq)
+            self._after(now_ms)
+
+    def stream_closed(self, stage: str) -> None:
+        if self.the_lanes.closed(stage) and self.phase is not CLOSED:
+            self.lower_deadline(0.0)  # served in full again: say so at the next timer
+        outbox = self.outbox_of(stage)
+        if outbox is not None:
+            outbox.rewind()
+
+    def stream_refused(self, stage: str, refusal: Refusal, now_ms: float) -> None:
+        if refusal.reason == "quarantined":
+            self._quarantine(stage, now_ms)
+            return
+        self.the_lanes.refuse(stage, refusal, now_ms)
+        self.lower_deadline(self.the_lanes.retry_ms)
+
+    def retry(self, stage: str) -> None:
+        """The pool says that there may be room."""
+        self.is_settled = False
+        if self.lanes is not None:
+            self.lanes.retry(stage)
+
+    def _quarantine(self, stage: str, now_ms: float) -> None:
+        message = f"the audio or text of this session made its {stage} worker fail repeatedly"
+        self.fail("quarantined", message, 1011, now_ms)
+
+    def lose_stream(self, stage: str, reason: str, now_ms: float) -> None:
+        """The stage's worker is gone. The caller hears it at once; what was not committed goes out again."""
+        self.the_lanes.closed(stage)
+        self.is_settled = False
+        if self.phase is CLOSED:
+            return
+        if reason == "quarantined":
+            self._quarantine(stage, now_ms)
+            return
+        if self.guess is not None and stage in ("reply", "tts"):
+            preemptive.drop(self)
+        if self.needs(stage):
+            deadlines.lose(self, stage, reason, now_ms)
+            self._after(now_ms)
+
+    # ----------------------------------------------------------------------------------------- time and pressure
+
+    def hold_output(self, is_held: bool, now_ms: float) -> None:
+        """The transport is above (or back below) its write limit: the reply must not run further ahead."""
+        self.is_output_held = is_held
+        self.is_settled = False
+        if not is_held and self.reply is not None:
+            self.reply.progress_ms = now_ms
+            self._after(now_ms)
+
+    def handle_timer(self, now_ms: float) -> None:
+        """Call at ``deadline_ms`` or later; earlier calls do no harm."""
+        if self.phase is CLOSED:
+            return
+        self.deadline_ms = math.inf
+        if self.is_settled and self.only_listens:
+            # Audio comes all the time, so this is what nearly all timers find: it was taken, and newer audio waits.
+            due_ms = deadlines.heard_due_ms(self)
+            if self.settings.check_laws and due_ms != deadlines.next_deadline_ms(self):
+                raise AssertionError(f"due at {deadlines.next_deadline_ms(self)}, and not at {due_ms}")
+            if now_ms < due_ms:
+                self.deadline_ms = due_ms
+                return
+        deadlines.evaluate(self, now_ms)
+        if self.lanes is not None:
+            self.lanes.retry_due(now_ms)
+        if now_ms >= deadlines.answer_due_ms(self):
+            deadlines.give_up_reply(self, now_ms)
+        if now_ms >= filler.due_ms(self):
+            filler.say(self, now_ms)
+        if now_ms >= turns.false_interruption_due_ms(self):
+            turns.settle_interruption(self, now_ms)
+        if now_ms >= deadlines.idle_due_ms(self):
+            requests.caller_is_idle(self)
+        self._after(now_ms)
+
+    # ------------------------------------------------------------------------------------------------ outputs
+
+    def events_to_send(self) -> list[ev.ServerEvent]:  # hot
+        """Take the events that are to be said, in order."""
+        if not self.outgoing:
+            return []
+        taken = self.outgoing[:]
+        self.outgoing.clear()
+        return taken
+
+    def _make_ear(self) -> Ear:
+        detection = self.options.turn_detection if "vad" in self.settings.stages else None
+        self.ear = ear = Ear(
+            self.input_rate_hz,
+            detection,
+            self.settings.backpressure.max_backlog_ms,
+            captures=self.settings.can_hear,
+        )
+        return ear
+
+    def _check(self) -> None:
+        if self.ear is not None:
+            self.ear.check()

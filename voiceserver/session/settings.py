@@ -1,0 +1,121 @@
+"""What the sessions of a server share (Settings, Facts), and what one client may change of its own (Options)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from voiceserver.config.schema import BackpressureConfig, Config, SessionConfig
+from voiceserver.events.events import MAX_TURN_MS, Tool, TurnDetection
+from voiceserver.session.filler import Fillers
+
+FILLER_RATES_HZ = (24_000, 8_000)  # of the Realtime wire, and of telephones
+
+
+def words_of(text: str) -> str:
+    """The words alone, for comparing: no case, no punctuation."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+class Facts(msgspec.Struct):
+    """What a reply may tell about the server; shared by all its sessions, refreshed about once a second."""
+
+    sessions: int = 0
+    talkers: int = 0
+    lag_ms: float = 0.0
+    local_time: str = ""
+    degrade_level: int = 0  # how far the server has retreated; see limit.Ladder
+    voices: frozenset[str] = frozenset()  # of the speech engine; empty: it does not tell them
+    lighter: frozenset[str] = frozenset()  # stages whose new streams open on their lighter engine
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a client may change of its session; see ``SessionUpdate``."""
+
+    turn_detection: TurnDetection | None
+    instructions: str = ""
+    voice: str = ""
+    language: str = ""
+    speed: float = 1.0
+    speaks: bool = True
+    transcribes: bool = True
+    replies: bool = True
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    audible_busy: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """``stages``: those that have an engine. ``hears_with``: the stage that takes a turn's audio, "stt", or "reply" where a
+    speech-to-speech engine answers."""
+
+    options: Options
+    backpressure: BackpressureConfig
+    stages: tuple[str, ...]
+    hears_with: str = "stt"
+    history_items: int = 200
+    reply_timeout_ms: float = 10_000
+    reply_slow_ms: float = 1_000
+    close_timeout_ms: float = 10_000
+    false_interruption_ms: float = 0
+    backchannels: frozenset[str] = frozenset()
+    preemptive: bool = False
+    fillers: Fillers | None = None
+    max_manual_turn_ms: float = MAX_TURN_MS
+    check_laws: bool = False
+
+    @property
+    def can_hear(self) -> bool:
+        return self.hears_with in self.stages
+
+    @property
+    def can_speak(self) -> bool:
+        return "tts" in self.stages or self.hears_with == "reply"
+
+    @classmethod
+    def from_config(cls, config: Config, *, reply_takes_audio: bool = False) -> Settings:
+        names = ("vad", "stt", "reply", "tts")
+        stages = tuple(name for name in names if getattr(config.stages, name).engine not in ("", "none"))
+        session = config.session
+        detection = TurnDetection(
+            threshold=session.threshold,
+            prefix_padding_ms=session.prefix_padding_ms,
+            silence_duration_ms=session.silence_duration_ms,
+            min_speech_ms=session.min_speech_ms,
+            min_silence_ms=session.min_silence_ms,
+            max_silence_ms=session.max_silence_ms or None,
+            max_turn_ms=session.max_turn_ms,
+        )
+        return cls(
+            options=Options(
+                turn_detection=detection if "vad" in stages else None,
+                instructions=session.instructions,
+                voice=session.voice,
+                language=session.language,
+                speaks="tts" in stages or reply_takes_audio,
+                transcribes="stt" in stages,
+                replies="reply" in stages,
+                audible_busy=session.audible_busy,
+            ),
+            backpressure=config.backpressure,
+            stages=stages,
+            hears_with="reply" if reply_takes_audio else "stt",
+            history_items=session.history_items,
+            reply_timeout_ms=session.reply_timeout_ms,
+            close_timeout_ms=config.server.drain_timeout_ms,
+            false_interruption_ms=session.false_interruption_ms,
+            backchannels=frozenset(filter(None, map(words_of, session.backchannels.split(",")))),
+            preemptive=session.preemptive,
+            fillers=_fillers(session),
+            max_manual_turn_ms=session.max_manual_turn_ms,
+            check_laws=config.server.check_laws,
+        )
+
+
+def _fillers(session: SessionConfig) -> Fillers | None:
+    texts = [text.strip() for text in session.filler.split("|") if text.strip()]
+    if not texts:
+        return None
+    rates_hz = dict.fromkeys((session.output_rate_hz, *FILLER_RATES_HZ))
+    return Fillers(texts, session.filler_after_ms, rates_hz, session.language)

@@ -1,0 +1,143 @@
+"""The lanes of a session: which stages need a stream, which have one, which were refused one, and what waits for them.
+
+The shell asks; a lane never opens anything itself. A lane that is ``reset`` is closed and, if still needed, opened
+afresh: that is how work in progress is cancelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from voiceserver.errors import Refusal
+from voiceserver.session.outbox import Outbox
+
+RETRY_OPEN_MS = 100.0  # a refused stream is asked for again after this, or when the pool says there is room
+
+_NOTHING: Final[Mapping[str, Less]] = MappingProxyType({})
+
+
+class Loss(NamedTuple):
+    """A stage lost its worker at ``since_ms`` and is back when it has answered ``until_seq`` again."""
+
+    reason: str
+    since_ms: float
+    until_seq: int
+
+
+class Less(NamedTuple):
+    """A stage serves this session with less since ``since_ms``: without partial transcripts, or by its lighter engine."""
+
+    since_ms: float
+    has_partials: bool
+    is_lighter: bool
+
+
+class Lanes:
+    __slots__ = ("_less", "_lost", "_opened", "_refused", "_reset", "_stages")
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        self._stages = stages
+        self._opened: tuple[str, ...] = ()
+        self._refused: dict[str, tuple[Refusal, float]] = {}
+        self._reset: tuple[str, ...] = ()
+        self._lost: dict[str, Loss] | None = None
+        self._less: dict[str, Less] | None = None
+
+    def wanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
+        opened, refused = self._opened, self._refused
+        return [
+            stage for stage in self._stages if stage not in opened and stage not in refused and needs(stage)
+        ]
+
+    def unwanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
+        reset = self._reset
+        return [stage for stage in self._opened if stage in reset or not needs(stage)]
+
+    def sendable(self, outbox_of: Callable[[str], Outbox | None]) -> list[str]:  # hot
+        ready = []
+        for stage in self._opened:
+            outbox = outbox_of(stage)
+            if outbox is not None and outbox.has_unsent() and stage not in self._reset:
+                ready.append(stage)
+        return ready
+
+    def opened(self, stage: str) -> None:
+        self._opened = (*self._opened, stage)
+        self._refused.pop(stage, None)
+
+    def is_opened(self, stage: str) -> bool:
+        return stage in self._opened
+
+    def serve_less(self, stage: str, less: Less) -> None:
+        """The open stream of ``stage`` does less than it could, until it is closed."""
+        if self._less is None:
+            self._less = {}
+        first = self._less.get(stage, less)
+        self._less[stage] = less._replace(
+            since_ms=first.since_ms, is_lighter=less.is_lighter or first.is_lighter
+        )
+
+    @property
+    def less(self) -> Mapping[str, Less]:
+        return self._less or _NOTHING
+
+    def closed(self, stage: str) -> bool:
+        """True if the stream did less than it could."""
+        did_less = self._less is not None and self._less.pop(stage, None) is not None
+        if not self._less:
+            self._less = None
+        self._opened = tuple(one for one in self._opened if one != stage)
+        self._reset = tuple(one for one in self._reset if one != stage)
+        return did_less
+
+    def lose(self, stage: str, loss: Loss) -> None:
+        if self._lost is None:
+            self._lost = {}
+        first = self._lost.get(stage, loss)
+        self._lost[stage] = loss._replace(since_ms=first.since_ms)
+
+    def loss(self, stage: str) -> Loss | None:
+        return self._lost.get(stage) if self._lost is not None else None
+
+    def found(self, stage: str, seq: int) -> None:  # hot
+        """The stage has answered up to ``seq``."""
+        if self._lost is not None and stage in self._lost and seq >= self._lost[stage].until_seq:
+            del self._lost[stage]
+            if not self._lost:
+                self._lost = None
+
+    @property
+    def is_well(self) -> bool:  # hot
+        """No worker was lost, no stream was refused, none does less than it could."""
+        return self._lost is None and not self._refused and self._less is None
+
+    def reset(self, stage: str) -> None:
+        """What the stage is doing for this session is worthless now."""
+        if stage in self._opened and stage not in self._reset:
+            self._reset = (*self._reset, stage)
+
+    def is_reset(self, stage: str) -> bool:  # hot
+        """What still comes from the stage is of work that was cancelled."""
+        return stage in self._reset
+
+    def refuse(self, stage: str, refusal: Refusal, now_ms: float) -> None:
+        self._refused[stage] = (refusal, now_ms + RETRY_OPEN_MS)
+
+    def refusal(self, stage: str) -> Refusal | None:
+        """Why the stage has no stream; it is remembered while it is asked for again."""
+        refused = self._refused.get(stage)
+        return refused[0] if refused is not None else None
+
+    def retry(self, stage: str) -> None:
+        self._refused.pop(stage, None)
+
+    def retry_due(self, now_ms: float) -> None:
+        for stage in [stage for stage, (_, retry_ms) in self._refused.items() if now_ms >= retry_ms]:
+            del self._refused[stage]
+
+    @property
+    def retry_ms(self) -> float:
+        return min((retry_ms for _, retry_ms in self._refused.values()), default=math.inf)

@@ -1,0 +1,300 @@
+"""What a session remembers, and the plain questions about it. Transitions are in ``session`` and what it calls.
+
+The halves: ``ear`` (listening), ``mouth`` (speaking), ``lanes`` (streams), ``gate`` (busy). Each is made when the caller first
+needs it, so that an idle session stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+from typing import Literal
+
+from voiceserver.events import events as ev
+from voiceserver.session.audio_input import Ear
+from voiceserver.session.books import accounting
+from voiceserver.session.busy import BusyGate, Wait
+from voiceserver.session.history import History
+from voiceserver.session.outbox import Outbox
+from voiceserver.session.preemptive import Guess
+from voiceserver.session.reply import Interrupted, Reply
+from voiceserver.session.settings import Facts, Settings
+from voiceserver.session.speech_output import Mouth
+from voiceserver.session.stage_streams import Lanes
+from voiceserver.session.transcripts import Transcripts
+from voiceserver_workers.ipc.messages import StreamParams
+
+
+class Phase(Enum):
+    OPENING = "opening"
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
+
+
+class SessionState:
+    __slots__ = (
+        "_mouth",
+        "close_by_ms",
+        "close_code",
+        "close_reason",
+        "deadline_ms",
+        "ear",
+        "facts",
+        "gate",
+        "gone",
+        "guess",
+        "guesses",
+        "hear_until_ms",
+        "idle_from_ms",
+        "input_rate_hz",
+        "key",
+        "interrupted",
+        "is_output_held",
+        "is_resting",
+        "is_settled",
+        "lanes",
+        "last_speech_turn",
+        "options",
+        "outgoing",
+        "output_rate_hz",
+        "phase",
+        "place",
+        "queue",
+        "replied_turn",
+        "resume_token",
+        "session_id",
+        "settings",
+        "transcripts",
+        "turn",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        settings: Settings,
+        facts: Facts,
+        *,
+        input_rate_hz: int,
+        output_rate_hz: int,
+        resume_token: str = "",
+    ) -> None:
+        self.session_id = session_id
+        self.input_rate_hz = input_rate_hz
+        self.output_rate_hz = output_rate_hz
+        self.key = ""  # the name of the API key that it came with
+        self.resume_token = resume_token
+        self.settings = settings
+        self.options = settings.options
+        self.facts = facts
+        self.phase = Phase.OPENING
+        self.close_code = 1000
+        self.close_reason = ""
+        self.close_by_ms = math.inf
+        self.hear_until_ms = -math.inf  # of a server that is going: the turn in progress may be spoken out
+        self.deadline_ms = math.inf  # never later than the next time handle_timer has something to do
+        self.idle_from_ms = math.inf  # since when neither side has said anything
+        self.turn = 0
+        self.last_speech_turn = 0
+        self.replied_turn = 0
+        self.is_output_held = False
+        self.is_resting = False  # nobody is connected: streams with nothing to do are for others
+        # Nothing but audio came or went since the shell last asked for the stages wanted and unwanted.
+        self.is_settled = False
+        self.outgoing: list[ev.ServerEvent] = []
+        self.ear: Ear | None = None
+        self.transcripts: Transcripts | None = None
+        self.lanes: Lanes | None = None
+        self.gate: BusyGate | None = None
+        self.gone = ""  # the stage of which ``outage`` told the caller that it has no worker
+        self.place: Wait | None = None  # in the waiting room
+        self.interrupted: Interrupted | None = None
+        self.guess: Guess | None = None  # only while there is no reply
+        self.guesses = 0  # of this turn
+        self.queue: deque[ev.ReplyCreate] | None = None  # they wait for a transcript or for another reply
+        self._mouth: Mouth | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self.phase is Phase.CLOSED
+
+    @property
+    def is_open(self) -> bool:
+        return self.phase is Phase.OPEN
+
+    def is_finishing_turn(self, now_ms: float) -> bool:
+        """The server is going, and the caller may still say the sentence to its end."""
+        ear = self.ear
+        return (
+            now_ms < self.hear_until_ms
+            and ear is not None
+            and (ear.capturing_turn > 0 or ear.outbox.backlog > 0)
+        )
+
+    @property
+    def stage_of_turn(self) -> Literal["idle", "listening", "thinking", "speaking"]:
+        if self.ear is not None and self.ear.capturing_turn:
+            return "listening"
+        reply = self.reply
+        if reply is not None:
+            return "speaking" if reply.samples_sent else "thinking"
+        return "thinking" if self.transcripts else "idle"
+
+    @property
+    def mouth(self) -> Mouth:
+        if self._mouth is None:
+            self._mouth = Mouth(self.outgoing, History(self.settings.history_items), self.output_rate_hz)
+        return self._mouth
+
+    @property
+    def has_mouth(self) -> bool:
+        return self._mouth is not None
+
+    @property
+    def reply(self) -> Reply | None:
+        return self._mouth.reply if self._mouth is not None else None
+
+    def enqueue_reply(self, create: ev.ReplyCreate) -> None:
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append(create)
+
+    @property
+    def the_lanes(self) -> Lanes:
+        if self.lanes is None:
+            self.lanes = Lanes(self.settings.stages)
+        return self.lanes
+
+    def outbox_of(self, stage: str) -> Outbox | None:  # hot
+        ear = self.ear
+        if stage == "vad":
+            return ear.outbox if ear is not None else None
+        if stage == self.settings.hears_with:
+            return ear.capture if ear is not None else None
+        reply = self.reply
+        if reply is not None:
+            return reply.ask if stage == "reply" else reply.say
+        guess = self.guess
+        if guess is None:
+            return None
+        return guess.ask if stage == "reply" else guess.say
+
+    def wants(self, stage: str) -> bool:  # hot
+        """Whether the stage has something to do, be it that nobody waits for it yet."""
+        if self.needs(stage):
+            return True
+        return self.guess is not None and stage in ("reply", "tts") and self.guess.needs(stage)
+
+    def needs(self, stage: str) -> bool:  # hot
+        """Whether the caller waits for the stage."""
+        ear = self.ear
+        if self.phase is CLOSED:
+            return False
+        if stage == "vad":
+            return (
+                ear is not None
+                and ear.detector is not None
+                and (not self.is_resting or ear.outbox.backlog > 0)
+            )
+        if stage == self.settings.hears_with:
+            transcripts = self.transcripts
+            return (
+                ear is not None
+                and transcripts is not None
+                and bool(transcripts)
+                and (ear.capturing_turn > 0 or not ear.capture.is_empty)
+                and (not self.is_resting or ear.capture.backlog > 0 or transcripts.is_pending)
+            )
+        reply = self.reply
+        if reply is None:
+            return False
+        if stage == "reply":
+            return not reply.is_finished_asking
+        return reply.needs_tts
+
+    def speaks(self, create: ev.ReplyCreate) -> bool:
+        return (self.options.speaks if create.speaks is None else create.speaks) and self.settings.can_speak
+
+    def voice_params(self) -> StreamParams:
+        options = self.options
+        wanted: dict[str, str | int | float | bool] = {
+            "language": options.language,
+            "voice": options.voice,
+            "speed": options.speed,
+        }
+        wanted = {
+            name: value for name, value in wanted.items() if value and (name != "speed" or value != 1.0)
+        }
+        return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
+
+    @property
+    def is_well(self) -> bool:  # hot
+        """Nothing is announced as late, lost or refused."""
+        gate, lanes = self.gate, self.lanes
+        return (gate is None or gate.is_at_rest) and (lanes is None or lanes.is_well)
+
+    @property
+    def only_listens(self) -> bool:  # hot
+        """Nothing is said to the caller and nothing is owed: all there can be is audio that vad or stt has not taken."""
+        mouth, detection, transcripts = self._mouth, self.options.turn_detection, self.transcripts
+        return (
+            self.phase is OPEN
+            and (transcripts is None or transcripts.pending_since_ms is None)
+            and (mouth is None or mouth.reply is None)
+            and not self.queue
+            and self.place is None
+            and self.guess is None
+            and self.interrupted is None
+            and (detection is None or detection.idle_timeout_ms is None)
+            and self.close_by_ms == math.inf
+            and self.is_well
+        )
+
+    def lower_deadline(self, deadline_ms: float) -> None:
+        if deadline_ms < self.deadline_ms:
+            self.deadline_ms = deadline_ms
+
+    @property
+    def the_gate(self) -> BusyGate:
+        if self.gate is None:
+            self.gate = BusyGate(self.settings.backpressure)
+        return self.gate
+
+    @property
+    def goes_without_partials(self) -> bool:
+        """Partial transcripts are the first thing that a server under pressure leaves undone."""
+        return self.facts.degrade_level > 0 or (self.gate is not None and self.gate.is_degraded)
+
+    @property
+    def credit_ms(self) -> float:
+        """How much audio the client may send before the oldest would be shed."""
+        lag_ms = self.ear.lag_ms if self.ear is not None else 0.0
+        return max(self.settings.backpressure.max_backlog_ms - lag_ms, 0.0)
+
+    def emit(self, event: ev.ServerEvent) -> None:
+        self.outgoing.append(event)
+
+    def accounting(self) -> ev.Accounting:
+        return accounting(self.ear, self.settings.hears_with)
+
+    def counters(self) -> dict[str, float]:
+        """Every counter of the session, for its closing log line."""
+        mouth, books = self._mouth, self.accounting()
+        spoken = mouth.samples_sent if mouth is not None else 0
+        return {
+            "turns": self.turn,
+            "replies": mouth.replies if mouth is not None else 0,
+            "replies_ahead": mouth.replies_ahead if mouth is not None else 0,
+            "interruptions": mouth.interruptions if mouth is not None else 0,
+            "fillers": mouth.fillers if mouth is not None else 0,
+            "reply_audio_ms": round(spoken * 1000.0 / self.output_rate_hz, 1),
+            "busy_signals": self.gate.signals if self.gate is not None else 0,
+            "received_ms": books.received_ms,
+            "consumed_ms": books.consumed_ms,
+            "dropped_ms": books.dropped_ms,
+            "discarded_ms": books.discarded_ms,
+        }

@@ -1,0 +1,436 @@
+"""What a turn leads to: the caller begins and ends to speak, a transcript comes, a reply starts, is cut off, or goes on.
+
+::
+
+    Start --> begin (capture) --Stop, commit--> end --> transcript --> reply
+      |                                                    |
+      '--> a reply in progress is cut off (barge-in) ------'--> no words came: the reply goes on (false interruption)
+
+Functions over a session, as in ``commands``; the state is the session's. Rule: a turn number is used for one utterance and
+for at most one reply.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+from voiceserver.events import events as ev
+from voiceserver.session import preemptive
+from voiceserver.session.endpointing import Decision, Pause, Resume, Start, Stop
+from voiceserver.session.reply import Interrupted, Reply
+from voiceserver.session.settings import words_of
+from voiceserver.session.transcripts import Transcripts, Utterance
+from voiceserver_workers.ipc.messages import Record, ResultKind
+
+if TYPE_CHECKING:
+    from voiceserver.session.audio_input import Ear
+    from voiceserver.session.state import SessionState
+
+LOST: Final = 1006  # the close code of a session whose caller has gone without a word
+MOST_PENDING: Final = 32  # turns that have ended and wait for their transcript
+_ANSWER: Final = ev.ReplyCreate()  # of whatever was said until it is its turn
+
+_PARTIAL: Final = frozenset({int(ResultKind.TEXT), int(ResultKind.CONSUMED)})
+
+# ------------------------------------------------------------------------------------------------------ utterances
+
+
+def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: float, now_ms: float) -> float:
+    session.turn += 1
+    session.last_speech_turn = session.turn
+    if session.transcripts is None:
+        session.transcripts = Transcripts(session.outgoing)
+    session.transcripts.is_silent = not session.options.transcribes
+    drop_held(session)
+    session.transcripts.begin(session.turn)
+    preemptive.drop(session)
+    session.guesses = 0
+    session.idle_from_ms = math.inf
+    session.lower_deadline(now_ms + session.settings.backpressure.busy_after_ms)
+    return ear.begin(session.turn, from_ms, decided_ms, now_ms)
+
+
+def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> bool:  # hot
+    """Nothing detects turns: all audio belongs to a turn that the client will end. True: it begins or ends here."""
+    begins = not ear.capturing_turn and session.settings.can_hear
+    if begins:
+        begin_turn(session, ear, ear.ms(ear.outbox.consumed_seq), ear.ms(ear.received_seq), now_ms)
+        ear.ends_seq = ear.received_seq + ear.samples(session.settings.max_manual_turn_ms)
+    ear.pass_through()
+    if ear.received_seq >= ear.ends_seq and ear.capturing_turn:
+        end_turn(session, "max_turn", now_ms)
+        return True
+    return begins
+
+
+def is_partial(session: SessionState, ear: Ear, stage: str, record: Record) -> bool:  # hot
+    """Whether the result is but another word of what is being said: it is told, and nothing else follows from it."""
+    return (
+        record.kind in _PARTIAL
+        and stage == "stt"
+        and record.turn == ear.capturing_turn
+        and session.is_open
+        and session.guess is None
+        and not ear.is_paused
+        and session.is_well
+    )
+
+
+def decide(session: SessionState, ear: Ear, decision: Decision, now_ms: float) -> None:
+    """What the detector found. A pause is only of use to an stt that works ahead."""
+    if isinstance(decision, Start):
+        if -math.inf < session.hear_until_ms <= now_ms:
+            return  # the server is going, and there is no time for another turn
+        start_speech(session, ear, decision, now_ms)
+    elif not ear.capturing_turn:
+        return
+    elif isinstance(decision, Stop):
+        end_speech(session, ear, decision, now_ms)
+    elif isinstance(decision, Pause):
+        if session.settings.hears_with == "stt" and session.settings.can_hear:
+            ear.pause(decision.decided_ms, now_ms)
+    elif isinstance(decision, Resume) and ear.is_paused:
+        ear.resume(decision.decided_ms, now_ms)
+        preemptive.drop(session)
+
+
+def start_speech(session: SessionState, ear: Ear, start: Start, now_ms: float) -> None:
+    detection = session.options.turn_detection
+    padding_ms = detection.prefix_padding_ms if detection is not None else 0
+    begun_ms = begin_turn(session, ear, max(start.at_ms - padding_ms, 0.0), start.decided_ms, now_ms)
+    slot = len(session.outgoing)
+    interrupted = 0
+    if detection is not None and detection.interrupts_reply and session.has_mouth:
+        heard = session.mouth.heard(now_ms)
+        interrupted = stop_reply(session, "interrupted", now_ms)
+        _remember_cut(session, heard)
+    # speech.started explains the end of the reply, so it goes before it.
+    started = ev.SpeechStarted(turn=session.turn, at_ms=round(begun_ms, 1), interrupted_turn=interrupted)
+    session.outgoing.insert(slot, started)
+
+
+def end_turn(
+    session: SessionState,
+    reason: Literal["commit", "close", "max_turn"],
+    now_ms: float,
+    *,
+    creates_reply: bool | None = None,
+) -> Utterance | None:
+    """End the caller's turn here. None if there is none. ``creates_reply``: other than the turn detection has it."""
+    ear = session.ear
+    if ear is None or not ear.capturing_turn:
+        return None
+    clock_ms = ear.ms(ear.outbox.consumed_seq)
+    stop = ear.detector.stop_now(reason) if ear.detector is not None else None
+    at_ms = stop.at_ms if stop is not None else clock_ms
+    return end_speech(session, ear, Stop(at_ms, clock_ms, reason), now_ms, creates_reply=creates_reply)
+
+
+def end_speech(
+    session: SessionState, ear: Ear, stop: Stop, now_ms: float, *, creates_reply: bool | None = None
+) -> Utterance | None:
+    transcripts, detection = session.transcripts, session.options.turn_detection
+    assert transcripts is not None
+    if creates_reply is None:
+        creates_reply = detection is not None and detection.creates_reply
+    hears_itself = session.settings.can_hear and session.settings.hears_with == "reply"
+    is_held = hears_itself and session.options.replies and not creates_reply and stop.reason != "close"
+    turn = ear.end(stop.decided_ms, now_ms, is_held=is_held)
+    utterance = transcripts.latest
+    utterance.decided_ms = now_ms
+    utterance.end_of_speech_ms = round(stop.at_ms, 1)
+    utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms, 1)
+    utterance.creates_reply = creates_reply
+    if ear.detector is not None or stop.reason == "max_turn":
+        session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
+    session.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
+    if session.interrupted is not None and session.interrupted.by_turn == turn:
+        session.interrupted.due_ms = now_ms + session.settings.false_interruption_ms
+        session.lower_deadline(session.interrupted.due_ms)
+    if not session.settings.can_hear:  # listeners: nobody transcribes
+        ear.capture.commit_turn(turn)
+        transcripts.forget(turn)
+    elif is_held:  # the engine answers at the mark of the end, so that is kept back until the client asks
+        transcripts.held_turn = turn
+        utterance.decided_ms = None
+    elif hears_itself and creates_reply and session.options.replies:
+        start_reply(session, ev.ReplyCreate(), now_ms, utterance)
+    elif hears_itself:
+        _drop_turn(session, turn)
+    else:
+        _give_up_oldest(session, ear, transcripts, now_ms)
+    return utterance
+
+
+def _unheard_ms(ear: Ear, turn: int) -> float:
+    """Audio of ``turn`` that stt has not taken."""
+    return round(ear.ms(ear.capture.backlog_of(turn)), 1)
+
+
+def _give_up_oldest(session: SessionState, ear: Ear, transcripts: Transcripts, now_ms: float) -> None:
+    """stt is further behind than is worth waiting for."""
+    for turn in transcripts.pending_turns[:-MOST_PENDING]:
+        utterance = transcripts.find(turn)
+        assert utterance is not None
+        unheard_ms = _unheard_ms(ear, turn)
+        if ear.capture.give_up_turn(turn):
+            session.the_lanes.reset("stt")
+        message = (
+            f"More than {MOST_PENDING} turns wait for their transcripts, so the oldest is given up; "
+            f"{unheard_ms:g} ms of it had not been heard."
+        )
+        transcripts.give_up(turn, "stt_behind", message)
+        _finish_utterance(session, utterance, None, now_ms)
+
+
+def answer_held(session: SessionState, create: ev.ReplyCreate, now_ms: float) -> bool:
+    """Have the reply engine that hears for itself answer the turn that waits for it. False: there is none."""
+    ear, transcripts = session.ear, session.transcripts
+    if ear is None or transcripts is None or not transcripts.held_turn:
+        return False
+    utterance = transcripts.find(transcripts.held_turn)
+    transcripts.held_turn = 0
+    assert utterance is not None
+    ear.release(utterance.turn, now_ms)
+    start_reply(session, create, now_ms, utterance)
+    return True
+
+
+def drop_held(session: SessionState) -> None:
+    """The client did not ask for an answer to what was said, and now it is too late."""
+    transcripts = session.transcripts
+    if transcripts is not None and transcripts.held_turn:
+        turn, transcripts.held_turn = transcripts.held_turn, 0
+        _drop_turn(session, turn)
+
+
+def _drop_turn(session: SessionState, turn: int) -> None:
+    """Nobody wants the answer that the engine would give."""
+    assert session.ear is not None
+    assert session.transcripts is not None
+    session.ear.capture.commit_turn(turn)
+    session.transcripts.forget(turn)
+    session.the_lanes.reset("reply")
+
+
+def give_up_transcripts(session: SessionState, now_ms: float) -> None:
+    """The session ends now: say of which turns there will be no transcript, and how much of them stt had not heard."""
+    ear, transcripts = session.ear, session.transcripts
+    if ear is None or transcripts is None or session.settings.hears_with != "stt":
+        return
+    if ear.capturing_turn and not session.is_open and session.close_code != LOST:
+        end_turn(session, "close", now_ms)
+    for turn in transcripts.pending_turns:
+        unheard_ms = _unheard_ms(ear, turn)
+        message = f"The session ended before the transcript was ready; {unheard_ms:g} ms of the turn had not been heard."
+        transcripts.give_up(turn, "session_ended", message)
+
+
+def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record, now_ms: float) -> None:
+    """A result of the stage that takes a turn's audio."""
+    transcripts = session.transcripts
+    if transcripts is None:
+        return
+    turn, kind = record.turn, record.kind
+    ear.capture.consume(record.seq)
+    is_last = kind == ResultKind.FAILED or kind == (ResultKind.DONE if stage == "reply" else ResultKind.FINAL)
+    if is_last:
+        if ear.capturing_turn == turn:  # the engine gave up on a turn that is still being spoken
+            end_turn(session, "close", now_ms)
+        ear.capture.commit_turn(turn)
+        _change_engine(session, stage)
+    if stage == "reply":  # speech to speech: the turn is answered by audio
+        if kind == ResultKind.FINAL:
+            transcripts.receive(record, is_last=False)
+            return
+        if is_last:
+            transcripts.forget(turn)
+        session.mouth.receive_reply(record, now_ms)
+        return
+    utterance = transcripts.find(turn) if is_last else None
+    text = transcripts.receive(record)
+    preemptive.receive_text(session, ear, record, now_ms)
+    if utterance is not None:
+        _finish_utterance(session, utterance, text, now_ms)
+        preemptive.drop(session)  # unless it was adopted
+
+
+def _change_engine(session: SessionState, stage: str) -> None:
+    """A turn is through, and the next one waits already: is the stage's stream still where a new one would be opened? Who is
+    behind keeps a stream for turn after turn, and would never come to the lighter engine otherwise, or never back."""
+    lanes = session.the_lanes
+    less = lanes.less.get(stage)
+    is_lighter, has_partials = (less.is_lighter, less.has_partials) if less is not None else (False, True)
+    is_better = stage == "stt" and not has_partials and not session.goes_without_partials
+    if is_lighter != (stage in session.facts.lighter) or is_better:
+        lanes.reset(stage)
+
+
+def _finish_utterance(session: SessionState, utterance: Utterance, text: str | None, now_ms: float) -> None:
+    """``text`` None: it could not be transcribed."""
+    cut = session.interrupted
+    if cut is not None and cut.since_turn <= utterance.turn:
+        words = words_of(text or "")
+        if words and words not in session.settings.backchannels:
+            session.interrupted = None
+            if cut.resumed is not None and cut.resumed is session.reply:
+                stop_reply(session, "interrupted", now_ms)
+        elif utterance.turn == cut.by_turn:
+            go_on(session, cut, now_ms)
+            session.interrupted = None
+            return
+        else:
+            return
+    if text is None:
+        return
+    item = ev.HistoryItem(role="user", text=text, turn=utterance.turn, key=f"user:{utterance.turn}")
+    session.mouth.history.record(item)
+    if utterance.creates_reply and session.options.replies and session.last_speech_turn <= utterance.turn:
+        if session.reply is None:
+            start_reply(session, _ANSWER, now_ms, utterance)
+        elif _ANSWER not in (session.queue or ()):  # one that waits will answer this too
+            session.enqueue_reply(_ANSWER)
+
+
+# --------------------------------------------------------------------------------------------------------- replies
+
+
+def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
+    """End the reply in progress (or the playing of the last); its turn, 0 for none."""
+    reply = session.reply
+    turn = session.mouth.stop(reason, now_ms)
+    drop_queue(session, reason)
+    if reply is not None:
+        abandon(session, reply)
+    if reason == "cancelled":
+        session.interrupted = None
+    return turn
+
+
+def drop_queue(session: SessionState, reason: Literal["interrupted", "cancelled"], key: str = "") -> None:
+    """Give up the replies that wait, or the one of ``key``; whoever named one hears that it is over."""
+    waiting, session.queue = session.queue or (), None
+    for create in waiting:
+        if key and create.key != key:
+            session.enqueue_reply(create)
+        elif create.key:
+            session.emit(ev.ReplyDone(turn=0, reason=reason, key=create.key))
+
+
+def abandon(session: SessionState, reply: Reply) -> None:
+    """What the stages are still doing for a reply that is over is worthless."""
+    session.the_lanes.reset("reply")
+    session.the_lanes.reset("tts")
+    if session.settings.hears_with == "reply" and session.ear is not None and session.transcripts is not None:
+        session.ear.capture.commit_turn(reply.turn)
+        session.transcripts.forget(reply.turn)
+
+
+def start_reply(
+    session: SessionState, create: ev.ReplyCreate, now_ms: float, utterance: Utterance | None = None
+) -> None:
+    settings = session.settings
+    if utterance is not None:
+        turn = utterance.turn
+    elif create.is_out_of_band:  # what the caller said is still to be answered
+        session.turn += 1
+        turn = session.turn
+    else:
+        turn = _next_turn(session)
+    session.replied_turn = max(session.replied_turn, turn)
+    speaks = session.speaks(create)
+    hears = settings.hears_with == "reply"
+    fields = {} if hears else preemptive.request_fields(session, turn, create, session.mouth.history.items)
+    request = b"" if hears else preemptive.encode_request(session, fields)
+    guess = preemptive.take(session, turn, fields, speaks, create)
+    session.mouth.output_rate_hz = session.output_rate_hz
+    reply = session.mouth.start(turn, create, speaks, request, now_ms)
+    session.idle_from_ms = math.inf
+    session.interrupted = None
+    if hears:
+        reply.needs_tts = False
+        reply.ask.mark_sent()
+    if utterance is not None and utterance.decided_ms is not None:
+        reply.decided_ms = utterance.decided_ms
+        reply.end_of_speech_ms = utterance.end_of_speech_ms
+        reply.endpointing_ms = utterance.endpointing_ms
+        reply.stt_ms = round(now_ms - utterance.decided_ms, 2)
+    if guess is not None:
+        preemptive.adopt(session, reply, guess, now_ms)
+
+
+def _next_turn(session: SessionState) -> int:
+    """The turn of a reply that is not the answer to an utterance: one that no utterance can still be answered in."""
+    transcripts = session.transcripts
+    is_taken = transcripts is not None and transcripts.find(session.turn) is not None
+    if session.turn <= session.replied_turn or is_taken:
+        session.turn += 1
+    return session.turn
+
+
+# --------------------------------------------------------------------------------------------- false interruptions
+
+
+def _may_resume(session: SessionState, reply: Reply) -> bool:
+    detection = session.options.turn_detection
+    return (
+        session.settings.false_interruption_ms > 0
+        and session.settings.hears_with != "reply"
+        and detection is not None
+        and detection.creates_reply
+        and reply.speaks
+    )
+
+
+def _remember_cut(session: SessionState, heard: tuple[Reply, float] | None) -> None:
+    """A reply of which ``heard`` ms were played was cut off by the turn that begins; or nothing was, but there is an older cut
+    of which it is still open whether there were words."""
+    if heard is not None:
+        session.interrupted = Interrupted(*heard, session.turn) if _may_resume(session, heard[0]) else None
+    elif session.interrupted is not None:
+        if session.interrupted.resumed is not None:
+            session.interrupted = None
+            return
+        session.interrupted.by_turn = session.turn
+        session.interrupted.due_ms = math.inf
+
+
+def false_interruption_due_ms(session: SessionState) -> float:
+    cut = session.interrupted
+    return math.inf if cut is None or cut.resumed is not None else cut.due_ms
+
+
+def settle_interruption(session: SessionState, now_ms: float) -> None:
+    """``due_ms`` has come without a transcript: were there words at all?"""
+    cut = session.interrupted
+    if cut is None or session.transcripts is None:
+        return
+    if session.ear is not None and session.ear.capture.backlog:
+        # Nobody has listened to all of it yet: stt is late, which says nothing about words.
+        cut.due_ms = now_ms + session.settings.false_interruption_ms
+        return
+    cut.due_ms = math.inf
+    utterance = session.transcripts.find(cut.by_turn)
+    # Without partials silence proves nothing; the final transcript will tell.
+    if utterance is not None and not utterance.partial and not session.transcripts.skips_partials:
+        go_on(session, cut, now_ms)
+
+
+def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
+    """There were no words: the reply goes on from where it was heard. A reply stage that was not through is asked again for the
+    rest; the sentences that it gave before are passed over by their number, as after a crash."""
+    if cut.resumed is not None or session.reply is not None:
+        return
+    preemptive.drop(session)
+    old = cut.reply
+    texts = old.unheard_texts(cut.played_ms)
+    if texts or (old.texts_received and not old.is_finished_asking):
+        turn = _next_turn(session)
+        session.replied_turn = max(session.replied_turn, turn)
+        request = b"" if old.is_finished_asking else preemptive.encode_again(old.request, turn)
+        cut.resumed = session.mouth.resume(turn, old, texts, request, now_ms)
+    elif not old.is_finished_asking:
+        start_reply(session, msgspec.structs.replace(old.create, key=""), now_ms)

@@ -1,0 +1,1 @@
+"""Bytes between sockets and sessions: HTTP and WebSocket framing, connections, calls, resume, timers."""

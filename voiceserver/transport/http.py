@@ -1,0 +1,304 @@
+"""HTTP beside WebSocket on one port: what each path answers, decided before any upgrade.
+
+A router has ``pages`` (path -> response), ``actions`` (the same, asked for with POST) and ``wires``
+(path -> codec). A path may be both a page and a wire: the Upgrade header decides. Every refusal is JSON,
+``{"error": {"code", "message", "param"}}``, and closes the connection.
+
+=====  ============================================================================
+400    a bad query or a bad handshake; the message names the parameter
+401/3  what the auth hook says
+404    no such path, or no such call to resume (410: there was one)
+405    another method than the path has; HEAD is answered as GET is, without the body
+411/3  a body in chunks, or too long
+426    plain HTTP on a WebSocket path, or another version of WebSocket than 13
+503    at capacity or draining, with Retry-After
+=====  ============================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+from websockets.datastructures import Headers
+
+from voiceserver.capacity.admission import MAX_LINGERING, Admission, Ticket
+from voiceserver.errors import ProtocolError, Refusal
+from voiceserver.events.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
+from voiceserver.transport.handshake import BadRequest, Handshake, read_handshake
+from voiceserver.wire import Codec
+
+if TYPE_CHECKING:
+    from voiceserver.transport.session_store import Claim
+
+JSON = "application/json"
+DRAIN_RETRY_MS = 5_000.0
+
+
+class Caller(NamedTuple):
+    """Who asks for what, before anything was promised. ``query`` has the last value of each name; ``peer`` is the address of
+    the other end of the socket."""
+
+    path: str
+    query: Mapping[str, str]
+    headers: Headers
+    peer: str = ""
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """``refused``: why a caller was turned away with it, for the metrics; empty for any other answer. ``is_head``: it tells of
+    its body, and does not bring it."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+    refused: str = ""
+    is_head: bool = False
+
+    def to_bytes(self) -> bytes:
+        reason = HTTPStatus(self.status).phrase
+        lines = [
+            f"HTTP/1.1 {self.status} {reason}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {len(self.body)}",
+            "Cache-Control: no-store",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        return "\r\n".join((*lines, "", "")).encode("latin-1") + (b"" if self.is_head else self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A WebSocket was agreed on; ``data`` is the 101. With a ``refusal`` it is only there to be told, then closed."""
+
+    data: bytes
+    codec: Codec
+    caller: Caller
+    ticket: Ticket | None
+    refusal: Refusal | None = None
+    key: str = ""  # the name of the API key that it came with
+    claim: Claim | None = None  # a call to go on with; ``ticket`` is then None if it still has its place
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The request goes on with a call that another process of this server keeps."""
+
+    process: int
+
+
+Page = Callable[[Caller], Response]
+CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
+ClaimHook = Callable[
+    [Caller, Codec, str], "Claim | Elsewhere | Response | None"
+]  # which call a request goes on with
+
+
+class Gatekeeper(Protocol):
+    """Who may come in; ``voiceserver.server.auth.Auth`` is one."""
+
+    @property
+    def has_keys(self) -> bool: ...
+    def __call__(self, caller: Caller) -> Response | None: ...
+    def admit(self, caller: Caller) -> str | Response: ...
+    def tenant(self, name: str) -> str: ...
+
+
+def json_response(status: int, value: object, *headers: tuple[str, str]) -> Response:
+    return Response(status, msgspec.json.encode(value), headers=headers)
+
+
+def error_response(
+    status: int,
+    code: str,
+    message: str,
+    *headers: tuple[str, str],
+    param: str | None = None,
+    **extra: float | str,
+) -> Response:
+    kind = "server_error" if status >= 500 else "invalid_request_error"  # a field that OpenAI's clients know
+    body = {"error": {"type": kind, "code": code, "message": message, "param": param, **extra}}
+    return json_response(status, body, *headers)
+
+
+def _response_to(error: BadRequest) -> Response:
+    return error_response(error.status, error.code, error.message, *error.headers)
+
+
+class Router:
+    """Answers request heads. ``admission`` decides about upgrades; ``jitter`` spreads those that come back."""
+
+    def __init__(self, admission: Admission, jitter: random.Random) -> None:
+        self.pages: dict[str, Page] = {}
+        self.actions: dict[str, Page] = {}
+        self.wires: dict[str, CodecFactory] = {}
+        self.auth: Gatekeeper | None = None
+        self.self_signed: frozenset[str] = frozenset()  # wires whose callers prove themselves otherwise
+        self.claim: ClaimHook = lambda caller, codec, key: None
+        self.session_of: Callable[[Caller], bytes] = lambda caller: (
+            b""
+        )  # what its client token says of the session
+        self.is_draining = False
+        self.prepare: Callable[[], None] = lambda: None  # what to have ready before it is needed
+        self._admission = admission
+        self._jitter = jitter
+
+    def answer(
+        self, head: bytes, now_ms: float, peer: str = "", body: bytes = b""
+    ) -> Response | Upgrade | Elsewhere:
+        """The answer to one request. Raises nothing for what a client sent."""
+        try:
+            answer = self._answer(read_handshake(head), now_ms, peer, body)
+        except BadRequest as error:
+            answer = _response_to(error)
+        except RecursionError:  # of JSON: how deep it may be depends on how deep the one is who reads it
+            answer = TOO_DEEP
+        if isinstance(answer, Response) and head.startswith(b"HEAD "):
+            return replace(answer, is_head=True)
+        return answer
+
+    def _answer(
+        self, handshake: Handshake, now_ms: float, peer: str, body: bytes
+    ) -> Response | Upgrade | Elsewhere:
+        path, _, query = handshake.path.partition("?")
+        caller = Caller(
+            path,
+            dict(parse_qsl(query, keep_blank_values=True)) if query else {},
+            handshake.headers,
+            peer,
+            body,
+        )
+        if path not in self.wires and path not in self.pages and path not in self.actions:
+            known = sorted({*self.wires, *self.pages, *self.actions})
+            listed = ", ".join(one for one in known if not one.startswith("/web/"))
+            return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
+        methods = ("POST",) if path in self.actions else ("GET", "HEAD")
+        if handshake.method not in methods:
+            message = f"Only {methods[0]} is answered here."
+            return error_response(405, "method_not_allowed", message, ("Allow", ", ".join(methods)))
+        if handshake.method == "POST":
+            return self.actions[path](caller)
+        if handshake.is_upgrade and handshake.method == "GET":
+            return self._upgrade(handshake, caller, now_ms)
+        page = self.pages.get(path)
+        if page is not None:
+            return page(caller)
+        message = f"{path} is a WebSocket; connect with a WebSocket client."
+        return error_response(426, "upgrade_required", message, ("Upgrade", "websocket"))
+
+    def _upgrade(self, handshake: Handshake, caller: Caller, now_ms: float) -> Response | Upgrade | Elsewhere:
+        make_codec = self.wires.get(caller.path)
+        if make_codec is None:
+            paths = ", ".join(sorted(self.wires))
+            return error_response(
+                404, "not_found", f"{caller.path[:200]!r} is no WebSocket. WebSockets: {paths}."
+            )
+        key = ""
+        if self.auth is not None and caller.path not in self.self_signed:
+            admitted = self.auth.admit(caller)
+            if isinstance(admitted, Response):
+                return admitted
+            key = admitted
+        try:
+            codec = make_codec(caller)
+            claim = self.claim(caller, codec, key)
+            if isinstance(claim, Response | Elsewhere):
+                return claim
+            data = handshake.accept(codec.subprotocol)
+        except ProtocolError as error:
+            return error_response(400, error.code, str(error), param=error.param)
+        except BadRequest as error:
+            return _response_to(error)
+        if self.is_draining:
+            got: Ticket | Refusal = Refusal("draining", DRAIN_RETRY_MS)
+        elif claim is not None and claim.call.has_place:
+            return Upgrade(data, codec, caller, None, key=key, claim=claim)
+        else:
+            is_resumed = claim is not None
+            # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
+            can_wait = is_resumed or "Origin" in caller.headers or getattr(codec, "can_wait", True)
+            got = self._admission.try_enter(
+                now_ms, tenant=self._tenant(caller, key), is_resumed=is_resumed, can_wait=can_wait
+            )
+        if isinstance(got, Ticket):
+            return Upgrade(data, codec, caller, got, key=key, claim=claim)
+        is_told = "Origin" in caller.headers or getattr(codec, "tells_refusal", False)
+        if is_told and self._admission.lingering < MAX_LINGERING:
+            if "Origin" in caller.headers:
+                got = replace(got, retry_after_ms=self._jittered_ms(got))
+            return Upgrade(data, codec, caller, None, got)
+        return self._refuse(got)
+
+    def _jittered_ms(self, refusal: Refusal) -> float:
+        """So that those who were refused at once do not come back at once."""
+        spread_ms = max(refusal.retry_after_ms / 2, SPREAD_MIN_MS)
+        return refusal.retry_after_ms + self._jitter.uniform(0.0, spread_ms)
+
+    def _tenant(self, caller: Caller, key: str) -> str:
+        return self.auth.tenant(key) if self.auth is not None and key else tenant_of(caller)
+
+    def _refuse(self, refusal: Refusal) -> Response:
+        refusal = replace(refusal, retry_after_ms=self._jittered_ms(refusal))
+        response = error_response(
+            503,
+            refusal.reason,
+            refusal_message(refusal),
+            ("Retry-After", str(_whole_seconds(refusal.retry_after_ms))),
+            retry_after_ms=round(refusal.retry_after_ms),
+        )
+        return replace(response, refused=refusal.reason)
+
+
+def tenant_of(caller: Caller) -> str:
+    """Who shares a tenant's places: callers of one address. This machine's own tools and proxies are nobody in particular."""
+    return "" if caller.peer.startswith("127.") or caller.peer in ("::1", "::ffff:127.0.0.1") else caller.peer
+
+
+# The header counts whole seconds: a spread that fits into one of them would bring everybody back in the same one.
+SPREAD_MIN_MS: Final = 3_000.0
+
+TOO_DEEP: Final = error_response(400, "invalid_request_error", "The JSON is nested too deep.")
+
+CALL_IS_ELSEWHERE: Final = replace(
+    error_response(
+        503,
+        "process_busy",
+        "The process that keeps this call cannot take it now; try again at once.",
+        ("Retry-After", "1"),
+        retry_after_ms=1_000,
+    ),
+    refused="process_busy",
+)
+
+
+def refusal_events(refusal: Refusal, *, is_spoken: bool) -> tuple[ServerEvent, ...]:
+    """For a caller who could not see a 503: a browser, or a phone, to which it ``is_spoken``."""
+    retry_after_ms = round(refusal.retry_after_ms, 1)
+    if is_spoken:
+        return (
+            ServerBusy("admission", refusal.reason, 0.0, 0.0, retry_after_ms, step="waiting"),
+            BusyCue("draining" if refusal.reason == "draining" else "full"),
+        )
+    message = refusal_message(refusal)
+    return (ErrorEvent(refusal.reason, message, retryable=True, retry_after_ms=retry_after_ms),)
+
+
+def refusal_message(refusal: Refusal) -> str:
+    if refusal.reason == "draining":
+        return "This server is shutting down; try again, another one may answer."
+    return f"All places are taken; try again in about {_whole_seconds(refusal.retry_after_ms)} s."
+
+
+def _whole_seconds(ms: float) -> int:
+    """Not less than ``ms``, as the header counts."""
+    return max(math.ceil(ms / 1000.0), 1)

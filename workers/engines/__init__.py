@@ -1,1 +1,0 @@
-"""The built-in engines. Each module is imported by ``workers.registry.load`` only, in a worker process."""

@@ -1,0 +1,325 @@
+"""A Whisper model behind CTranslate2, loaded through faster-whisper: a batch of audio in, a batch of hypotheses out.
+
+Windows of several callers go through encoder and decoder in one call. Each is as long as the context (30 s, as in
+training), so what one caller gets does not depend on how long another has spoken. A hypothesis may be made to begin with
+tokens that were told already. Guards against what Whisper invents where nobody speaks:
+
+- audio under a level is not shown to the model at all
+- a hypothesis is dropped where the model itself finds no speech and is not sure of its words
+- one that repeats itself (it compresses too well) is made again with repetitions forbidden
+- it can have no more tokens than anybody says in that time
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import ctranslate2
+import faster_whisper
+import numpy as np
+from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
+
+from voiceserver_workers.engine import Audio
+
+RATE_HZ = 16000
+AUTO = "auto"
+LANGUAGES = frozenset(_LANGUAGE_CODES)
+_HOP_SAMPLES = 160
+_FRAME_SAMPLES = 400
+_LEVEL_SAMPLES = RATE_HZ * 30 // 1000
+_MAX_TOKENS = 224
+# Nobody speaks faster: 14 tokens a second, and some for the beginning.
+_TOKENS_PER_S, _MIN_TOKENS = 14, 16
+_COMPRESSION_LIMIT = 2.4
+_UNSURE_LOG_PROBABILITY = -1.0
+_FORBIDDEN_REPEAT = 3
+_MARKS = {"cpu": "int8", "cuda": "float16"}
+
+Word = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """model: folder of a CTranslate2 Whisper, or a name of the hub. language: "auto" to detect it. context_s: length of
+    the model's window; below 30 is faster and less exact. decode_interval_ms: audio between partial hypotheses.
+    batch_size: windows in one call. silence_db: RMS level, in dB of full scale, below which nobody speaks."""
+
+    model: str
+    device: str = "cpu"
+    compute_type: str = ""
+    beam_size: int = 1
+    language: str = AUTO
+    cpu_threads: int = 1
+    context_s: int = 30
+    decode_interval_ms: int = 1000
+    batch_size: int = 16
+    no_speech_threshold: float = 0.6
+    silence_db: float = -55.0
+
+    @classmethod
+    def read(cls, params: Mapping[str, object]) -> Settings:
+        """Raises ValueError naming the key."""
+        known = cls.__slots__
+        for key in params:
+            if key not in known:
+                raise ValueError(f"{key}: whisper has no such parameter; it has {', '.join(known)}")
+        device = _text("device", params.get("device", "cpu"))
+        if device.partition(":")[0] not in _MARKS:
+            raise ValueError(f'device: must be "cpu", "cuda" or "cuda:N", not {device!r}')
+        return cls(
+            _text("model", params.get("model", "")),
+            device,
+            _text("compute_type", params.get("compute_type", "")),
+            int(_number("beam_size", params.get("beam_size", 1), 1, 20, is_whole=True)),
+            language("language", params.get("language", AUTO)),
+            int(_number("cpu_threads", params.get("cpu_threads", 1), 1, 256, is_whole=True)),
+            int(_number("context_s", params.get("context_s", 30), 5, 30, is_whole=True)),
+            int(
+                _number(
+                    "decode_interval_ms", params.get("decode_interval_ms", 1000), 100, 30_000, is_whole=True
+                )
+            ),
+            int(_number("batch_size", params.get("batch_size", 16), 1, 1024, is_whole=True)),
+            _number("no_speech_threshold", params.get("no_speech_threshold", 0.6), 0.0, 1.0),
+            _number("silence_db", params.get("silence_db", -55.0), -120.0, 0.0),
+        )
+
+
+class Job(NamedTuple):
+    """One window: float32 audio at 16 kHz, at most the context; the language, "auto" to detect it; tokens to begin with."""
+
+    audio: Audio
+    language: str
+    prefix: Word = ()
+
+
+class Heard(NamedTuple):
+    """words: token ids, word by word, the job's prefix among them. language: that of the words."""
+
+    words: list[Word]
+    language: str
+
+
+class _Guess(NamedTuple):
+    """is_cut: it went on beyond ``tokens``, so its last word may be half of one."""
+
+    tokens: list[int]
+    is_cut: bool
+    log_probability: float
+    no_speech: float
+
+
+class WhisperModel:
+    """Raises ValueError, naming the key, for a model that cannot be had."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        device, _, index = settings.device.partition(":")
+        folder = _model_folder(settings.model)
+        _check_device(settings, device, index)
+        try:
+            loaded = faster_whisper.WhisperModel(
+                str(folder),
+                device=device,
+                device_index=int(index or 0),
+                compute_type=settings.compute_type or _MARKS[device],
+                cpu_threads=settings.cpu_threads,
+                local_files_only=True,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"model: {settings.model} cannot be loaded: {error}") from None
+        self._model = loaded.model
+        self._hf_tokenizer = loaded.hf_tokenizer
+        self._features = faster_whisper.feature_extractor.FeatureExtractor(feature_size=self._model.n_mels)
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self.context_samples = settings.context_s * RATE_HZ
+        self.is_multilingual: bool = self._model.is_multilingual
+
+    def tokenizer(self, language: str) -> Tokenizer:
+        found = self._tokenizers.get(language)
+        if found is None:
+            found = self._tokenizers[language] = Tokenizer(
+                self._hf_tokenizer, self.is_multilingual, "transcribe", language
+            )
+        return found
+
+    def text(self, words: Sequence[Word], language: str) -> str:
+        decoded: str = self.tokenizer(language).decode([token for word in words for token in word])
+        return decoded.strip()
+
+    def is_silent(self, audio: Audio) -> bool:
+        """Nothing in ``audio`` is as loud as ``silence_db`` for 30 ms."""
+        count = len(audio) // _LEVEL_SAMPLES
+        if not count:
+            return True
+        blocks = audio[: count * _LEVEL_SAMPLES].reshape(count, _LEVEL_SAMPLES)
+        loudest = float(np.sqrt(np.mean(blocks * blocks, axis=1)).max())
+        return bool(loudest < 10.0 ** (self._settings.silence_db / 20.0))
+
+    def hear(self, jobs: Sequence[Job], beam_size: int) -> list[Heard]:
+        """One call of the model for all of ``jobs``; a second one for those that repeat themselves."""
+        languages = [job.language for job in jobs]
+        features = np.stack([self._log_mel(job.audio) for job in jobs])
+        encoded = self._model.encode(ctranslate2.StorageView.from_array(features))
+        if AUTO in languages and self.is_multilingual:
+            detected = self._model.detect_language(encoded)
+            for index, found in enumerate(detected):
+                if languages[index] == AUTO:
+                    languages[index] = found[0][0].strip("<|>")
+        elif not self.is_multilingual:
+            languages = ["en"] * len(jobs)
+        guesses = self._generate(encoded, jobs, languages, beam_size)
+        looping = [index for index, guess in enumerate(guesses) if self._repeats(guess, languages[index])]
+        if looping:
+            again = self._model.encode(ctranslate2.StorageView.from_array(features[looping]))
+            better = self._generate(
+                again,
+                [jobs[index] for index in looping],
+                [languages[index] for index in looping],
+                beam_size,
+                _FORBIDDEN_REPEAT,
+            )
+            for index, guess in zip(looping, better, strict=True):
+                guesses[index] = guess
+        return [
+            self._heard(job, guess, language)
+            for job, guess, language in zip(jobs, guesses, languages, strict=True)
+        ]
+
+    def _generate(
+        self,
+        encoded: ctranslate2.StorageView,
+        jobs: Sequence[Job],
+        languages: Sequence[str],
+        beam_size: int,
+        no_repeat: int = 0,
+    ) -> list[_Guess]:
+        prompts = []
+        for job, language in zip(jobs, languages, strict=True):
+            tokenizer = self.tokenizer(language)
+            prompts.append([*tokenizer.sot_sequence, tokenizer.no_timestamps, *job.prefix])
+        results = self._model.generate(
+            encoded,
+            prompts,
+            beam_size=beam_size,
+            max_length=_MAX_TOKENS,
+            no_repeat_ngram_size=no_repeat,
+            return_scores=True,
+            return_no_speech_prob=True,
+        )
+        guesses = []
+        for job, result in zip(jobs, results, strict=True):
+            tokens = result.sequences_ids[0]
+            # As Whisper counts: over the tokens and the end of text.
+            log_probability = result.scores[0] * len(tokens) / (len(tokens) + 1)
+            seconds = len(job.audio) / RATE_HZ
+            limit = max(int(_MIN_TOKENS + _TOKENS_PER_S * seconds), len(job.prefix))
+            guesses.append(
+                _Guess(tokens[:limit], len(tokens) > limit, log_probability, result.no_speech_prob)
+            )
+        return guesses
+
+    def _repeats(self, guess: _Guess, language: str) -> bool:
+        text = self.tokenizer(language).decode(guess.tokens).encode()
+        return len(text) > _COMPRESSION_LIMIT * len(zlib.compress(text))
+
+    def _heard(self, job: Job, guess: _Guess, language: str) -> Heard:
+        tokenizer = self.tokenizer(language)
+        is_nothing = guess.no_speech > self._settings.no_speech_threshold
+        tokens: Sequence[int] = guess.tokens
+        if is_nothing and guess.log_probability < _UNSURE_LOG_PROBABILITY:
+            tokens = job.prefix
+        tokens = [token for token in tokens if token < tokenizer.eot]
+        _, split = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
+        words = [tuple(word) for word in split if word and word[0] != tokenizer.eot]
+        is_half = guess.is_cut and sum(map(len, words)) > len(job.prefix)
+        return Heard(words[:-1] if is_half else words, language)
+
+    def _log_mel(self, audio: Audio) -> Audio:
+        """(mels, frames of the context): the spectrum of ``audio`` and of silence after it."""
+        frames = self.context_samples // _HOP_SAMPLES
+        # Half a frame of silence reaches into the last frames of speech; beyond it silence is a constant.
+        room = self.context_samples - len(audio)
+        spectrum = self._features(audio, padding=min(_FRAME_SAMPLES, room))[:, :frames]
+        # log10 of the floor as Whisper has it: eighty decibels under the loudest, but nothing under 1e-10.
+        loudest = float(spectrum.max()) * 4.0 - 4.0
+        features = np.full((len(spectrum), frames), (max(loudest - 8.0, -10.0) + 4.0) / 4.0, np.float32)
+        features[:, : spectrum.shape[1]] = spectrum
+        return features
+
+
+def language(key: str, value: object) -> str:
+    """A language code of Whisper ("en", "en-US" is taken for it) or "auto". Raises ValueError naming ``key``."""
+    code = value.lower().replace("_", "-").partition("-")[0] if isinstance(value, str) else ""
+    if code != AUTO and code not in LANGUAGES:
+        raise ValueError(f'{key}: must be "auto" or a language code of Whisper such as "en", not {value!r}')
+    return code
+
+
+def _check_device(settings: Settings, device: str, index: str) -> None:
+    if device == "cuda":
+        count = ctranslate2.get_cuda_device_count()
+        if not (index or "0").isdigit() or int(index or 0) >= count:
+            raise ValueError(f"device: there is no {settings.device} here ({count} CUDA devices)")
+    supported = ctranslate2.get_supported_compute_types(device)
+    if settings.compute_type and settings.compute_type not in {*supported, "auto", "default"}:
+        raise ValueError(
+            f"compute_type: {device} has {', '.join(sorted(supported))}, not {settings.compute_type!r}"
+        )
+
+
+@cache
+def _model_folder(name: str) -> Path:
+    """Where the model is, after a download if need be."""
+    if not name:
+        raise ValueError(
+            "model: which one? A folder with a CTranslate2 Whisper model, or a name such as "
+            f"{', '.join(faster_whisper.available_models()[:6])}"
+        )
+    path = Path(name).expanduser()
+    if path.is_dir():
+        for needed in ("model.bin", "tokenizer.json"):
+            if not (path / needed).is_file():
+                raise ValueError(f"model: {name} has no {needed}, so it is no CTranslate2 Whisper model")
+        return path
+    is_hub_id = name.count("/") == 1 and name[0] not in "./~"
+    if name not in faster_whisper.available_models() and not is_hub_id:
+        raise ValueError(
+            f"model: there is no folder {name}, and it is no name of a Whisper model; "
+            f"those are {', '.join(faster_whisper.available_models())}"
+        )
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    """From the local cache of the hub if it is there, else over the network. Raises ValueError."""
+    try:
+        return Path(faster_whisper.download_model(name, local_files_only=True))
+    except Exception:  # whatever it is, the cache does not have it
+        try:
+            return Path(faster_whisper.download_model(name))
+        except Exception as error:  # each HTTP library and each kind of proxy has errors of its own
+            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            raise ValueError(
+                f"model: {name!r} is not in the local cache and cannot be downloaded from the Hugging Face hub ({reason}); "
+                "give the path of a folder with a CTranslate2 Whisper model (model.bin, tokenizer.json)"
+            ) from None
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{key}: must be text, not {value!r}")
+    return value
+
+
+def _number(key: str, value: object, low: float, high: float, *, is_whole: bool = False) -> float:
+    kinds = int if is_whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        noun = "a whole number" if is_whole else "a number"
+        raise ValueError(f"{key}: must be {noun} from {low} to {high}, not {value!r}")
+    return float(value)

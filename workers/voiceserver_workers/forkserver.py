@@ -1,0 +1,152 @@
+"""The process that forks workers: ``python -m voiceserver_workers.forkserver FD``.
+
+It imports what the engine needs once, single-threaded, and forks a ready worker in milliseconds; the workers share its
+memory copy-on-write. The other end of socket FD is the server's only handle on it:
+
+==============================================  ====================================================
+server says                                     forkserver answers
+==============================================  ====================================================
+``preload {engine, params, sys_path}``          ``preloaded`` or ``failed {message}``
+``fork {id, spec}`` + channel fds, lifeline fd  ``forked {id, pid}`` + a pidfd where there are such
+(a worker ends)                                 ``exited {pid, status}``, as of ``waitstatus_to_exitcode``
+(end of file)                                   it exits, and its workers with it
+==============================================  ====================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+from voiceserver_workers import registry
+from voiceserver_workers.ipc.frames import Frame, FrameReader, send_frame
+from voiceserver_workers.process import (
+    WorkerSpec,
+    describe_error,
+    die_with_parent,
+    ignore_terminal_signals,
+    limit_torch_threads,
+    run_worker,
+)
+
+log = logging.getLogger(__name__)
+
+
+class ForkServer:
+    """Serves one server over ``sock`` until it goes away."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader(sock)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+
+    def run(self) -> None:
+        """Returns at end of file."""
+        signal.signal(signal.SIGCHLD, _on_child)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        with contextlib.suppress(EOFError, BrokenPipeError):
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if self._wake_read in ready:
+                    self._reap()
+                if self._sock.fileno() in ready:
+                    for frame in self._reader.read():
+                        self._obey(frame)
+
+    def _obey(self, frame: Frame) -> None:
+        message = cast("dict[str, Any]", frame.message)
+        if message["do"] == "preload":
+            self._preload(message)
+        elif message["do"] == "fork":
+            self._fork(message, frame.fds)
+        else:
+            raise ValueError(f"unknown request {message['do']!r}")
+
+    def _preload(self, message: dict[str, Any]) -> None:
+        sys.path.extend(path for path in message["sys_path"] if path not in sys.path)
+        try:
+            factory = registry.load(message["engine"])
+            preload = getattr(factory, "preload", None)
+            if preload is not None:
+                preload(message["params"])
+        except Exception as error:
+            log.debug("preload failed", exc_info=True)
+            send_frame(self._sock, {"told": "failed", "message": describe_error(error)})
+            return
+        limit_torch_threads()
+        # What is loaded now stays for good: out of the collector's way, so that it stays shared.
+        gc.collect()
+        gc.freeze()
+        send_frame(self._sock, {"told": "preloaded"})
+
+    def _fork(self, message: dict[str, Any], fds: list[int]) -> None:
+        spec, parent_pid = WorkerSpec(**message["spec"]), os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(spec, fds, parent_pid)
+        for fd in fds:
+            os.close(fd)
+        pidfds = []
+        if sys.platform == "linux" and not spec.is_portable:
+            # Not reaped before the next round, so this is certainly the child just made.
+            pidfds.append(os.pidfd_open(pid))
+        try:
+            send_frame(self._sock, {"told": "forked", "id": message["id"], "pid": pid}, pidfds)
+        finally:
+            for fd in pidfds:
+                os.close(fd)
+
+    def _become_worker(self, spec: WorkerSpec, fds: list[int], parent_pid: int) -> NoReturn:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._sock.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        run_worker(spec, fds[:-1], fds[-1], parent_pid)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            send_frame(
+                self._sock, {"told": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)}
+            )
+
+
+def _on_child(signum: int, frame: FrameType | None) -> None:
+    """The wake-up fd does the work; without a handler the signal would be ignored."""
+
+
+def main() -> None:
+    ignore_terminal_signals()
+    die_with_parent(int(sys.argv[2]))
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s worker[%(process)d] %(name)s: %(message)s"
+    )
+    with socket.socket(fileno=int(sys.argv[1])) as sock:
+        sock.setblocking(True)
+        ForkServer(sock).run()
+    os._exit(0)  # its workers go by their lifelines
+
+
+if __name__ == "__main__":
+    main()

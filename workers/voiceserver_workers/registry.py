@@ -1,0 +1,221 @@
+"""Engines by name: where an engine lives, what it needs, and a clear answer when it is not there.
+
+The server imports this module, so it is stdlib only and finds out whether a package is installed without
+importing it. Only :func:`load` imports an engine, and only workers call it.
+
+A name is one of
+
+- a built-in: ``silero``, ``smart_turn``, ``pocketsphinx``, ``whisper``, ``espeak``, ``piper``, ``concierge``, ``echo``, ``chat``
+- an entry point of group ``voiceserver.engines``, from somebody's package
+- ``module:attr``, anything importable
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from functools import reduce
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from voiceserver_workers.engine import EngineFactory, Stage
+
+ENTRY_POINT_GROUP = "voiceserver.engines"
+
+_WORKER_PACKAGES = ("numpy", "soxr")
+_WORKER_EXTRA = "workers"  # brings those; the extra of an engine brings them too
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class EngineLookupError(Exception):
+    """An engine cannot be had under this name. The message is meant for whoever wrote the configuration."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class EngineNotFound(EngineLookupError):
+    """Nobody knows the name. ``nearest`` is the known name most like it, if one is."""
+
+    def __init__(self, name: str, message: str, nearest: str | None = None) -> None:
+        super().__init__(name, message)
+        self.nearest = nearest
+
+
+class EngineMissing(EngineLookupError):
+    """The engine is known, but packages it needs are not installed. ``install`` is the command that helps."""
+
+    def __init__(self, name: str, packages: tuple[str, ...], install: str) -> None:
+        noun = "package" if len(packages) == 1 else "packages"
+        super().__init__(name, f"engine {name!r} needs the {noun} {', '.join(packages)}: {install}")
+        self.packages = packages
+        self.install = install
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What is known about an engine without importing it.
+
+    name: as configured. target: ``module:attr`` of the factory (empty if remote). stages: those it can serve
+    (empty: only the engine knows). extra: the extra of voiceserver that brings all it needs (empty: none). packages:
+    what it imports. is_remote: it waits for a network, so it runs in the server's http pool, not in a worker.
+    takes_audio: a reply engine that hears the turn itself (speech to speech), so stt and tts are not asked.
+    """
+
+    name: str
+    target: str
+    stages: tuple[Stage, ...] = ()
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+    is_remote: bool = False
+    takes_audio: bool = False
+
+
+_BUILT_IN = {
+    spec.name: spec
+    for spec in (
+        EngineSpec(
+            "silero", "voiceserver_workers.engines.silero:Silero", ("vad",), "silero", ("torch", "silero_vad")
+        ),
+        EngineSpec(
+            "smart_turn",
+            "voiceserver_workers.engines.smart_turn:SmartTurn",
+            ("vad",),
+            "smart-turn",
+            ("torch", "silero_vad", "onnxruntime"),
+        ),
+        EngineSpec(
+            "pocketsphinx",
+            "voiceserver_workers.engines.pocketsphinx:PocketSphinx",
+            ("stt",),
+            "pocketsphinx",
+            ("pocketsphinx",),
+        ),
+        EngineSpec(
+            "whisper", "voiceserver_workers.engines.whisper:Whisper", ("stt",), "whisper", ("faster_whisper",)
+        ),
+        EngineSpec("piper", "voiceserver_workers.engines.piper:Piper", ("tts",), "piper", ("piper", "onnx")),
+        EngineSpec(
+            "espeak", "voiceserver_workers.engines.espeak:Espeak", ("tts",), "espeak", ("espeakng_loader",)
+        ),
+        EngineSpec("concierge", "voiceserver_workers.engines.concierge:Concierge", ("reply",), "workers"),
+        EngineSpec("echo", "voiceserver_workers.engines.echo:Echo", ("reply",), "workers", takes_audio=True),
+        EngineSpec("chat", "", ("reply",), "chat", ("httpx",), is_remote=True),
+    )
+}
+
+
+def known_names() -> list[str]:
+    """Built-in and entry point names, sorted."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def resolve(name: str) -> EngineSpec:
+    """What is known about ``name`` without importing it. Raises EngineNotFound."""
+    built_in = _BUILT_IN.get(name)
+    if built_in is not None:
+        return built_in
+    if _TARGET.fullmatch(name):
+        return EngineSpec(name, name)
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _spec_of(point)
+    known = known_names()
+    nearest = next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
+    raise EngineNotFound(
+        name,
+        f"no engine is called {name!r}.{hint} Known: {', '.join(known)}; or give 'module:attr'.",
+        nearest,
+    )
+
+
+def takes_audio(name: str) -> bool:
+    """Whether the reply engine ``name`` is speech to speech. One that is not built in says so by ``takes_audio = True`` in the
+    body of its class, which is read and not run."""
+    try:
+        spec = resolve(name)
+    except EngineNotFound:
+        return False
+    return spec.takes_audio or (name not in _BUILT_IN and _declares(spec.target, "takes_audio"))
+
+
+def check(name: str, stage: Stage | None = None) -> EngineSpec:
+    """Resolve ``name`` and verify, importing nothing, that it can be loaded and serves ``stage``.
+
+    Raises EngineNotFound (unknown name, module that does not exist, wrong stage) or EngineMissing.
+    """
+    spec = resolve(name)
+    packages = spec.packages if spec.is_remote else (*_WORKER_PACKAGES, *spec.packages)
+    missing = tuple(package for package in packages if importlib.util.find_spec(package) is None)
+    if missing:
+        raise EngineMissing(name, missing, f"pip install 'voiceserver[{spec.extra or _WORKER_EXTRA}]'")
+    if spec.target and name not in _BUILT_IN:
+        module = spec.target.partition(":")[0]
+        if _find_module(module) is None:
+            raise EngineNotFound(name, f"engine {name!r}: there is no module {module!r} on the import path")
+        if module.partition(".")[0] in sys.stdlib_module_names:
+            raise EngineNotFound(
+                name, f"engine {name!r}: {module!r} is a module of Python itself, and no engine"
+            )
+    if stage is not None and spec.stages and stage not in spec.stages:
+        fitting = ", ".join(other.name for other in _BUILT_IN.values() if stage in other.stages)
+        serves = ", ".join(spec.stages)
+        raise EngineNotFound(
+            name, f"engine {name!r} serves {serves}, not {stage}; for {stage} there is {fitting}"
+        )
+    return spec
+
+
+def load(name: str) -> EngineFactory:
+    """Import the factory of ``name``. Raises EngineNotFound, EngineMissing, or what its module raises."""
+    spec = check(name)
+    if spec.is_remote:
+        raise EngineNotFound(name, f"engine {name!r} runs in the server, not in a worker")
+    module_name, _, attribute = spec.target.partition(":")
+    module = importlib.import_module(module_name)
+    try:
+        return cast("EngineFactory", reduce(getattr, attribute.split("."), module))
+    except AttributeError:
+        raise EngineNotFound(name, f"engine {name!r}: module {module_name!r} has no {attribute!r}") from None
+
+
+def _spec_of(point: EntryPoint) -> EngineSpec:
+    return EngineSpec(point.name, f"{point.module}:{point.attr}")
+
+
+def _declares(target: str, flag: str) -> bool:
+    """Whether the class ``target`` has ``flag = True`` in its body."""
+    module, _, attribute = target.partition(":")
+    found = _find_module(module)
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return False
+    with open(found.origin, "rb") as source:
+        tree = ast.parse(source.read())
+    bodies = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
+    for line in (line for body in bodies for line in body):
+        names = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        value = getattr(line, "value", None)
+        is_named = any(isinstance(name, ast.Name) and name.id == flag for name in names)
+        if is_named and isinstance(value, ast.Constant) and value.value is True:
+            return True
+    return False
+
+
+def _find_module(dotted: str) -> ModuleSpec | None:
+    # find_spec on a dotted name would import the parents, which may be heavy: walk the paths instead.
+    head, *rest = dotted.split(".")
+    spec = importlib.util.find_spec(head)
+    for name in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        # The last part of the name is enough, and a whole one would make namespace packages look for their parents.
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return spec

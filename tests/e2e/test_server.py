@@ -211,7 +211,8 @@ main()
 
 _INSPECT = """
 import asyncio, sys
-from voiceserver import cli, server
+from voiceserver import cli
+from voiceserver.server import server
 start = server.Server.start
 async def inspected(self):
     print("loop", type(asyncio.get_running_loop()).__module__, file=sys.stderr)

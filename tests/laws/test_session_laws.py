@@ -313,17 +313,22 @@ class SessionUnderAnything(RuleBasedStateMachine):
 
     @invariant()
     def the_books_balance(self) -> None:
-        ear = self.session.ear
-        if ear is None:
+        audio_input = self.session.audio_input
+        if audio_input is None:
             assert self.samples == 0
             return
-        ear.check()
-        assert ear.outbox.received == self.samples
+        audio_input.check()
+        assert audio_input.outbox.received == self.samples
         books = self.session.accounting()
         assert abs(books.received_ms - books.consumed_ms - books.dropped_ms - books.discarded_ms) < 0.002
         assert min(books.consumed_ms, books.dropped_ms, books.discarded_ms) >= 0.0
-        late = ear.capture.consumed + ear.capture.backlog + ear.capture.dropped + ear.capture.discarded
-        assert late == ear.capture.received <= ear.outbox.consumed
+        late = (
+            audio_input.capture.consumed
+            + audio_input.capture.backlog
+            + audio_input.capture.dropped
+            + audio_input.capture.discarded
+        )
+        assert late == audio_input.capture.received <= audio_input.outbox.consumed
 
     @invariant()
     def what_was_dropped_was_announced(self) -> None:
@@ -338,11 +343,11 @@ class SessionUnderAnything(RuleBasedStateMachine):
     @invariant()
     def whoever_waits_was_told(self) -> None:
         session = self.session
-        if session.is_closed or session.ear is None:
+        if session.is_closed or session.audio_input is None:
             return
         assert session.deadline_ms > self.now_ms - 1e-6 or self._is_due_now()
         limit_ms = session.settings.backpressure.busy_after_ms
-        boxes = [("vad", session.ear.outbox), ("stt", session.ear.capture)]
+        boxes = [("vad", session.audio_input.outbox), ("stt", session.audio_input.capture)]
         for stage, outbox in boxes:
             oldest_ms = outbox.oldest_at_ms
             if oldest_ms is not None and session.needs(stage) and self.now_ms - oldest_ms > limit_ms:
@@ -366,7 +371,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
         assert not session.is_closed
         assert guess.turn == session.last_speech_turn
         assert guess.turn not in self.said.texts
-        assert all(item.turn < guess.turn for item in session.mouth.history.items)
+        assert all(item.turn < guess.turn for item in session.speech_output.history.items)
 
     @invariant()
     def requests_can_be_read(self) -> None:

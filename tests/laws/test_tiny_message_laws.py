@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from voiceserver.events.events import TurnDetection
-from voiceserver.session.audio_input import Ear
+from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.outbox import ENTRY_BYTES
 from voiceserver_workers.ipc.messages import RequestKind
 
@@ -30,7 +30,7 @@ class Caller:
     """A caller, a vad that takes everything at once (or none), and an stt that lags and dies."""
 
     def __init__(self, detection: TurnDetection | None) -> None:
-        self.ear = Ear(RATE_HZ, detection, 1e9)
+        self.audio_input = AudioInput(RATE_HZ, detection, 1e9)
         self.has_vad = detection is not None
         self.said = bytearray()
         self.turn = 0
@@ -42,20 +42,20 @@ class Caller:
 
     def begin(self) -> None:
         self.turn += 1
-        self.begun = self.ear.received_seq
-        at_ms = self.ear.ms(self.begun)
-        self.ear.begin(self.turn, at_ms, at_ms, 0.0)
+        self.begun = self.audio_input.received_seq
+        at_ms = self.audio_input.ms(self.begun)
+        self.audio_input.begin(self.turn, at_ms, at_ms, 0.0)
 
     def hear(self, sizes: list[int]) -> None:
-        ear = self.ear
+        audio_input = self.audio_input
         for size in sizes:
             at = len(self.said)
             pcm = b"".join((at // 2 + i).to_bytes(4, "little")[:2] for i in range(size))
             self.said += pcm
-            ear.receive(pcm, 0.0)
+            audio_input.receive(pcm, 0.0)
             if self.has_vad:
-                ear.outbox.send_to(lambda *_: True)
-            ear.consume(ear.received_seq)
+                audio_input.outbox.send_to(lambda *_: True)
+            audio_input.consume(audio_input.received_seq)
             if size % 3:
                 self.send()
 
@@ -64,48 +64,48 @@ class Caller:
             self.sent.append((kind, turn, seq, payload))
             return True
 
-        self.ear.capture.send_to(give)
+        self.audio_input.capture.send_to(give)
 
     def take(self, count: int) -> None:
         self.send()
         for _, turn, seq, _ in self.sent[self.taken : self.taken + count]:
             assert turn == self.turn
-            self.ear.capture.consume(seq)
-            self.ear.check()
+            self.audio_input.capture.consume(seq)
+            self.audio_input.check()
         self.taken = min(self.taken + count, len(self.sent))
 
     def crash(self) -> None:
-        self.ear.capture.rewind()
+        self.audio_input.capture.rewind()
         self.sent, self.taken = [], 0
 
     def pause(self) -> None:
-        if not self.ear.is_paused:
-            self.ear.pause(self.ear.ms(self.ear.received_seq), 0.0)
-            self.ear.resume(self.ear.ms(self.ear.received_seq), 0.0)
+        if not self.audio_input.is_paused:
+            self.audio_input.pause(self.audio_input.ms(self.audio_input.received_seq), 0.0)
+            self.audio_input.resume(self.audio_input.ms(self.audio_input.received_seq), 0.0)
             self.has_marks = True
 
     def end(self) -> None:
         """The transcript is of all that was said, to the sample."""
-        self.ear.end(self.ear.ms(self.ear.received_seq), 0.0)
+        self.audio_input.end(self.audio_input.ms(self.audio_input.received_seq), 0.0)
         self.take(10**9)  # all there is
         heard = b"".join(payload for kind, _, _, payload in self.sent if kind is RequestKind.DATA)
         assert heard == bytes(self.said[self.begun * 2 :])
         assert self.sent[-1][0] is RequestKind.FLUSH
         self.check()
-        assert self.ear.capture.backlog == 0
-        self.ear.capture.commit_turn(self.turn)
+        assert self.audio_input.capture.backlog == 0
+        self.audio_input.capture.commit_turn(self.turn)
         self.sent, self.taken, self.has_marks = [], 0, False
         self.begin()
 
     def check(self) -> None:
-        ear = self.ear
-        ear.check()
-        assert ear.outbox.received == len(self.said) // 2
+        audio_input = self.audio_input
+        audio_input.check()
+        assert audio_input.outbox.received == len(self.said) // 2
         if not self.has_marks:
             in_flight = len(self.sent) - self.taken
-            audio = 2 * (ear.received_seq - self.begun)
-            kept = (ear.capture.memory_bytes - audio) // ENTRY_BYTES
-            assert kept <= (ear.received_seq - self.begun) // SMALL + in_flight + 3
+            audio = 2 * (audio_input.received_seq - self.begun)
+            kept = (audio_input.capture.memory_bytes - audio) // ENTRY_BYTES
+            assert kept <= (audio_input.received_seq - self.begun) // SMALL + in_flight + 3
 
 
 @pytest.mark.parametrize("detection", [None, DETECTION], ids=["by hand", "vad"])

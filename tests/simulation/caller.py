@@ -271,9 +271,9 @@ class Caller:
         session = self.session
         if session is None or session.is_closed:
             return
-        ear, now_ms = session.ear, self.world.now_ms
-        if ear is not None:
-            ear.check()
+        audio_input, now_ms = session.audio_input, self.world.now_ms
+        if audio_input is not None:
+            audio_input.check()
             books = session.accounting()
             total_ms = books.consumed_ms + books.dropped_ms + books.discarded_ms
             assert abs(books.received_ms - total_ms) < 0.002
@@ -294,7 +294,11 @@ class Caller:
         since = [self.world.now_ms]
         if session.place is not None:
             return session.place.since_ms
-        boxes = [("vad", session.ear.outbox), ("stt", session.ear.capture)] if session.ear is not None else []
+        boxes = (
+            [("vad", session.audio_input.outbox), ("stt", session.audio_input.capture)]
+            if session.audio_input is not None
+            else []
+        )
         reply = session.reply
         if reply is not None and not session.is_output_held:
             boxes.append(("tts", reply.say))

@@ -206,4 +206,4 @@ class Bench:
         return json.loads(self.sent["reply"][-1][3])
 
     def roles(self) -> list[tuple[str, str]]:
-        return [(item.role, item.text) for item in self.session.mouth.history.items]
+        return [(item.role, item.text) for item in self.session.speech_output.history.items]

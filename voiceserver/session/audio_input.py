@@ -26,7 +26,7 @@ SMALL_MS = 20.0  # what comes in shorter messages is kept in longer pieces
 AHEAD_MS = 1_000.0  # a caller whose audio runs further ahead of the clock than this is not live
 
 
-class Ear:
+class AudioInput:
     __slots__ = (
         "_captured_seq",
         "_captures",

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from voiceserver.events.events import Accounting, StageAccounting
-from voiceserver.session.audio_input import Ear
+from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.outbox import Outbox
 
 
-def accounting(ear: Ear | None, hears_with: str) -> Accounting:
+def accounting(audio_input: AudioInput | None, hears_with: str) -> Accounting:
     """``received = consumed + dropped + discarded``, exact to the sample.
 
     Audio that vad consumed but that stt shed or never got is not consumed: it moves to dropped or discarded. What is
     still buffered counts as discarded; at close that is what it is.
     """
-    if ear is None:
+    if audio_input is None:
         return Accounting(0.0, 0.0, 0.0, 0.0)
-    outbox, capture, ms = ear.outbox, ear.capture, ear.ms
+    outbox, capture, ms = audio_input.outbox, audio_input.capture, audio_input.ms
     late_dropped, late_discarded = capture.dropped, capture.discarded + capture.backlog
     return Accounting(
         received_ms=round(ms(outbox.received), 3),
         consumed_ms=round(ms(outbox.consumed - late_dropped - late_discarded), 3),
         dropped_ms=round(ms(outbox.dropped + late_dropped), 3),
         discarded_ms=round(ms(outbox.discarded + outbox.backlog + late_discarded), 3),
-        stages={"vad": _of_stage(outbox, ear), hears_with: _of_stage(capture, ear)},
+        stages={"vad": _of_stage(outbox, audio_input), hears_with: _of_stage(capture, audio_input)},
     )
 
 
-def _of_stage(outbox: Outbox, ear: Ear) -> StageAccounting:
+def _of_stage(outbox: Outbox, audio_input: AudioInput) -> StageAccounting:
     return StageAccounting(
-        received_ms=round(ear.ms(outbox.received), 3),
-        consumed_ms=round(ear.ms(outbox.consumed), 3),
-        dropped_ms=round(ear.ms(outbox.dropped), 3),
-        discarded_ms=round(ear.ms(outbox.discarded + outbox.backlog), 3),
+        received_ms=round(audio_input.ms(outbox.received), 3),
+        consumed_ms=round(audio_input.ms(outbox.consumed), 3),
+        dropped_ms=round(audio_input.ms(outbox.dropped), 3),
+        discarded_ms=round(audio_input.ms(outbox.discarded + outbox.backlog), 3),
     )

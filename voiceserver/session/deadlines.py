@@ -18,7 +18,7 @@ from voiceserver.session.stage_streams import Less, Loss
 from voiceserver.session.turns import abandon, false_interruption_due_ms
 
 if TYPE_CHECKING:
-    from voiceserver.session.audio_input import Ear
+    from voiceserver.session.audio_input import AudioInput
     from voiceserver.session.state import SessionState
 
 
@@ -26,7 +26,7 @@ def waits(session: SessionState) -> list[Wait]:
     """What is not getting on. A caller in the waiting room waits for a place and nothing else."""
     place = session.place
     if place is not None:
-        return [place._replace(lag_ms=session.ear.lag_ms if session.ear is not None else 0.0)]
+        return [place._replace(lag_ms=session.audio_input.lag_ms if session.audio_input is not None else 0.0)]
     found = []
     for stage in session.settings.stages:
         if session.needs(stage) and not (stage == "tts" and session.is_output_held):
@@ -45,12 +45,12 @@ def _less(session: SessionState, stage: str, less: Less) -> Wait:
 
 
 def _wait(session: SessionState, stage: str) -> Wait | None:
-    ear, lanes, settings = session.ear, session.lanes, session.settings
+    audio_input, lanes, settings = session.audio_input, session.lanes, session.settings
     outbox = session.outbox_of(stage)
     if outbox is None:
         return None
     hears = stage in ("vad", settings.hears_with)
-    lag_ms = ear.ms(outbox.backlog) if hears and ear is not None else None
+    lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
     patience_ms = float(settings.backpressure.busy_after_ms)
     loss = lanes.loss(stage) if lanes is not None else None
     refusal = lanes.refusal(stage) if lanes is not None else None
@@ -76,7 +76,7 @@ def _silent_since_ms(session: SessionState, stage: str) -> float | None:
         return transcripts.pending_since_ms if transcripts is not None else None
     if reply is None or stage == "vad" or (stage == "tts" and reply.say.is_empty):
         return None
-    return max(reply.progress_ms, session.mouth.answers_until_ms)
+    return max(reply.progress_ms, session.speech_output.answers_until_ms)
 
 
 # ------------------------------------------------------------------------------------------------------- deadlines
@@ -100,11 +100,11 @@ def next_deadline_ms(session: SessionState) -> float:
 
 def heard_due_ms(session: SessionState) -> float:  # hot
     """``next_deadline_ms`` of a session that ``only_listens``."""
-    ear = session.ear
-    if ear is None:
+    audio_input = session.audio_input
+    if audio_input is None:
         return math.inf
-    heard_ms = ear.outbox.oldest_at_ms if ear.detector is not None else None
-    captured_ms = ear.capture.oldest_at_ms if session.transcripts else None
+    heard_ms = audio_input.outbox.oldest_at_ms if audio_input.detector is not None else None
+    captured_ms = audio_input.capture.oldest_at_ms if session.transcripts else None
     if heard_ms is None or (captured_ms is not None and captured_ms < heard_ms):
         heard_ms = captured_ms
     return math.inf if heard_ms is None else heard_ms + session.settings.backpressure.busy_after_ms
@@ -115,12 +115,16 @@ def answer_due_ms(session: SessionState) -> float:
     reply = session.reply
     if reply is None or session.place is not None or session.is_output_held:
         return math.inf
-    return max(reply.progress_ms, session.mouth.answers_until_ms) + session.settings.reply_timeout_ms
+    return max(reply.progress_ms, session.speech_output.answers_until_ms) + session.settings.reply_timeout_ms
 
 
 def hearing_due_ms(session: SessionState) -> float:
     """When the turn of a caller in a draining server is ended, spoken out or not."""
-    is_limited = session.hear_until_ms > -math.inf and session.ear is not None and session.ear.capturing_turn
+    is_limited = (
+        session.hear_until_ms > -math.inf
+        and session.audio_input is not None
+        and session.audio_input.capturing_turn
+    )
     return session.hear_until_ms if is_limited else math.inf
 
 
@@ -136,7 +140,7 @@ def give_up_reply(session: SessionState, now_ms: float) -> None:
     if reply is not None:
         waited_ms = round(now_ms - reply.progress_ms)
         what = "the answer stopped" if reply.has_begun else "no answer began"
-        session.mouth.fail("reply_timeout", f"{what} for {waited_ms} ms", now_ms=now_ms)
+        session.speech_output.fail("reply_timeout", f"{what} for {waited_ms} ms", now_ms=now_ms)
         abandon(session, reply)
 
 
@@ -176,11 +180,16 @@ def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: fl
 
 def _stop_partials(session: SessionState, now_ms: float) -> None:
     """This caller is degraded in the middle of a turn: tell stt too, so that it does not do what nobody reads."""
-    ear, lanes = session.ear, session.lanes
-    if ear is None or lanes is None or session.settings.hears_with != "stt" or not lanes.is_opened("stt"):
+    audio_input, lanes = session.audio_input, session.lanes
+    if (
+        audio_input is None
+        or lanes is None
+        or session.settings.hears_with != "stt"
+        or not lanes.is_opened("stt")
+    ):
         return
     if "stt" not in lanes.less:
-        ear.skip_partials(now_ms)
+        audio_input.skip_partials(now_ms)
 
 
 def degraded(session: SessionState) -> tuple[str, ...]:
@@ -238,14 +247,14 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
         announce(session, wait, now_ms)
 
 
-def bound(session: SessionState, ear: Ear, now_ms: float) -> None:
+def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None:
     """Much audio waits. Of a live caller the oldest beyond the bound goes, and the caller hears how much; one who is ahead
-    of the clock loses nothing and is read no further (``Ear.holds_back``)."""
-    if ear.holds_back(now_ms):
+    of the clock loses nothing and is read no further (``AudioInput.holds_back``)."""
+    if audio_input.holds_back(now_ms):
         session.is_settled = False
         return
-    is_late = ear.capture.backlog > 0
-    dropped_ms = ear.shed(session.settings.backpressure.max_backlog_ms)
+    is_late = audio_input.capture.backlog > 0
+    dropped_ms = audio_input.shed(session.settings.backpressure.max_backlog_ms)
     if dropped_ms:
         session.is_settled = False
         session.the_gate.dropped_ms += dropped_ms

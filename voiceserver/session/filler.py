@@ -93,7 +93,7 @@ def _is_wanted(session: SessionState, reply: Reply) -> bool:
         and not reply.create.is_out_of_band
         and session.place is None
         and not session.is_output_held
-        and not (session.ear is not None and session.ear.capturing_turn)
+        and not (session.audio_input is not None and session.audio_input.capturing_turn)
         # Who is told aloud that the server is busy need not hear the same in other words.
         and not (session.options.audible_busy and gate is not None and gate.is_busy)
     )
@@ -104,4 +104,4 @@ def say(session: SessionState, now_ms: float) -> None:
     reply, fillers = session.reply, session.settings.fillers
     if reply is not None and fillers is not None:
         text, pcm = fillers.audio(reply.fillers, reply.output_rate_hz, session.options.language)
-        session.mouth.fill(reply, text, pcm, now_ms)
+        session.speech_output.fill(reply, text, pcm, now_ms)

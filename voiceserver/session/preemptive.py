@@ -23,7 +23,7 @@ from voiceserver.session.settings import words_of
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 if TYPE_CHECKING:
-    from voiceserver.session.audio_input import Ear
+    from voiceserver.session.audio_input import AudioInput
     from voiceserver.session.reply import Reply
     from voiceserver.session.state import SessionState
 
@@ -71,9 +71,9 @@ class Guess:
         return not self.is_finished_asking if stage == "reply" else self.basis.speaks
 
 
-def receive_text(session: SessionState, ear: Ear, record: Record, now_ms: float) -> None:
+def receive_text(session: SessionState, audio_input: AudioInput, record: Record, now_ms: float) -> None:
     """A text of stt. If it says what was heard up to the pause that still lasts, the answer to it is begun."""
-    if record.kind != ResultKind.TEXT or not ear.answers_pause(record.turn, record.seq):
+    if record.kind != ResultKind.TEXT or not audio_input.answers_pause(record.turn, record.seq):
         return
     text = record.payload.decode(errors="replace").strip()
     if not _may_guess(session, text):
@@ -113,7 +113,7 @@ def _may_guess(session: SessionState, text: str) -> bool:
 
 def _asked_for(session: SessionState, turn: int, text: str) -> tuple[Basis, bytes]:
     user = ev.HistoryItem(role="user", text=text, turn=turn, key=f"user:{turn}")
-    history = session.mouth.history.with_record(user)
+    history = session.speech_output.history.with_record(user)
     fields = request_fields(session, turn, ev.ReplyCreate(), history)
     return _basis(session, fields, session.speaks(ev.ReplyCreate())), encode_request(session, fields)
 
@@ -141,13 +141,13 @@ def adopt(session: SessionState, reply: Reply, guess: Guess, now_ms: float) -> N
     """``reply`` was just started: it has what the guess has, from now on."""
     if not guess.ask.has_unsent():
         reply.ask.mark_sent()
-    session.mouth.replies_ahead += 1
+    session.speech_output.replies_ahead += 1
     is_said = bool(guess.say.received) and not guess.say.has_unsent()
     for stage, record in guess.held:
         if stage == "tts":
-            session.mouth.receive_tts(record, now_ms)
+            session.speech_output.receive_tts(record, now_ms)
             continue
-        session.mouth.receive_reply(record, now_ms)
+        session.speech_output.receive_reply(record, now_ms)
         first = reply.say.next_unsent()
         if is_said and first is not None and first.seq == 1:
             reply.say.mark_sent()

@@ -59,13 +59,15 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
     if detection is not None:
         base = session.options.turn_detection or settings.options.turn_detection or ev.TurnDetection()
         changes["turn_detection"] = _upon(detection, base)
-    ear = session.ear
-    if "turn_detection" in changes and ear is not None:
-        if ear.capturing_turn and (changes["turn_detection"] is None) != (ear.detector is None):
+    audio_input = session.audio_input
+    if "turn_detection" in changes and audio_input is not None:
+        if audio_input.capturing_turn and (changes["turn_detection"] is None) != (
+            audio_input.detector is None
+        ):
             turns.end_turn(session, "commit", now_ms)
-        ear.detect(changes["turn_detection"])
-        if ear.detector is None and ear.outbox.backlog:
-            turns.hear_by_hand(session, ear, now_ms)
+        audio_input.detect(changes["turn_detection"])
+        if audio_input.detector is None and audio_input.outbox.backlog:
+            turns.hear_by_hand(session, audio_input, now_ms)
     session.options = msgspec.structs.replace(session.options, **changes)
     session.emit(ev.SessionUpdated())
 
@@ -110,25 +112,25 @@ def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:
 
 
 def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
-    ear, transcripts = session.ear, session.transcripts
-    if ear is not None and transcripts is not None and ear.capturing_turn:
-        transcripts.forget(ear.capturing_turn)
-        ear.capture.discard_turn(ear.capturing_turn)
+    audio_input, transcripts = session.audio_input, session.transcripts
+    if audio_input is not None and transcripts is not None and audio_input.capturing_turn:
+        transcripts.forget(audio_input.capturing_turn)
+        audio_input.capture.discard_turn(audio_input.capturing_turn)
         session.the_lanes.reset(session.settings.hears_with)
-        ear.clear()
+        audio_input.clear()
         preemptive.drop(session)
     session.emit(ev.InputCleared())
 
 
 def _append(session: Session, event: ev.ItemAppend, now_ms: float) -> None:
     check_key(event.item.key, "item.key")
-    history, after_key = session.mouth.history, event.after_key
+    history, after_key = session.speech_output.history, event.after_key
     is_gone = event.may_be_gone and after_key != "root" and after_key not in history
     history.append(event.item, "" if is_gone else after_key)
 
 
 def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
-    history = session.mouth.history
+    history = session.speech_output.history
     if not event.may_be_gone or event.key in history:
         history.delete(event.key)
 
@@ -173,7 +175,7 @@ def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
 
 
 def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:
-    session.mouth.receive_played(event.turn, event.played_ms, event.is_final)
+    session.speech_output.receive_played(event.turn, event.played_ms, event.is_final)
     cut = session.interrupted
     if cut is not None and cut.reply.turn == event.turn:  # the client knows better where it was cut off
         cut.played_ms = min(event.played_ms, cut.reply.audio_ms)
@@ -190,7 +192,9 @@ def _close(session: Session, event: ev.SessionClose, now_ms: float) -> None:
 def caller_is_idle(session: Session) -> None:
     """``idle_timeout_ms`` passed without speech after a reply: say so, and have the agent speak up."""
     detection = session.options.turn_detection
-    clock_ms = session.ear.ms(session.ear.received_seq) if session.ear is not None else 0.0
+    clock_ms = (
+        session.audio_input.ms(session.audio_input.received_seq) if session.audio_input is not None else 0.0
+    )
     idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
     session.idle_from_ms = math.inf
     session.emit(ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1)))

@@ -21,7 +21,7 @@ import math
 from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.events import events as ev
 from voiceserver.session import deadlines, filler, preemptive, requests, turns
-from voiceserver.session.audio_input import Ear
+from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.busy import Wait
 from voiceserver.session.speech_output import failure_of
 from voiceserver.session.state import Phase, SessionState
@@ -92,7 +92,7 @@ class Session(SessionState):
             self.emit(ev.ServerDraining(deadline_ms=round(within_ms, 1)))
             if self.options.audible_busy and self.reply is None:
                 self.emit(ev.BusyCue(cue="draining"))
-            if self.ear is not None:
+            if self.audio_input is not None:
                 self.hear_until_ms = now_ms + within_ms * HEARING_SHARE
             self.begin_close(1012, "draining", within_ms, now_ms)
 
@@ -104,14 +104,16 @@ class Session(SessionState):
         self._after(now_ms)
 
     def _close_when_done(self, now_ms: float) -> None:
-        ear = self.ear
+        audio_input = self.audio_input
         turns.drop_held(self)
         if now_ms < self.close_by_ms and self.place is None:  # who waits for a place is kept no longer
-            if ear is not None and ear.capturing_turn:
-                if now_ms < self.hear_until_ms or (self.hear_until_ms == -math.inf and ear.outbox.backlog):
+            if audio_input is not None and audio_input.capturing_turn:
+                if now_ms < self.hear_until_ms or (
+                    self.hear_until_ms == -math.inf and audio_input.outbox.backlog
+                ):
                     return
                 turns.end_turn(self, "close", now_ms)
-            if ear is not None and ear.outbox.backlog:
+            if audio_input is not None and audio_input.outbox.backlog:
                 return
             if self.transcripts or self.reply is not None or self.queue:
                 return
@@ -119,13 +121,13 @@ class Session(SessionState):
 
     def _close(self, now_ms: float) -> None:
         turns.give_up_transcripts(self, now_ms)
-        if self._mouth is not None:
-            self._mouth.stop("cancelled", now_ms)
+        if self._speech_output is not None:
+            self._speech_output.stop("cancelled", now_ms)
         if self.gate is not None and self.gate.dropped_ms:
             deadlines.announce(self, Wait(self.gate.dropped_stage, "shed", now_ms, 0.0, 0.0), now_ms)
-        if self.ear is not None:
-            self.ear.capture.discard()
-            self.ear.outbox.discard()
+        if self.audio_input is not None:
+            self.audio_input.capture.discard()
+            self.audio_input.outbox.discard()
         self.queue = self.transcripts = self.interrupted = self.place = self.guess = None
         self.emit(ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting()))
         self._move(Phase.CLOSED)
@@ -143,7 +145,7 @@ class Session(SessionState):
         self.resume_token = token
         self.is_resting = False
         self.hold_output(False, now_ms)
-        ear = self.ear
+        audio_input = self.audio_input
         return ev.SessionReady(
             session_id=self.session_id,
             input_rate_hz=self.input_rate_hz,
@@ -151,7 +153,7 @@ class Session(SessionState):
             resume_token=token,
             credit_ms=self.credit_ms,
             is_resumed=True,
-            received_ms=ear.ms(ear.received_seq) if ear is not None else 0.0,
+            received_ms=audio_input.ms(audio_input.received_seq) if audio_input is not None else 0.0,
         )
 
     def disconnect(self, now_ms: float) -> None:
@@ -186,24 +188,24 @@ class Session(SessionState):
             raise ProtocolError(
                 "audio_misaligned", f"PCM16 has 2 bytes a sample, so {len(pcm)} bytes end in half a sample"
             )
-        ear = self.ear
-        if ear is None or self.phase is not OPEN:
+        audio_input = self.audio_input
+        if audio_input is None or self.phase is not OPEN:
             if self.phase is CLOSED:
                 return
             self.is_settled = False
-            ear = ear or self._make_ear()
+            audio_input = audio_input or self._make_audio_input()
             if self.phase is not OPEN and not self.is_finishing_turn(now_ms):
-                ear.outbox.refuse(len(pcm) >> 1)
+                audio_input.outbox.refuse(len(pcm) >> 1)
                 return
-        if not ear.outbox.backlog:
+        if not audio_input.outbox.backlog:
             due_ms = now_ms + self.settings.backpressure.busy_after_ms
             if due_ms < self.deadline_ms:
                 self.deadline_ms = due_ms
-        ear.receive(pcm, now_ms)
-        if ear.detector is None and turns.hear_by_hand(self, ear, now_ms):
+        audio_input.receive(pcm, now_ms)
+        if audio_input.detector is None and turns.hear_by_hand(self, audio_input, now_ms):
             self.is_settled = False
-        if ear.outbox.backlog + ear.capture.backlog > ear.half:
-            deadlines.bound(self, ear, now_ms)
+        if audio_input.outbox.backlog + audio_input.capture.backlog > audio_input.half:
+            deadlines.bound(self, audio_input, now_ms)
         if self.settings.check_laws:
             self._check()
 
@@ -222,17 +224,17 @@ class Session(SessionState):
         """One result of a stage's stream. FAILED ends the turn, not the session."""
         if record.kind == OPENED or self.phase is CLOSED:
             return
-        ear = self.ear
+        audio_input = self.audio_input
         if stage == "vad":
-            if ear is None:
+            if audio_input is None:
                 return
-            self._receive_vad(ear, record, now_ms)
+            self._receive_vad(audio_input, record, now_ms)
             if not self.outgoing and self.phase is OPEN and self.is_well:
                 return
         elif stage == self.settings.hears_with:
-            if ear is not None:
-                is_alone = self.is_settled and turns.is_partial(self, ear, stage, record)
-                turns.receive_hearing(self, ear, stage, record, now_ms)
+            if audio_input is not None:
+                is_alone = self.is_settled and turns.is_partial(self, audio_input, stage, record)
+                turns.receive_hearing(self, audio_input, stage, record, now_ms)
                 if is_alone:
                     # What is left may have waited for longer: speech counts as waiting only since it was found.
                     self.lower_deadline(deadlines.heard_due_ms(self))
@@ -245,23 +247,23 @@ class Session(SessionState):
             self.lanes.found(stage, record.seq)
         self._after(now_ms)
 
-    def _receive_vad(self, ear: Ear, record: Record, now_ms: float) -> None:  # hot
-        if record.kind == SPEECH and ear.detector is not None:
+    def _receive_vad(self, audio_input: AudioInput, record: Record, now_ms: float) -> None:  # hot
+        if record.kind == SPEECH and audio_input.detector is not None:
             start_ms, window_ms, probabilities = unpack_speech(record.payload)
-            decisions = ear.detector.receive(start_ms, window_ms, probabilities)
+            decisions = audio_input.detector.receive(start_ms, window_ms, probabilities)
             if decisions:
                 self.is_settled = False
-                ear.outbox.consume(record.seq)
+                audio_input.outbox.consume(record.seq)
                 for decision in decisions:
-                    turns.decide(self, ear, decision, now_ms)
-        elif record.kind == ResultKind.TURN and ear.detector is not None:
+                    turns.decide(self, audio_input, decision, now_ms)
+        elif record.kind == ResultKind.TURN and audio_input.detector is not None:
             _, at_ms, probability = unpack_turn(record.payload)
-            for decision in ear.detector.receive_turn(at_ms, probability):
-                turns.decide(self, ear, decision, now_ms)
+            for decision in audio_input.detector.receive_turn(at_ms, probability):
+                turns.decide(self, audio_input, decision, now_ms)
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
-        ear.consume(record.seq)
+        audio_input.consume(record.seq)
         if self.settings.check_laws:
             self._check()
 
@@ -274,9 +276,9 @@ class Session(SessionState):
                 preemptive.receive(self, self.guess, stage, record, now_ms)
             return
         if stage == "tts":
-            self.mouth.receive_tts(record, now_ms)
+            self.speech_output.receive_tts(record, now_ms)
         else:
-            self.mouth.receive_reply(record, now_ms)
+            self.speech_output.receive_reply(record, now_ms)
         if record.kind == ResultKind.FAILED and self.reply is not reply:
             turns.abandon(self, reply)
 
@@ -287,15 +289,15 @@ class Session(SessionState):
             return
         if self.queue and self.reply is None and not (self.transcripts and self.transcripts.is_pending):
             turns.start_reply(self, self.queue.popleft(), now_ms)
-        mouth = self._mouth
+        speech_output = self._speech_output
         if (
             self.idle_from_ms == math.inf
-            and mouth is not None
-            and mouth.reply is None
-            and mouth.replies
+            and speech_output is not None
+            and speech_output.reply is None
+            and speech_output.replies
             and not self.transcripts
         ):
-            self.idle_from_ms = max(now_ms, mouth.playing_until_ms)
+            self.idle_from_ms = max(now_ms, speech_output.playing_until_ms)
         if self.gate is not None and self.gate.is_busy:
             deadlines.evaluate(self, now_ms)
         if self.phase is Phase.DRAINING:
@@ -309,7 +311,7 @@ class Session(SessionState):
 
     def stages_wanted(self) -> list[str]:  # hot
         """Stages that need a stream now and have none."""
-        if (self.ear is None and self._mouth is None) or self.place is not None:
+        if (self.audio_input is None and self._speech_output is None) or self.place is not None:
             return []
         return self.the_lanes.wanted(self.wants)
 
@@ -435,16 +437,16 @@ class Session(SessionState):
         self.outgoing.clear()
         return taken
 
-    def _make_ear(self) -> Ear:
+    def _make_audio_input(self) -> AudioInput:
         detection = self.options.turn_detection if "vad" in self.settings.stages else None
-        self.ear = ear = Ear(
+        self.audio_input = audio_input = AudioInput(
             self.input_rate_hz,
             detection,
             self.settings.backpressure.max_backlog_ms,
             captures=self.settings.can_hear,
         )
-        return ear
+        return audio_input
 
     def _check(self) -> None:
-        if self.ear is not None:
-            self.ear.check()
+        if self.audio_input is not None:
+            self.audio_input.check()

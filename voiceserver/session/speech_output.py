@@ -61,7 +61,7 @@ _decode_finish = msgspec.json.Decoder(Finish).decode
 _decode_failure = msgspec.json.Decoder(Failure).decode
 
 
-class Mouth:
+class SpeechOutput:
     __slots__ = (
         "_cut",
         "_events",

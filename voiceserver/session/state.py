@@ -1,6 +1,6 @@
 """What a session remembers, and the plain questions about it. Transitions are in ``session`` and what it calls.
 
-The halves: ``ear`` (listening), ``mouth`` (speaking), ``lanes`` (streams), ``gate`` (busy). Each is made when the caller first
+The halves: ``audio_input`` (listening), ``speech_output`` (speaking), ``lanes`` (streams), ``gate`` (busy). Each is made when the caller first
 needs it, so that an idle session stays small.
 """
 
@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Literal
 
 from voiceserver.events import events as ev
-from voiceserver.session.audio_input import Ear
+from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.books import accounting
 from voiceserver.session.busy import BusyGate, Wait
 from voiceserver.session.history import History
@@ -20,7 +20,7 @@ from voiceserver.session.outbox import Outbox
 from voiceserver.session.preemptive import Guess
 from voiceserver.session.reply import Interrupted, Reply
 from voiceserver.session.settings import Facts, Settings
-from voiceserver.session.speech_output import Mouth
+from voiceserver.session.speech_output import SpeechOutput
 from voiceserver.session.stage_streams import Lanes
 from voiceserver.session.transcripts import Transcripts
 from voiceserver_workers.ipc.messages import StreamParams
@@ -38,12 +38,12 @@ OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than 
 
 class SessionState:
     __slots__ = (
-        "_mouth",
+        "_speech_output",
         "close_by_ms",
         "close_code",
         "close_reason",
         "deadline_ms",
-        "ear",
+        "audio_input",
         "facts",
         "gate",
         "gone",
@@ -106,7 +106,7 @@ class SessionState:
         # Nothing but audio came or went since the shell last asked for the stages wanted and unwanted.
         self.is_settled = False
         self.outgoing: list[ev.ServerEvent] = []
-        self.ear: Ear | None = None
+        self.audio_input: AudioInput | None = None
         self.transcripts: Transcripts | None = None
         self.lanes: Lanes | None = None
         self.gate: BusyGate | None = None
@@ -116,7 +116,7 @@ class SessionState:
         self.guess: Guess | None = None  # only while there is no reply
         self.guesses = 0  # of this turn
         self.queue: deque[ev.ReplyCreate] | None = None  # they wait for a transcript or for another reply
-        self._mouth: Mouth | None = None
+        self._speech_output: SpeechOutput | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -128,16 +128,16 @@ class SessionState:
 
     def is_finishing_turn(self, now_ms: float) -> bool:
         """The server is going, and the caller may still say the sentence to its end."""
-        ear = self.ear
+        audio_input = self.audio_input
         return (
             now_ms < self.hear_until_ms
-            and ear is not None
-            and (ear.capturing_turn > 0 or ear.outbox.backlog > 0)
+            and audio_input is not None
+            and (audio_input.capturing_turn > 0 or audio_input.outbox.backlog > 0)
         )
 
     @property
     def stage_of_turn(self) -> Literal["idle", "listening", "thinking", "speaking"]:
-        if self.ear is not None and self.ear.capturing_turn:
+        if self.audio_input is not None and self.audio_input.capturing_turn:
             return "listening"
         reply = self.reply
         if reply is not None:
@@ -145,18 +145,20 @@ class SessionState:
         return "thinking" if self.transcripts else "idle"
 
     @property
-    def mouth(self) -> Mouth:
-        if self._mouth is None:
-            self._mouth = Mouth(self.outgoing, History(self.settings.history_items), self.output_rate_hz)
-        return self._mouth
+    def speech_output(self) -> SpeechOutput:
+        if self._speech_output is None:
+            self._speech_output = SpeechOutput(
+                self.outgoing, History(self.settings.history_items), self.output_rate_hz
+            )
+        return self._speech_output
 
     @property
-    def has_mouth(self) -> bool:
-        return self._mouth is not None
+    def has_speech_output(self) -> bool:
+        return self._speech_output is not None
 
     @property
     def reply(self) -> Reply | None:
-        return self._mouth.reply if self._mouth is not None else None
+        return self._speech_output.reply if self._speech_output is not None else None
 
     def enqueue_reply(self, create: ev.ReplyCreate) -> None:
         if self.queue is None:
@@ -170,11 +172,11 @@ class SessionState:
         return self.lanes
 
     def outbox_of(self, stage: str) -> Outbox | None:  # hot
-        ear = self.ear
+        audio_input = self.audio_input
         if stage == "vad":
-            return ear.outbox if ear is not None else None
+            return audio_input.outbox if audio_input is not None else None
         if stage == self.settings.hears_with:
-            return ear.capture if ear is not None else None
+            return audio_input.capture if audio_input is not None else None
         reply = self.reply
         if reply is not None:
             return reply.ask if stage == "reply" else reply.say
@@ -191,23 +193,23 @@ class SessionState:
 
     def needs(self, stage: str) -> bool:  # hot
         """Whether the caller waits for the stage."""
-        ear = self.ear
+        audio_input = self.audio_input
         if self.phase is CLOSED:
             return False
         if stage == "vad":
             return (
-                ear is not None
-                and ear.detector is not None
-                and (not self.is_resting or ear.outbox.backlog > 0)
+                audio_input is not None
+                and audio_input.detector is not None
+                and (not self.is_resting or audio_input.outbox.backlog > 0)
             )
         if stage == self.settings.hears_with:
             transcripts = self.transcripts
             return (
-                ear is not None
+                audio_input is not None
                 and transcripts is not None
                 and bool(transcripts)
-                and (ear.capturing_turn > 0 or not ear.capture.is_empty)
-                and (not self.is_resting or ear.capture.backlog > 0 or transcripts.is_pending)
+                and (audio_input.capturing_turn > 0 or not audio_input.capture.is_empty)
+                and (not self.is_resting or audio_input.capture.backlog > 0 or transcripts.is_pending)
             )
         reply = self.reply
         if reply is None:
@@ -240,11 +242,15 @@ class SessionState:
     @property
     def only_listens(self) -> bool:  # hot
         """Nothing is said to the caller and nothing is owed: all there can be is audio that vad or stt has not taken."""
-        mouth, detection, transcripts = self._mouth, self.options.turn_detection, self.transcripts
+        speech_output, detection, transcripts = (
+            self._speech_output,
+            self.options.turn_detection,
+            self.transcripts,
+        )
         return (
             self.phase is OPEN
             and (transcripts is None or transcripts.pending_since_ms is None)
-            and (mouth is None or mouth.reply is None)
+            and (speech_output is None or speech_output.reply is None)
             and not self.queue
             and self.place is None
             and self.guess is None
@@ -272,25 +278,25 @@ class SessionState:
     @property
     def credit_ms(self) -> float:
         """How much audio the client may send before the oldest would be shed."""
-        lag_ms = self.ear.lag_ms if self.ear is not None else 0.0
+        lag_ms = self.audio_input.lag_ms if self.audio_input is not None else 0.0
         return max(self.settings.backpressure.max_backlog_ms - lag_ms, 0.0)
 
     def emit(self, event: ev.ServerEvent) -> None:
         self.outgoing.append(event)
 
     def accounting(self) -> ev.Accounting:
-        return accounting(self.ear, self.settings.hears_with)
+        return accounting(self.audio_input, self.settings.hears_with)
 
     def counters(self) -> dict[str, float]:
         """Every counter of the session, for its closing log line."""
-        mouth, books = self._mouth, self.accounting()
-        spoken = mouth.samples_sent if mouth is not None else 0
+        speech_output, books = self._speech_output, self.accounting()
+        spoken = speech_output.samples_sent if speech_output is not None else 0
         return {
             "turns": self.turn,
-            "replies": mouth.replies if mouth is not None else 0,
-            "replies_ahead": mouth.replies_ahead if mouth is not None else 0,
-            "interruptions": mouth.interruptions if mouth is not None else 0,
-            "fillers": mouth.fillers if mouth is not None else 0,
+            "replies": speech_output.replies if speech_output is not None else 0,
+            "replies_ahead": speech_output.replies_ahead if speech_output is not None else 0,
+            "interruptions": speech_output.interruptions if speech_output is not None else 0,
+            "fillers": speech_output.fillers if speech_output is not None else 0,
             "reply_audio_ms": round(spoken * 1000.0 / self.output_rate_hz, 1),
             "busy_signals": self.gate.signals if self.gate is not None else 0,
             "received_ms": books.received_ms,

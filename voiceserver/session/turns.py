@@ -26,7 +26,7 @@ from voiceserver.session.transcripts import Transcripts, Utterance
 from voiceserver_workers.ipc.messages import Record, ResultKind
 
 if TYPE_CHECKING:
-    from voiceserver.session.audio_input import Ear
+    from voiceserver.session.audio_input import AudioInput
     from voiceserver.session.state import SessionState
 
 LOST: Final = 1006  # the close code of a session whose caller has gone without a word
@@ -38,7 +38,9 @@ _PARTIAL: Final = frozenset({int(ResultKind.TEXT), int(ResultKind.CONSUMED)})
 # ------------------------------------------------------------------------------------------------------ utterances
 
 
-def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: float, now_ms: float) -> float:
+def begin_turn(
+    session: SessionState, audio_input: AudioInput, from_ms: float, decided_ms: float, now_ms: float
+) -> float:
     session.turn += 1
     session.last_speech_turn = session.turn
     if session.transcripts is None:
@@ -50,61 +52,69 @@ def begin_turn(session: SessionState, ear: Ear, from_ms: float, decided_ms: floa
     session.guesses = 0
     session.idle_from_ms = math.inf
     session.lower_deadline(now_ms + session.settings.backpressure.busy_after_ms)
-    return ear.begin(session.turn, from_ms, decided_ms, now_ms)
+    return audio_input.begin(session.turn, from_ms, decided_ms, now_ms)
 
 
-def hear_by_hand(session: SessionState, ear: Ear, now_ms: float) -> bool:  # hot
+def hear_by_hand(session: SessionState, audio_input: AudioInput, now_ms: float) -> bool:  # hot
     """Nothing detects turns: all audio belongs to a turn that the client will end. True: it begins or ends here."""
-    begins = not ear.capturing_turn and session.settings.can_hear
+    begins = not audio_input.capturing_turn and session.settings.can_hear
     if begins:
-        begin_turn(session, ear, ear.ms(ear.outbox.consumed_seq), ear.ms(ear.received_seq), now_ms)
-        ear.ends_seq = ear.received_seq + ear.samples(session.settings.max_manual_turn_ms)
-    ear.pass_through()
-    if ear.received_seq >= ear.ends_seq and ear.capturing_turn:
+        begin_turn(
+            session,
+            audio_input,
+            audio_input.ms(audio_input.outbox.consumed_seq),
+            audio_input.ms(audio_input.received_seq),
+            now_ms,
+        )
+        audio_input.ends_seq = audio_input.received_seq + audio_input.samples(
+            session.settings.max_manual_turn_ms
+        )
+    audio_input.pass_through()
+    if audio_input.received_seq >= audio_input.ends_seq and audio_input.capturing_turn:
         end_turn(session, "max_turn", now_ms)
         return True
     return begins
 
 
-def is_partial(session: SessionState, ear: Ear, stage: str, record: Record) -> bool:  # hot
+def is_partial(session: SessionState, audio_input: AudioInput, stage: str, record: Record) -> bool:  # hot
     """Whether the result is but another word of what is being said: it is told, and nothing else follows from it."""
     return (
         record.kind in _PARTIAL
         and stage == "stt"
-        and record.turn == ear.capturing_turn
+        and record.turn == audio_input.capturing_turn
         and session.is_open
         and session.guess is None
-        and not ear.is_paused
+        and not audio_input.is_paused
         and session.is_well
     )
 
 
-def decide(session: SessionState, ear: Ear, decision: Decision, now_ms: float) -> None:
+def decide(session: SessionState, audio_input: AudioInput, decision: Decision, now_ms: float) -> None:
     """What the detector found. A pause is only of use to an stt that works ahead."""
     if isinstance(decision, Start):
         if -math.inf < session.hear_until_ms <= now_ms:
             return  # the server is going, and there is no time for another turn
-        start_speech(session, ear, decision, now_ms)
-    elif not ear.capturing_turn:
+        start_speech(session, audio_input, decision, now_ms)
+    elif not audio_input.capturing_turn:
         return
     elif isinstance(decision, Stop):
-        end_speech(session, ear, decision, now_ms)
+        end_speech(session, audio_input, decision, now_ms)
     elif isinstance(decision, Pause):
         if session.settings.hears_with == "stt" and session.settings.can_hear:
-            ear.pause(decision.decided_ms, now_ms)
-    elif isinstance(decision, Resume) and ear.is_paused:
-        ear.resume(decision.decided_ms, now_ms)
+            audio_input.pause(decision.decided_ms, now_ms)
+    elif isinstance(decision, Resume) and audio_input.is_paused:
+        audio_input.resume(decision.decided_ms, now_ms)
         preemptive.drop(session)
 
 
-def start_speech(session: SessionState, ear: Ear, start: Start, now_ms: float) -> None:
+def start_speech(session: SessionState, audio_input: AudioInput, start: Start, now_ms: float) -> None:
     detection = session.options.turn_detection
     padding_ms = detection.prefix_padding_ms if detection is not None else 0
-    begun_ms = begin_turn(session, ear, max(start.at_ms - padding_ms, 0.0), start.decided_ms, now_ms)
+    begun_ms = begin_turn(session, audio_input, max(start.at_ms - padding_ms, 0.0), start.decided_ms, now_ms)
     slot = len(session.outgoing)
     interrupted = 0
-    if detection is not None and detection.interrupts_reply and session.has_mouth:
-        heard = session.mouth.heard(now_ms)
+    if detection is not None and detection.interrupts_reply and session.has_speech_output:
+        heard = session.speech_output.heard(now_ms)
         interrupted = stop_reply(session, "interrupted", now_ms)
         _remember_cut(session, heard)
     # speech.started explains the end of the reply, so it goes before it.
@@ -120,17 +130,24 @@ def end_turn(
     creates_reply: bool | None = None,
 ) -> Utterance | None:
     """End the caller's turn here. None if there is none. ``creates_reply``: other than the turn detection has it."""
-    ear = session.ear
-    if ear is None or not ear.capturing_turn:
+    audio_input = session.audio_input
+    if audio_input is None or not audio_input.capturing_turn:
         return None
-    clock_ms = ear.ms(ear.outbox.consumed_seq)
-    stop = ear.detector.stop_now(reason) if ear.detector is not None else None
+    clock_ms = audio_input.ms(audio_input.outbox.consumed_seq)
+    stop = audio_input.detector.stop_now(reason) if audio_input.detector is not None else None
     at_ms = stop.at_ms if stop is not None else clock_ms
-    return end_speech(session, ear, Stop(at_ms, clock_ms, reason), now_ms, creates_reply=creates_reply)
+    return end_speech(
+        session, audio_input, Stop(at_ms, clock_ms, reason), now_ms, creates_reply=creates_reply
+    )
 
 
 def end_speech(
-    session: SessionState, ear: Ear, stop: Stop, now_ms: float, *, creates_reply: bool | None = None
+    session: SessionState,
+    audio_input: AudioInput,
+    stop: Stop,
+    now_ms: float,
+    *,
+    creates_reply: bool | None = None,
 ) -> Utterance | None:
     transcripts, detection = session.transcripts, session.options.turn_detection
     assert transcripts is not None
@@ -138,20 +155,20 @@ def end_speech(
         creates_reply = detection is not None and detection.creates_reply
     hears_itself = session.settings.can_hear and session.settings.hears_with == "reply"
     is_held = hears_itself and session.options.replies and not creates_reply and stop.reason != "close"
-    turn = ear.end(stop.decided_ms, now_ms, is_held=is_held)
+    turn = audio_input.end(stop.decided_ms, now_ms, is_held=is_held)
     utterance = transcripts.latest
     utterance.decided_ms = now_ms
     utterance.end_of_speech_ms = round(stop.at_ms, 1)
     utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms, 1)
     utterance.creates_reply = creates_reply
-    if ear.detector is not None or stop.reason == "max_turn":
+    if audio_input.detector is not None or stop.reason == "max_turn":
         session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
     session.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
     if session.interrupted is not None and session.interrupted.by_turn == turn:
         session.interrupted.due_ms = now_ms + session.settings.false_interruption_ms
         session.lower_deadline(session.interrupted.due_ms)
     if not session.settings.can_hear:  # listeners: nobody transcribes
-        ear.capture.commit_turn(turn)
+        audio_input.capture.commit_turn(turn)
         transcripts.forget(turn)
     elif is_held:  # the engine answers at the mark of the end, so that is kept back until the client asks
         transcripts.held_turn = turn
@@ -161,22 +178,24 @@ def end_speech(
     elif hears_itself:
         _drop_turn(session, turn)
     else:
-        _give_up_oldest(session, ear, transcripts, now_ms)
+        _give_up_oldest(session, audio_input, transcripts, now_ms)
     return utterance
 
 
-def _unheard_ms(ear: Ear, turn: int) -> float:
+def _unheard_ms(audio_input: AudioInput, turn: int) -> float:
     """Audio of ``turn`` that stt has not taken."""
-    return round(ear.ms(ear.capture.backlog_of(turn)), 1)
+    return round(audio_input.ms(audio_input.capture.backlog_of(turn)), 1)
 
 
-def _give_up_oldest(session: SessionState, ear: Ear, transcripts: Transcripts, now_ms: float) -> None:
+def _give_up_oldest(
+    session: SessionState, audio_input: AudioInput, transcripts: Transcripts, now_ms: float
+) -> None:
     """stt is further behind than is worth waiting for."""
     for turn in transcripts.pending_turns[:-MOST_PENDING]:
         utterance = transcripts.find(turn)
         assert utterance is not None
-        unheard_ms = _unheard_ms(ear, turn)
-        if ear.capture.give_up_turn(turn):
+        unheard_ms = _unheard_ms(audio_input, turn)
+        if audio_input.capture.give_up_turn(turn):
             session.the_lanes.reset("stt")
         message = (
             f"More than {MOST_PENDING} turns wait for their transcripts, so the oldest is given up; "
@@ -188,13 +207,13 @@ def _give_up_oldest(session: SessionState, ear: Ear, transcripts: Transcripts, n
 
 def answer_held(session: SessionState, create: ev.ReplyCreate, now_ms: float) -> bool:
     """Have the reply engine that hears for itself answer the turn that waits for it. False: there is none."""
-    ear, transcripts = session.ear, session.transcripts
-    if ear is None or transcripts is None or not transcripts.held_turn:
+    audio_input, transcripts = session.audio_input, session.transcripts
+    if audio_input is None or transcripts is None or not transcripts.held_turn:
         return False
     utterance = transcripts.find(transcripts.held_turn)
     transcripts.held_turn = 0
     assert utterance is not None
-    ear.release(utterance.turn, now_ms)
+    audio_input.release(utterance.turn, now_ms)
     start_reply(session, create, now_ms, utterance)
     return True
 
@@ -209,38 +228,40 @@ def drop_held(session: SessionState) -> None:
 
 def _drop_turn(session: SessionState, turn: int) -> None:
     """Nobody wants the answer that the engine would give."""
-    assert session.ear is not None
+    assert session.audio_input is not None
     assert session.transcripts is not None
-    session.ear.capture.commit_turn(turn)
+    session.audio_input.capture.commit_turn(turn)
     session.transcripts.forget(turn)
     session.the_lanes.reset("reply")
 
 
 def give_up_transcripts(session: SessionState, now_ms: float) -> None:
     """The session ends now: say of which turns there will be no transcript, and how much of them stt had not heard."""
-    ear, transcripts = session.ear, session.transcripts
-    if ear is None or transcripts is None or session.settings.hears_with != "stt":
+    audio_input, transcripts = session.audio_input, session.transcripts
+    if audio_input is None or transcripts is None or session.settings.hears_with != "stt":
         return
-    if ear.capturing_turn and not session.is_open and session.close_code != LOST:
+    if audio_input.capturing_turn and not session.is_open and session.close_code != LOST:
         end_turn(session, "close", now_ms)
     for turn in transcripts.pending_turns:
-        unheard_ms = _unheard_ms(ear, turn)
+        unheard_ms = _unheard_ms(audio_input, turn)
         message = f"The session ended before the transcript was ready; {unheard_ms:g} ms of the turn had not been heard."
         transcripts.give_up(turn, "session_ended", message)
 
 
-def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record, now_ms: float) -> None:
+def receive_hearing(
+    session: SessionState, audio_input: AudioInput, stage: str, record: Record, now_ms: float
+) -> None:
     """A result of the stage that takes a turn's audio."""
     transcripts = session.transcripts
     if transcripts is None:
         return
     turn, kind = record.turn, record.kind
-    ear.capture.consume(record.seq)
+    audio_input.capture.consume(record.seq)
     is_last = kind == ResultKind.FAILED or kind == (ResultKind.DONE if stage == "reply" else ResultKind.FINAL)
     if is_last:
-        if ear.capturing_turn == turn:  # the engine gave up on a turn that is still being spoken
+        if audio_input.capturing_turn == turn:  # the engine gave up on a turn that is still being spoken
             end_turn(session, "close", now_ms)
-        ear.capture.commit_turn(turn)
+        audio_input.capture.commit_turn(turn)
         _change_engine(session, stage)
     if stage == "reply":  # speech to speech: the turn is answered by audio
         if kind == ResultKind.FINAL:
@@ -248,11 +269,11 @@ def receive_hearing(session: SessionState, ear: Ear, stage: str, record: Record,
             return
         if is_last:
             transcripts.forget(turn)
-        session.mouth.receive_reply(record, now_ms)
+        session.speech_output.receive_reply(record, now_ms)
         return
     utterance = transcripts.find(turn) if is_last else None
     text = transcripts.receive(record)
-    preemptive.receive_text(session, ear, record, now_ms)
+    preemptive.receive_text(session, audio_input, record, now_ms)
     if utterance is not None:
         _finish_utterance(session, utterance, text, now_ms)
         preemptive.drop(session)  # unless it was adopted
@@ -287,7 +308,7 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
     if text is None:
         return
     item = ev.HistoryItem(role="user", text=text, turn=utterance.turn, key=f"user:{utterance.turn}")
-    session.mouth.history.record(item)
+    session.speech_output.history.record(item)
     if utterance.creates_reply and session.options.replies and session.last_speech_turn <= utterance.turn:
         if session.reply is None:
             start_reply(session, _ANSWER, now_ms, utterance)
@@ -301,7 +322,7 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
 def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
     """End the reply in progress (or the playing of the last); its turn, 0 for none."""
     reply = session.reply
-    turn = session.mouth.stop(reason, now_ms)
+    turn = session.speech_output.stop(reason, now_ms)
     drop_queue(session, reason)
     if reply is not None:
         abandon(session, reply)
@@ -324,8 +345,12 @@ def abandon(session: SessionState, reply: Reply) -> None:
     """What the stages are still doing for a reply that is over is worthless."""
     session.the_lanes.reset("reply")
     session.the_lanes.reset("tts")
-    if session.settings.hears_with == "reply" and session.ear is not None and session.transcripts is not None:
-        session.ear.capture.commit_turn(reply.turn)
+    if (
+        session.settings.hears_with == "reply"
+        and session.audio_input is not None
+        and session.transcripts is not None
+    ):
+        session.audio_input.capture.commit_turn(reply.turn)
         session.transcripts.forget(reply.turn)
 
 
@@ -343,11 +368,13 @@ def start_reply(
     session.replied_turn = max(session.replied_turn, turn)
     speaks = session.speaks(create)
     hears = settings.hears_with == "reply"
-    fields = {} if hears else preemptive.request_fields(session, turn, create, session.mouth.history.items)
+    fields = (
+        {} if hears else preemptive.request_fields(session, turn, create, session.speech_output.history.items)
+    )
     request = b"" if hears else preemptive.encode_request(session, fields)
     guess = preemptive.take(session, turn, fields, speaks, create)
-    session.mouth.output_rate_hz = session.output_rate_hz
-    reply = session.mouth.start(turn, create, speaks, request, now_ms)
+    session.speech_output.output_rate_hz = session.output_rate_hz
+    reply = session.speech_output.start(turn, create, speaks, request, now_ms)
     session.idle_from_ms = math.inf
     session.interrupted = None
     if hears:
@@ -408,7 +435,7 @@ def settle_interruption(session: SessionState, now_ms: float) -> None:
     cut = session.interrupted
     if cut is None or session.transcripts is None:
         return
-    if session.ear is not None and session.ear.capture.backlog:
+    if session.audio_input is not None and session.audio_input.capture.backlog:
         # Nobody has listened to all of it yet: stt is late, which says nothing about words.
         cut.due_ms = now_ms + session.settings.false_interruption_ms
         return
@@ -431,6 +458,6 @@ def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
         turn = _next_turn(session)
         session.replied_turn = max(session.replied_turn, turn)
         request = b"" if old.is_finished_asking else preemptive.encode_again(old.request, turn)
-        cut.resumed = session.mouth.resume(turn, old, texts, request, now_ms)
+        cut.resumed = session.speech_output.resume(turn, old, texts, request, now_ms)
     elif not old.is_finished_asking:
         start_reply(session, msgspec.structs.replace(old.create, key=""), now_ms)

@@ -56,8 +56,8 @@ def session_bytes(session: SessionState) -> int:
     """Audio, conversation, instructions and tools, and the replies that are made, wait or may yet go on. What all sessions
     share is not counted."""
     total = 0
-    if session.ear is not None:
-        total += session.ear.outbox.memory_bytes + session.ear.capture.memory_bytes
+    if session.audio_input is not None:
+        total += session.audio_input.outbox.memory_bytes + session.audio_input.capture.memory_bytes
     options, common = session.options, session.settings.options
     if options.instructions is not common.instructions:
         total += text_bytes(options.instructions)
@@ -67,9 +67,9 @@ def session_bytes(session: SessionState) -> int:
     if session.guess is not None:
         held = sum(OBJECT_BYTES + len(record.payload) for _, record in session.guess.held)
         total += session.guess.ask.memory_bytes + len(session.guess.basis.request) + held
-    if session.has_mouth:
-        total += sum(map(item_bytes, session.mouth.history.items))
-        replies = {id(reply): reply for reply in session.mouth.kept_replies}
+    if session.has_speech_output:
+        total += sum(map(item_bytes, session.speech_output.history.items))
+        replies = {id(reply): reply for reply in session.speech_output.kept_replies}
         if session.interrupted is not None:
             replies[id(session.interrupted.reply)] = session.interrupted.reply
         total += sum(map(reply_bytes, replies.values()))

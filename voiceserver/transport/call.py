@@ -206,8 +206,8 @@ class Pump(Framing):
         if stage != "vad" or not session.is_settled or session.outgoing or self._is_held_back:
             return True
         # Most that vad finds is that nothing has changed: the books are written, and there is nothing to move.
-        ear = session.ear
-        return ear is None or ear.capture.has_unsent() or session.deadline_ms < self._armed_ms
+        audio_input = session.audio_input
+        return audio_input is None or audio_input.capture.has_unsent() or session.deadline_ms < self._armed_ms
 
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
         if self._streams is not None:
@@ -252,8 +252,13 @@ class Pump(Framing):
         assert self._codec is not None
         if not self.is_closing:
             self._say(session, self._codec)
-        ear = session.ear
-        is_held = ear is not None and ear.is_held_back and not session.is_closed and ear.holds_back(now_ms)
+        audio_input = session.audio_input
+        is_held = (
+            audio_input is not None
+            and audio_input.is_held_back
+            and not session.is_closed
+            and audio_input.holds_back(now_ms)
+        )
         if is_held != self._is_held_back:
             self.hold_back(is_held)
         if session.is_closed:
@@ -408,7 +413,7 @@ class Pump(Framing):
     def books(self) -> Accounting | None:
         """What became of this caller's audio so far; None where there was none."""
         session = self._session
-        return session.accounting() if session is not None and session.ear is not None else None
+        return session.accounting() if session is not None and session.audio_input is not None else None
 
     def _queue(self, frames: list[Frame]) -> None:  # hot
         self.write_frames(frames)

@@ -215,7 +215,9 @@ class Resumable(Pump):
         if not session.resume_token or self._hub.router.is_draining:
             return False
         is_used = (
-            session.ear is not None or session.has_mouth or session.options is not session.settings.options
+            session.audio_input is not None
+            or session.has_speech_output
+            or session.options is not session.settings.options
         )
         if session.is_closed:  # said, and perhaps not heard
             is_told = self._judge is not None and self._judge.close_rcvd is not None

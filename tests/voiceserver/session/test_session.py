@@ -272,7 +272,7 @@ def test_a_turn_that_the_client_never_ends_is_ended_for_it_and_nothing_is_lost()
     }
     assert sum(heard.values()) == 960 * RATE_HZ // 1000 * 2
     assert heard[1] >= 640 * RATE_HZ // 1000 * 2
-    kept = bench.session.ear
+    kept = bench.session.audio_input
     assert kept is not None
     assert kept.capture.kept_bytes == heard[2]
 
@@ -285,8 +285,10 @@ def test_what_is_kept_of_a_turn_without_end_is_bounded() -> None:
         bench.hear(320, 0.0)
         for record in [one for one in bench.sent["stt"] if one[0] == RequestKind.FLUSH]:
             bench.result("stt", ResultKind.FINAL, record[1], record[2], "word")
-        assert bench.session.ear is not None
-        most = max(most, bench.session.ear.capture.kept_bytes + bench.session.ear.outbox.kept_bytes)
+        assert bench.session.audio_input is not None
+        most = max(
+            most, bench.session.audio_input.capture.kept_bytes + bench.session.audio_input.outbox.kept_bytes
+        )
     assert most <= 2 * 352 * RATE_HZ // 1000 * 2
     books = bench.session.accounting()
     assert books.consumed_ms == books.received_ms == 6_400.0

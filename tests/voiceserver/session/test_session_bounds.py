@@ -83,9 +83,9 @@ def test_stt_that_never_finishes_is_not_waited_for_without_end() -> None:
     )
     books = bench.session.accounting()
     assert (books.received_ms, books.discarded_ms) == (4_000.0, 4_000.0), "nothing was heard"
-    assert bench.session.ear is not None
-    assert bench.session.ear.capture.discarded == 8 * CHUNK
-    assert bench.session.ear.capture.memory_bytes < MOST_PENDING * 2 * (2 * CHUNK + 200)
+    assert bench.session.audio_input is not None
+    assert bench.session.audio_input.capture.discarded == 8 * CHUNK
+    assert bench.session.audio_input.capture.memory_bytes < MOST_PENDING * 2 * (2 * CHUNK + 200)
 
 
 def test_turns_that_no_stt_takes_are_bounded_too() -> None:
@@ -93,7 +93,7 @@ def test_turns_that_no_stt_takes_are_bounded_too() -> None:
     bench.refuses["stt"] = Refusal("full", 100.0)
     for _ in range(300):
         say_turn(bench)
-    assert bench.session.ear is not None
+    assert bench.session.audio_input is not None
     assert waiting(bench) == MOST_PENDING
     books = bench.session.accounting()
     assert books.received_ms == books.dropped_ms + books.discarded_ms == 30_000.0
@@ -120,12 +120,12 @@ def test_a_stage_that_has_half_of_a_turn_that_is_given_up_begins_afresh(sent: in
     bench.refuses["stt"] = Refusal("full", 100.0)
     for _ in range(MOST_PENDING):
         say_turn(bench)
-    session, ear = bench.session, bench.session.ear
-    assert ear is not None
+    session, audio_input = bench.session, bench.session.audio_input
+    assert audio_input is not None
     session.stream_opened("stt", bench.now_ms)
     bench.open_stages.add("stt")
     for _ in range(sent):
-        ear.capture.mark_sent()
+        audio_input.capture.mark_sent()
     session.receive_audio(bytes(2 * CHUNK), bench.now_ms)
     session.receive_event(ev.InputCommit(creates_reply=False), bench.now_ms)
     assert session.stages_unwanted() == (["stt"] if sent == 1 else [])

@@ -49,7 +49,7 @@ def test_recovery_is_announced_with_hysteresis() -> None:
     bench = deaf()
     bench.hear(320, 0.0)
     bench.take()
-    assert bench.session.ear is not None
+    assert bench.session.audio_input is not None
     chunk = RATE_HZ * 32 // 1000
     for taken in range(1, 6):
         bench.result("vad", ResultKind.CONSUMED, 0, taken * chunk)

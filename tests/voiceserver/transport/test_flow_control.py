@@ -10,7 +10,7 @@ from voiceserver.config.schema import SessionConfig
 from voiceserver.errors import Refusal
 from voiceserver.events import events as ev
 from voiceserver.session import requests
-from voiceserver.session.audio_input import PIECE, Ear
+from voiceserver.session.audio_input import PIECE, AudioInput
 from voiceserver.session.session import Session
 from voiceserver.transport.connection import LONG_TURN_MS
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
@@ -172,19 +172,19 @@ def test_whoever_comes_back_is_held_back_on_the_new_connection() -> None:
 
 
 def test_a_long_message_goes_on_in_pieces() -> None:
-    ear = Ear(16_000, None, 10_000.0)
+    audio_input = AudioInput(16_000, None, 10_000.0)
     pcm = bytes(2 * (3 * PIECE + 5))
-    ear.receive(pcm, 0.0)
+    audio_input.receive(pcm, 0.0)
     pieces: list[tuple[int, int]] = []
 
     def send_on(kind: RequestKind, turn: int, seq: int, payload: bytes) -> bool:
         pieces.append((seq, len(payload) // 2))
         return True
 
-    ear.outbox.send_to(send_on)
+    audio_input.outbox.send_to(send_on)
     assert [size for _, size in pieces] == [PIECE, PIECE, PIECE, 5]
-    assert pieces[-1][0] == ear.received_seq == 3 * PIECE + 5
-    ear.check()
+    assert pieces[-1][0] == audio_input.received_seq == 3 * PIECE + 5
+    audio_input.check()
 
 
 def dear_answers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

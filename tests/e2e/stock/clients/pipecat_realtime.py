@@ -42,7 +42,7 @@ WEATHER_TOOL = FunctionSchema(
 )
 
 
-class Ear(FrameProcessor):
+class AudioInput(FrameProcessor):
     """Keeps what passes."""
 
     def __init__(self) -> None:
@@ -78,9 +78,14 @@ class Ear(FrameProcessor):
 
 
 class Talk:
-    def __init__(self, worker: PipelineWorker, llm: OpenAIRealtimeLLMService, ears: tuple[Ear, Ear]) -> None:
+    def __init__(
+        self,
+        worker: PipelineWorker,
+        llm: OpenAIRealtimeLLMService,
+        audio_inputs: tuple[AudioInput, AudioInput],
+    ) -> None:
         self.worker, self.llm = worker, llm
-        self.before, self.after = ears
+        self.before, self.after = audio_inputs
 
     async def say(self) -> None:
         async for chunk in spoken():
@@ -104,7 +109,7 @@ async def talk(
         [{"role": "user", "content": said}] if said else [], **({"tools": tools} if tools else {})
     )
     user, assistant = LLMContextAggregatorPair(context)
-    before, after = Ear(), Ear()
+    before, after = AudioInput(), AudioInput()
     pipeline = Pipeline([user, before, llm, after, assistant])
     params = PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ)
     worker = PipelineWorker(pipeline, params=params)

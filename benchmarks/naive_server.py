@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 
 from voiceserver.config.schema import Config
 from voiceserver.events.events import TurnDetection
-from voiceserver.session.endpointing import Start, Stop, TurnDetector
+from voiceserver.session.endpointing import Endpointer, Start, Stop
 from voiceserver_clients.lifeline import end_with
 from voiceserver_workers import registry
 from voiceserver_workers.engine import Engine, Item
@@ -85,7 +85,7 @@ class NaiveServer:
     async def talk(self, socket: ServerConnection) -> None:
         loop = asyncio.get_running_loop()
         stream = next(self._streams)
-        detector = TurnDetector(TurnDetection())
+        detector = Endpointer(TurnDetection())
         audio = bytearray()
         turn, start_ms = 0, 0.0
         await socket.send('{"type":"session.ready"}')

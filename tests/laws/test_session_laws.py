@@ -363,15 +363,15 @@ class SessionUnderAnything(RuleBasedStateMachine):
     @invariant()
     def a_guess_is_of_what_is_being_said_and_beside_no_reply(self) -> None:
         session = self.session
-        guess = session.guess
-        if guess is None:
+        preemptive_reply = session.preemptive_reply
+        if preemptive_reply is None:
             return
         assert session.settings.preemptive
         assert session.reply is None
         assert not session.is_closed
-        assert guess.turn == session.last_speech_turn
-        assert guess.turn not in self.said.texts
-        assert all(item.turn < guess.turn for item in session.speech_output.history.items)
+        assert preemptive_reply.turn == session.last_speech_turn
+        assert preemptive_reply.turn not in self.said.texts
+        assert all(item.turn < preemptive_reply.turn for item in session.speech_output.history.items)
 
     @invariant()
     def requests_can_be_read(self) -> None:

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from voiceserver.events.events import TurnDetection
-from voiceserver.session.endpointing import Decision, Start, Stop, TurnDetector
+from voiceserver.session.endpointing import Decision, Endpointer, Start, Stop
 
 probabilities = st.lists(st.sampled_from([0.0, 0.2, 0.36, 0.49, 0.5, 0.9, 1.0]), max_size=120)
 detections = st.builds(
@@ -18,15 +18,15 @@ detections = st.builds(
 )
 
 
-def run(detector: TurnDetector, values: list[float], cuts: list[int], window_ms: float) -> list[Start | Stop]:
+def run(endpointer: Endpointer, values: list[float], cuts: list[int], window_ms: float) -> list[Start | Stop]:
     """Deliver the windows in records of any size."""
     decisions: list[Decision] = []
     position = 0
     for cut in [*cuts, len(values)]:
         piece = values[position : position + cut]
-        decisions += detector.receive(position * window_ms, window_ms, piece)
+        decisions += endpointer.receive(position * window_ms, window_ms, piece)
         position += len(piece)
-    decisions += detector.receive(position * window_ms, window_ms, values[position:])
+    decisions += endpointer.receive(position * window_ms, window_ms, values[position:])
     return bounds_of(decisions)
 
 
@@ -40,7 +40,7 @@ def bounds_of(decisions: list[Decision]) -> list[Start | Stop]:
 def test_starts_and_stops_alternate_on_a_clock_that_only_grows(
     detection: TurnDetection, values: list[float], cuts: list[int], window_ms: float
 ) -> None:
-    decisions = run(TurnDetector(detection), values, cuts, window_ms)
+    decisions = run(Endpointer(detection), values, cuts, window_ms)
     for index, decision in enumerate(decisions):
         assert isinstance(decision, Start if index % 2 == 0 else Stop)
         assert 0.0 <= decision.at_ms <= decision.decided_ms <= len(values) * window_ms + 1e-6
@@ -58,7 +58,7 @@ def test_starts_and_stops_alternate_on_a_clock_that_only_grows(
 def test_how_windows_are_packed_into_records_changes_nothing(
     detection: TurnDetection, values: list[float], cuts: list[int], others: list[int]
 ) -> None:
-    one, other = TurnDetector(detection), TurnDetector(detection)
+    one, other = Endpointer(detection), Endpointer(detection)
     assert run(one, values, cuts, 32.0) == run(other, values, others, 32.0)
 
 
@@ -67,7 +67,7 @@ def test_how_windows_are_packed_into_records_changes_nothing(
 def test_windows_that_are_replayed_after_a_crash_change_nothing(
     detection: TurnDetection, values: list[float], crash: int, back: int
 ) -> None:
-    straight, crashed = TurnDetector(detection), TurnDetector(detection)
+    straight, crashed = Endpointer(detection), Endpointer(detection)
     expected = run(straight, values, [], 32.0)
     crash = min(crash, len(values))
     again = max(crash - back, 0)
@@ -82,13 +82,13 @@ def test_windows_that_are_replayed_after_a_crash_change_nothing(
 def test_after_a_commit_the_next_turn_is_found_as_ever(
     detection: TurnDetection, before: list[float], after: list[float]
 ) -> None:
-    detector = TurnDetector(detection)
-    detector.receive(0.0, 32.0, before)
-    was_speaking = detector.is_speaking
-    stop = detector.stop_now("commit")
+    endpointer = Endpointer(detection)
+    endpointer.receive(0.0, 32.0, before)
+    was_speaking = endpointer.is_speaking
+    stop = endpointer.stop_now("commit")
     assert (stop is not None) == was_speaking
-    assert detector.stop_now("commit") is None
-    decisions = bounds_of(detector.receive(len(before) * 32.0, 32.0, after))
+    assert endpointer.stop_now("commit") is None
+    decisions = bounds_of(endpointer.receive(len(before) * 32.0, 32.0, after))
     assert [type(decision) for decision in decisions] == [Start, Stop] * (len(decisions) // 2) + [Start] * (
         len(decisions) % 2
     )

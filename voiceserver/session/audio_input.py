@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 from voiceserver.events.events import TurnDetection
-from voiceserver.session.endpointing import TurnDetector
+from voiceserver.session.endpointing import Endpointer
 from voiceserver.session.outbox import PIECE as PIECE
 from voiceserver.session.outbox import Outbox
 from voiceserver_workers.ipc.messages import RequestKind
@@ -35,7 +35,7 @@ class AudioInput:
         "_paced_ms",
         "_turn",
         "capture",
-        "detector",
+        "endpointer",
         "ends_seq",
         "half",
         "is_held_back",
@@ -72,22 +72,22 @@ class AudioInput:
         self._turn = 0
         self.ends_seq = 0  # where a turn is ended that the client does not end
         self.is_paused = False  # between a pause and what comes of it
-        self.detector: TurnDetector | None = None
+        self.endpointer: Endpointer | None = None
         self._keep = 0
         self.detect(detection)
 
     def detect(self, detection: TurnDetection | None) -> None:
         """Change how turns are found. None: by hand."""
         if detection is None:
-            self.detector = None
+            self.endpointer = None
             self._keep = 0
             return
         self._keep = self.samples(detection.prefix_padding_ms + detection.min_speech_ms + WARM_MS)
-        if self.detector is None:
-            self.detector = TurnDetector(detection)
-            self.detector.clock_ms = self.ms(self.outbox.consumed_seq)
+        if self.endpointer is None:
+            self.endpointer = Endpointer(detection)
+            self.endpointer.clock_ms = self.ms(self.outbox.consumed_seq)
         else:
-            self.detector.settings = detection
+            self.endpointer.settings = detection
 
     def ms(self, samples: int) -> float:
         return samples * 1000.0 / self.rate_hz
@@ -199,8 +199,8 @@ class AudioInput:
         self._turn = 0
         self.is_paused = False
         self._captured_seq = max(self._captured_seq, self.outbox.consumed_seq)
-        if self.detector is not None:
-            self.detector.reset()
+        if self.endpointer is not None:
+            self.endpointer.reset()
 
     def _capture_until(self, seq: int, waits_from_ms: float | None = None) -> None:  # hot
         if seq <= self._captured_seq:

@@ -103,7 +103,7 @@ def heard_due_ms(session: SessionState) -> float:  # hot
     audio_input = session.audio_input
     if audio_input is None:
         return math.inf
-    heard_ms = audio_input.outbox.oldest_at_ms if audio_input.detector is not None else None
+    heard_ms = audio_input.outbox.oldest_at_ms if audio_input.endpointer is not None else None
     captured_ms = audio_input.capture.oldest_at_ms if session.transcripts else None
     if heard_ms is None or (captured_ms is not None and captured_ms < heard_ms):
         heard_ms = captured_ms

@@ -57,7 +57,7 @@ class Resume(NamedTuple):
 Decision = Start | Stop | Pause | Resume
 
 
-class TurnDetector:
+class Endpointer:
     __slots__ = (
         "_is_paused",
         "_last_speech_ms",

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from voiceserver.session.reply import Reply
     from voiceserver.session.state import SessionState
 
-GUESSES_PER_TURN = 3  # somebody who pauses often costs no more than this
+PREEMPTIVE_PER_TURN = 3  # somebody who pauses often costs no more than this
 HELD_BYTES = 1 << 20  # of results; a guess that grows beyond is given up
 
 
-class Basis(NamedTuple):
+class RequestKey(NamedTuple):
     """All that an answer follows from, but for ``Facts``, which may be a few hundred ms old."""
 
     request: bytes
@@ -39,14 +39,14 @@ class Basis(NamedTuple):
     voice: StreamParams
 
 
-class Guess:
+class PreemptiveReply:
     """``turn``: that it would answer. ``ask``, ``say``: as of a Reply; only the first sentence is said ahead."""
 
     __slots__ = ("_held_bytes", "ask", "basis", "held", "is_finished_asking", "say", "turn")
 
-    def __init__(self, turn: int, basis: Basis, request: bytes, now_ms: float) -> None:
+    def __init__(self, turn: int, request_key: RequestKey, request: bytes, now_ms: float) -> None:
         self.turn = turn
-        self.basis = basis
+        self.request_key = request_key
         self.ask = Outbox()
         self.say = Outbox()
         self.ask.append(RequestKind.DATA, turn, 1, request, 1, now_ms)
@@ -62,13 +62,13 @@ class Guess:
         self.held.append((stage, record))
         if stage == "reply":
             self.is_finished_asking = self.is_finished_asking or record.kind == ResultKind.DONE
-            if record.kind == ResultKind.TEXT and self.basis.speaks and not self.say.received:
+            if record.kind == ResultKind.TEXT and self.request_key.speaks and not self.say.received:
                 text = record.payload.decode(errors="replace").strip()
                 self.say.append(RequestKind.DATA, self.turn, 1, text.encode(), 1, now_ms)
         return True
 
     def needs(self, stage: str) -> bool:
-        return not self.is_finished_asking if stage == "reply" else self.basis.speaks
+        return not self.is_finished_asking if stage == "reply" else self.request_key.speaks
 
 
 def receive_text(session: SessionState, audio_input: AudioInput, record: Record, now_ms: float) -> None:
@@ -76,20 +76,20 @@ def receive_text(session: SessionState, audio_input: AudioInput, record: Record,
     if record.kind != ResultKind.TEXT or not audio_input.answers_pause(record.turn, record.seq):
         return
     text = record.payload.decode(errors="replace").strip()
-    if not _may_guess(session, text):
+    if not _may_preempt(session, text):
         return
-    basis, request = _asked_for(session, record.turn, text)
-    guess = session.guess
-    if guess is not None:
-        if guess.basis == basis:
+    request_key, request = _asked_for(session, record.turn, text)
+    preemptive_reply = session.preemptive_reply
+    if preemptive_reply is not None:
+        if preemptive_reply.request_key == request_key:
             return
         drop(session)
-    if session.guesses < GUESSES_PER_TURN:
-        session.guesses += 1
-        session.guess = Guess(record.turn, basis, request, now_ms)
+    if session.preemptive_count < PREEMPTIVE_PER_TURN:
+        session.preemptive_count += 1
+        session.preemptive_reply = PreemptiveReply(record.turn, request_key, request, now_ms)
 
 
-def _may_guess(session: SessionState, text: str) -> bool:
+def _may_preempt(session: SessionState, text: str) -> bool:
     """Only where the answer is sure to be wanted if the turn ends here, and nobody else needs the worker more."""
     detection, words = session.options.turn_detection, words_of(text)
     transcripts = session.transcripts
@@ -111,39 +111,43 @@ def _may_guess(session: SessionState, text: str) -> bool:
     )
 
 
-def _asked_for(session: SessionState, turn: int, text: str) -> tuple[Basis, bytes]:
+def _asked_for(session: SessionState, turn: int, text: str) -> tuple[RequestKey, bytes]:
     user = ev.HistoryItem(role="user", text=text, turn=turn, key=f"user:{turn}")
     history = session.speech_output.history.with_record(user)
     fields = request_fields(session, turn, ev.ReplyCreate(), history)
-    return _basis(session, fields, session.speaks(ev.ReplyCreate())), encode_request(session, fields)
+    return _request_key(session, fields, session.speaks(ev.ReplyCreate())), encode_request(session, fields)
 
 
-def _basis(session: SessionState, fields: dict[str, object], speaks: bool) -> Basis:
-    return Basis(msgspec.json.encode(fields), speaks, session.voice_params())
+def _request_key(session: SessionState, fields: dict[str, object], speaks: bool) -> RequestKey:
+    return RequestKey(msgspec.json.encode(fields), speaks, session.voice_params())
 
 
 def take(
     session: SessionState, turn: int, fields: dict[str, object], speaks: bool, create: ev.ReplyCreate
-) -> Guess | None:
+) -> PreemptiveReply | None:
     """The guess, if it is what is asked for now; else there is none any more."""
-    guess = session.guess
-    if guess is None:
+    preemptive_reply = session.preemptive_reply
+    if preemptive_reply is None:
         return None
-    if guess.turn != turn or create.is_out_of_band or guess.basis != _basis(session, fields, speaks):
+    if (
+        preemptive_reply.turn != turn
+        or create.is_out_of_band
+        or preemptive_reply.request_key != _request_key(session, fields, speaks)
+    ):
         drop(session)
         return None
-    session.guess = None
-    session.guesses = 0
-    return guess
+    session.preemptive_reply = None
+    session.preemptive_count = 0
+    return preemptive_reply
 
 
-def adopt(session: SessionState, reply: Reply, guess: Guess, now_ms: float) -> None:
+def adopt(session: SessionState, reply: Reply, preemptive_reply: PreemptiveReply, now_ms: float) -> None:
     """``reply`` was just started: it has what the guess has, from now on."""
-    if not guess.ask.has_unsent():
+    if not preemptive_reply.ask.has_unsent():
         reply.ask.mark_sent()
     session.speech_output.replies_ahead += 1
-    is_said = bool(guess.say.received) and not guess.say.has_unsent()
-    for stage, record in guess.held:
+    is_said = bool(preemptive_reply.say.received) and not preemptive_reply.say.has_unsent()
+    for stage, record in preemptive_reply.held:
         if stage == "tts":
             session.speech_output.receive_tts(record, now_ms)
             continue
@@ -153,15 +157,17 @@ def adopt(session: SessionState, reply: Reply, guess: Guess, now_ms: float) -> N
             reply.say.mark_sent()
 
 
-def receive(session: SessionState, guess: Guess, stage: str, record: Record, now_ms: float) -> None:
-    if record.turn == guess.turn and not guess.hold(stage, record, now_ms):
+def receive(
+    session: SessionState, preemptive_reply: PreemptiveReply, stage: str, record: Record, now_ms: float
+) -> None:
+    if record.turn == preemptive_reply.turn and not preemptive_reply.hold(stage, record, now_ms):
         drop(session)
 
 
 def drop(session: SessionState) -> None:
     """What the stages do for it is worthless; nobody hears of it."""
-    if session.guess is not None:
-        session.guess = None
+    if session.preemptive_reply is not None:
+        session.preemptive_reply = None
         session.is_settled = False
         session.the_lanes.reset("reply")
         session.the_lanes.reset("tts")

@@ -62,11 +62,11 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
     audio_input = session.audio_input
     if "turn_detection" in changes and audio_input is not None:
         if audio_input.capturing_turn and (changes["turn_detection"] is None) != (
-            audio_input.detector is None
+            audio_input.endpointer is None
         ):
             turns.end_turn(session, "commit", now_ms)
         audio_input.detect(changes["turn_detection"])
-        if audio_input.detector is None and audio_input.outbox.backlog:
+        if audio_input.endpointer is None and audio_input.outbox.backlog:
             turns.hear_by_hand(session, audio_input, now_ms)
     session.options = msgspec.structs.replace(session.options, **changes)
     session.emit(ev.SessionUpdated())

@@ -128,7 +128,7 @@ class Session(SessionState):
         if self.audio_input is not None:
             self.audio_input.capture.discard()
             self.audio_input.outbox.discard()
-        self.queue = self.transcripts = self.interrupted = self.place = self.guess = None
+        self.queue = self.transcripts = self.interrupted = self.place = self.preemptive_reply = None
         self.emit(ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting()))
         self._move(Phase.CLOSED)
         self.deadline_ms = math.inf
@@ -202,7 +202,7 @@ class Session(SessionState):
             if due_ms < self.deadline_ms:
                 self.deadline_ms = due_ms
         audio_input.receive(pcm, now_ms)
-        if audio_input.detector is None and turns.hear_by_hand(self, audio_input, now_ms):
+        if audio_input.endpointer is None and turns.hear_by_hand(self, audio_input, now_ms):
             self.is_settled = False
         if audio_input.outbox.backlog + audio_input.capture.backlog > audio_input.half:
             deadlines.bound(self, audio_input, now_ms)
@@ -248,17 +248,17 @@ class Session(SessionState):
         self._after(now_ms)
 
     def _receive_vad(self, audio_input: AudioInput, record: Record, now_ms: float) -> None:  # hot
-        if record.kind == SPEECH and audio_input.detector is not None:
+        if record.kind == SPEECH and audio_input.endpointer is not None:
             start_ms, window_ms, probabilities = unpack_speech(record.payload)
-            decisions = audio_input.detector.receive(start_ms, window_ms, probabilities)
+            decisions = audio_input.endpointer.receive(start_ms, window_ms, probabilities)
             if decisions:
                 self.is_settled = False
                 audio_input.outbox.consume(record.seq)
                 for decision in decisions:
                     turns.decide(self, audio_input, decision, now_ms)
-        elif record.kind == ResultKind.TURN and audio_input.detector is not None:
+        elif record.kind == ResultKind.TURN and audio_input.endpointer is not None:
             _, at_ms, probability = unpack_turn(record.payload)
-            for decision in audio_input.detector.receive_turn(at_ms, probability):
+            for decision in audio_input.endpointer.receive_turn(at_ms, probability):
                 turns.decide(self, audio_input, decision, now_ms)
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
@@ -272,8 +272,8 @@ class Session(SessionState):
         if self.lanes is not None and self.lanes.is_reset(stage):
             return
         if reply is None:
-            if self.guess is not None:
-                preemptive.receive(self, self.guess, stage, record, now_ms)
+            if self.preemptive_reply is not None:
+                preemptive.receive(self, self.preemptive_reply, stage, record, now_ms)
             return
         if stage == "tts":
             self.speech_output.receive_tts(record, now_ms)
@@ -385,7 +385,7 @@ class Session(SessionState):
         if reason == "quarantined":
             self._quarantine(stage, now_ms)
             return
-        if self.guess is not None and stage in ("reply", "tts"):
+        if self.preemptive_reply is not None and stage in ("reply", "tts"):
             preemptive.drop(self)
         if self.needs(stage):
             deadlines.lose(self, stage, reason, now_ms)

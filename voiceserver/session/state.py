@@ -17,7 +17,7 @@ from voiceserver.session.books import accounting
 from voiceserver.session.busy import BusyGate, Wait
 from voiceserver.session.history import History
 from voiceserver.session.outbox import Outbox
-from voiceserver.session.preemptive import Guess
+from voiceserver.session.preemptive import PreemptiveReply
 from voiceserver.session.reply import Interrupted, Reply
 from voiceserver.session.settings import Facts, Settings
 from voiceserver.session.speech_output import SpeechOutput
@@ -47,8 +47,8 @@ class SessionState:
         "facts",
         "gate",
         "gone",
-        "guess",
-        "guesses",
+        "preemptive_reply",
+        "preemptive_count",
         "hear_until_ms",
         "idle_from_ms",
         "input_rate_hz",
@@ -113,8 +113,8 @@ class SessionState:
         self.gone = ""  # the stage of which ``outage`` told the caller that it has no worker
         self.place: Wait | None = None  # in the waiting room
         self.interrupted: Interrupted | None = None
-        self.guess: Guess | None = None  # only while there is no reply
-        self.guesses = 0  # of this turn
+        self.preemptive_reply: PreemptiveReply | None = None  # only while there is no reply
+        self.preemptive_count = 0  # of this turn
         self.queue: deque[ev.ReplyCreate] | None = None  # they wait for a transcript or for another reply
         self._speech_output: SpeechOutput | None = None
 
@@ -180,16 +180,20 @@ class SessionState:
         reply = self.reply
         if reply is not None:
             return reply.ask if stage == "reply" else reply.say
-        guess = self.guess
-        if guess is None:
+        preemptive_reply = self.preemptive_reply
+        if preemptive_reply is None:
             return None
-        return guess.ask if stage == "reply" else guess.say
+        return preemptive_reply.ask if stage == "reply" else preemptive_reply.say
 
     def wants(self, stage: str) -> bool:  # hot
         """Whether the stage has something to do, be it that nobody waits for it yet."""
         if self.needs(stage):
             return True
-        return self.guess is not None and stage in ("reply", "tts") and self.guess.needs(stage)
+        return (
+            self.preemptive_reply is not None
+            and stage in ("reply", "tts")
+            and self.preemptive_reply.needs(stage)
+        )
 
     def needs(self, stage: str) -> bool:  # hot
         """Whether the caller waits for the stage."""
@@ -199,7 +203,7 @@ class SessionState:
         if stage == "vad":
             return (
                 audio_input is not None
-                and audio_input.detector is not None
+                and audio_input.endpointer is not None
                 and (not self.is_resting or audio_input.outbox.backlog > 0)
             )
         if stage == self.settings.hears_with:
@@ -253,7 +257,7 @@ class SessionState:
             and (speech_output is None or speech_output.reply is None)
             and not self.queue
             and self.place is None
-            and self.guess is None
+            and self.preemptive_reply is None
             and self.interrupted is None
             and (detection is None or detection.idle_timeout_ms is None)
             and self.close_by_ms == math.inf

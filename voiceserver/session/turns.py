@@ -49,7 +49,7 @@ def begin_turn(
     drop_held(session)
     session.transcripts.begin(session.turn)
     preemptive.drop(session)
-    session.guesses = 0
+    session.preemptive_count = 0
     session.idle_from_ms = math.inf
     session.lower_deadline(now_ms + session.settings.backpressure.busy_after_ms)
     return audio_input.begin(session.turn, from_ms, decided_ms, now_ms)
@@ -83,7 +83,7 @@ def is_partial(session: SessionState, audio_input: AudioInput, stage: str, recor
         and stage == "stt"
         and record.turn == audio_input.capturing_turn
         and session.is_open
-        and session.guess is None
+        and session.preemptive_reply is None
         and not audio_input.is_paused
         and session.is_well
     )
@@ -134,7 +134,7 @@ def end_turn(
     if audio_input is None or not audio_input.capturing_turn:
         return None
     clock_ms = audio_input.ms(audio_input.outbox.consumed_seq)
-    stop = audio_input.detector.stop_now(reason) if audio_input.detector is not None else None
+    stop = audio_input.endpointer.stop_now(reason) if audio_input.endpointer is not None else None
     at_ms = stop.at_ms if stop is not None else clock_ms
     return end_speech(
         session, audio_input, Stop(at_ms, clock_ms, reason), now_ms, creates_reply=creates_reply
@@ -161,7 +161,7 @@ def end_speech(
     utterance.end_of_speech_ms = round(stop.at_ms, 1)
     utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms, 1)
     utterance.creates_reply = creates_reply
-    if audio_input.detector is not None or stop.reason == "max_turn":
+    if audio_input.endpointer is not None or stop.reason == "max_turn":
         session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
     session.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
     if session.interrupted is not None and session.interrupted.by_turn == turn:
@@ -372,7 +372,7 @@ def start_reply(
         {} if hears else preemptive.request_fields(session, turn, create, session.speech_output.history.items)
     )
     request = b"" if hears else preemptive.encode_request(session, fields)
-    guess = preemptive.take(session, turn, fields, speaks, create)
+    preemptive_reply = preemptive.take(session, turn, fields, speaks, create)
     session.speech_output.output_rate_hz = session.output_rate_hz
     reply = session.speech_output.start(turn, create, speaks, request, now_ms)
     session.idle_from_ms = math.inf
@@ -385,8 +385,8 @@ def start_reply(
         reply.end_of_speech_ms = utterance.end_of_speech_ms
         reply.endpointing_ms = utterance.endpointing_ms
         reply.stt_ms = round(now_ms - utterance.decided_ms, 2)
-    if guess is not None:
-        preemptive.adopt(session, reply, guess, now_ms)
+    if preemptive_reply is not None:
+        preemptive.adopt(session, reply, preemptive_reply, now_ms)
 
 
 def _next_turn(session: SessionState) -> int:

@@ -64,9 +64,13 @@ def session_bytes(session: SessionState) -> int:
     if options.tools is not common.tools:
         total += sum(map(tool_bytes, options.tools))
     total += sum(map(create_bytes, session.queue or ()))
-    if session.guess is not None:
-        held = sum(OBJECT_BYTES + len(record.payload) for _, record in session.guess.held)
-        total += session.guess.ask.memory_bytes + len(session.guess.basis.request) + held
+    if session.preemptive_reply is not None:
+        held = sum(OBJECT_BYTES + len(record.payload) for _, record in session.preemptive_reply.held)
+        total += (
+            session.preemptive_reply.ask.memory_bytes
+            + len(session.preemptive_reply.request_key.request)
+            + held
+        )
     if session.has_speech_output:
         total += sum(map(item_bytes, session.speech_output.history.items))
         replies = {id(reply): reply for reply in session.speech_output.kept_replies}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from voiceserver.events.events import TurnDetection
-from voiceserver.session.endpointing import Pause, Start, Stop, TurnDetector
+from voiceserver.session.endpointing import Endpointer, Pause, Start, Stop
 
 WINDOW_MS = 32.0
 
 
 def decisions_of(detection: TurnDetection, values: list[float]) -> list[object]:
-    return list(TurnDetector(detection).receive(0.0, WINDOW_MS, values))
+    return list(Endpointer(detection).receive(0.0, WINDOW_MS, values))
 
 
 def test_speech_starts_at_its_first_window_once_there_is_enough() -> None:
@@ -46,27 +46,27 @@ def test_a_long_silence_within_a_turn_is_a_pause_first() -> None:
 
 
 def test_stop_now_ends_what_is_being_said_and_nothing_else() -> None:
-    detector = TurnDetector(TurnDetection(min_speech_ms=32))
-    assert detector.stop_now("commit") is None
-    detector.receive(0.0, WINDOW_MS, [0.9, 0.9, 0.0])
-    assert detector.stop_now("commit") == Stop(64.0, 96.0, "commit")
-    assert detector.stop_now("commit") is None
+    endpointer = Endpointer(TurnDetection(min_speech_ms=32))
+    assert endpointer.stop_now("commit") is None
+    endpointer.receive(0.0, WINDOW_MS, [0.9, 0.9, 0.0])
+    assert endpointer.stop_now("commit") == Stop(64.0, 96.0, "commit")
+    assert endpointer.stop_now("commit") is None
 
 
 def test_reset_forgets_the_turn_and_keeps_the_clock() -> None:
-    detector = TurnDetector(TurnDetection(min_speech_ms=32))
-    detector.receive(0.0, WINDOW_MS, [0.9, 0.9])
-    detector.reset()
-    assert (detector.is_speaking, detector.clock_ms) == (False, 64.0)
-    assert detector.receive(64.0, WINDOW_MS, [0.9]) == [Start(64.0, 96.0)]
+    endpointer = Endpointer(TurnDetection(min_speech_ms=32))
+    endpointer.receive(0.0, WINDOW_MS, [0.9, 0.9])
+    endpointer.reset()
+    assert (endpointer.is_speaking, endpointer.clock_ms) == (False, 64.0)
+    assert endpointer.receive(64.0, WINDOW_MS, [0.9]) == [Start(64.0, 96.0)]
 
 
 def judged(probability: float, more: list[float]) -> list[object]:
     """One window of speech, a pause of seven that is judged then, and ``more``."""
-    detector = TurnDetector(TurnDetection(min_speech_ms=32, min_silence_ms=250, max_silence_ms=1_000))
-    detector.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 7)
-    found: list[object] = list(detector.receive_turn(256.0, probability))
-    return found + list(detector.receive(256.0, WINDOW_MS, more))
+    endpointer = Endpointer(TurnDetection(min_speech_ms=32, min_silence_ms=250, max_silence_ms=1_000))
+    endpointer.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 7)
+    found: list[object] = list(endpointer.receive_turn(256.0, probability))
+    return found + list(endpointer.receive(256.0, WINDOW_MS, more))
 
 
 def test_a_turn_that_sounds_done_ends_early() -> None:
@@ -79,16 +79,16 @@ def test_a_turn_that_sounds_unfinished_is_given_time() -> None:
 
 
 def test_a_verdict_that_comes_late_ends_the_turn_at_once() -> None:
-    detector = TurnDetector(TurnDetection(min_speech_ms=32, min_silence_ms=250))
-    detector.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 10)
-    assert detector.receive_turn(256.0, 0.9) == [Stop(32.0, 352.0, "silence")]
+    endpointer = Endpointer(TurnDetection(min_speech_ms=32, min_silence_ms=250))
+    endpointer.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 10)
+    assert endpointer.receive_turn(256.0, 0.9) == [Stop(32.0, 352.0, "silence")]
 
 
 def test_a_verdict_that_speech_has_overtaken_changes_nothing() -> None:
-    detector = TurnDetector(TurnDetection(min_speech_ms=32, silence_duration_ms=500))
-    detector.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 7 + [0.9])
-    assert detector.receive_turn(256.0, 0.9) == []
-    found = detector.receive(288.0, WINDOW_MS, [0.0] * 16)
+    endpointer = Endpointer(TurnDetection(min_speech_ms=32, silence_duration_ms=500))
+    endpointer.receive(0.0, WINDOW_MS, [0.9] + [0.0] * 7 + [0.9])
+    assert endpointer.receive_turn(256.0, 0.9) == []
+    found = endpointer.receive(288.0, WINDOW_MS, [0.0] * 16)
     assert [one for one in found if isinstance(one, Stop)] == [Stop(288.0, 800.0, "silence")]
 
 

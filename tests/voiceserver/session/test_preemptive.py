@@ -268,7 +268,7 @@ def test_a_session_that_closes_leaves_nothing_behind() -> None:
     bench.session.disconnect(bench.now_ms)
     bench.pump()
     assert bench.open_stages == set()
-    assert bench.session.guess is None
+    assert bench.session.preemptive_reply is None
 
 
 def test_without_the_setting_nothing_is_asked_ahead() -> None:
@@ -293,5 +293,5 @@ def test_more_than_can_be_held_is_given_up() -> None:
     bench.answer("It is noon.", turn=1)
     for _ in range(40):
         bench.speak(1, 1000, is_done=False, turn=1)
-    assert bench.session.guess is None
+    assert bench.session.preemptive_reply is None
     assert "tts" not in bench.open_stages

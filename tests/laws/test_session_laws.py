@@ -332,8 +332,8 @@ class SessionUnderAnything(RuleBasedStateMachine):
 
     @invariant()
     def what_was_dropped_was_announced(self) -> None:
-        gate = self.session.gate
-        waiting_ms = gate.dropped_ms if gate is not None else 0.0
+        busy_monitor = self.session.busy_monitor
+        waiting_ms = busy_monitor.dropped_ms if busy_monitor is not None else 0.0
         books = self.session.accounting()
         assert abs(books.dropped_ms - self.said.dropped_ms - waiting_ms) < 0.01 * (self.said.signals + 1)
         if self.session.is_closed:
@@ -351,8 +351,8 @@ class SessionUnderAnything(RuleBasedStateMachine):
         for stage, outbox in boxes:
             oldest_ms = outbox.oldest_at_ms
             if oldest_ms is not None and session.needs(stage) and self.now_ms - oldest_ms > limit_ms:
-                assert session.gate is not None
-                assert session.gate.is_busy, f"{stage} waits since {oldest_ms}, now {self.now_ms}"
+                assert session.busy_monitor is not None
+                assert session.busy_monitor.is_busy, f"{stage} waits since {oldest_ms}, now {self.now_ms}"
 
     def _is_due_now(self) -> bool:
         """A deadline that a call has just moved into the past is served by the next timer."""

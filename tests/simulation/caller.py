@@ -183,7 +183,9 @@ class Caller:
         ready = session.resume(f"token {self.resumes}", now_ms)
         self.sent = int(ready.received_ms)
         self.audit.degraded = ()  # ``session.ready`` begins afresh; who is still busy hears so again within a second
-        self.audit.is_busy = bool(session.gone) or (session.gate is not None and session.gate.is_busy)
+        self.audit.is_busy = bool(session.gone) or (
+            session.busy_monitor is not None and session.busy_monitor.is_busy
+        )
         self.on_the_way = [int.from_bytes(frame, "big") for frame in self.said.after(len(self.received))]
         self.hear_of_outage(is_back=True)
         self.pump()
@@ -278,16 +280,18 @@ class Caller:
             total_ms = books.consumed_ms + books.dropped_ms + books.discarded_ms
             assert abs(books.received_ms - total_ms) < 0.002
             assert books.received_ms == self.sent
-            waiting_ms = session.gate.dropped_ms if session.gate is not None else 0.0
+            waiting_ms = session.busy_monitor.dropped_ms if session.busy_monitor is not None else 0.0
             assert abs(books.dropped_ms - self.audit.dropped_ms - waiting_ms) < 0.01
         if self.audit.is_busy and not self.is_away:
-            is_minded = bool(session.gone) or (session.gate is not None and session.gate.is_busy)
+            is_minded = bool(session.gone) or (
+                session.busy_monitor is not None and session.busy_monitor.is_busy
+            )
             assert is_minded, f"{self.name} was told busy, and nobody will say when that is over"
         owed_ms = self._waits_since_ms(session)
         if now_ms - owed_ms > session.settings.backpressure.busy_after_ms + TICK_MS:
-            assert session.gate is not None, f"{self.name} waits since {owed_ms} and was told nothing"
-            assert session.gate.is_busy, f"{self.name} waits since {owed_ms} and was told nothing"
-            told_ms = now_ms - session.gate.signalled_ms
+            assert session.busy_monitor is not None, f"{self.name} waits since {owed_ms} and was told nothing"
+            assert session.busy_monitor.is_busy, f"{self.name} waits since {owed_ms} and was told nothing"
+            told_ms = now_ms - session.busy_monitor.signalled_ms
             assert told_ms <= session.settings.backpressure.busy_repeat_ms + TICK_MS, "no fresh numbers"
 
     def _waits_since_ms(self, session: Session) -> float:

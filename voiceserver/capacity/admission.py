@@ -35,7 +35,7 @@ class Claimant(Protocol):
     def on_place(self, ticket: Ticket, now_ms: float) -> None: ...
 
 
-class Wait:
+class StageDelay:
     """A place in the waiting room. ``position`` counts from 1; ``estimate_ms``: until it is let in."""
 
     __slots__ = ("estimate_ms", "position", "since_ms")
@@ -46,11 +46,11 @@ class Wait:
         self.estimate_ms = 0.0
 
 
-_NOT_WAITING: Final = Wait(0.0)
+_NOT_WAITING: Final = StageDelay(0.0)
 
 
 class Ticket:
-    """One caller's claim. ``position`` and ``estimate_ms`` are those of a ``Wait``, and 0 for one who does not wait."""
+    """One caller's claim. ``position`` and ``estimate_ms`` are those of a ``StageDelay``, and 0 for one who does not wait."""
 
     # There is a ticket for every caller: what only those who wait need is not kept for all.
     __slots__ = ("_admission", "kind", "owner", "state", "tenant", "wait")
@@ -199,7 +199,7 @@ class Admission:
         of_tenant = sum(one.tenant == ticket.tenant for one in self._room)
         if ticket.tenant and self._share < 1 and of_tenant >= max(self._room_size // 2, 1):
             return self._refuse("tenant_share")
-        ticket.state, ticket.wait = "waiting", Wait(now_ms)
+        ticket.state, ticket.wait = "waiting", StageDelay(now_ms)
         at = len(self._room)
         if ticket.is_resumed:
             at = next((index for index, one in enumerate(self._room) if not one.is_resumed), at)

@@ -100,12 +100,12 @@ def tell(session: SessionState, gone: Gone | None, *, is_back: bool = False) -> 
     if gone is None:
         stage, session.gone = session.gone, ""
         if stage and (
-            session.gate is None or not session.gate.is_busy
+            session.busy_monitor is None or not session.busy_monitor.is_busy
         ):  # else the gate says so when it is over
             session.emit(ServerReady(stage=stage, credit_ms=round(session.credit_ms, 1)))
         return
-    waits = [] if is_back else deadlines.waits(session)
-    if session.place is not None or any(w.stage == gone.stage and w.step != "degraded" for w in waits):
+    delays = [] if is_back else deadlines.delays(session)
+    if session.place is not None or any(w.stage == gone.stage and w.step != "degraded" for w in delays):
         return
     is_first, session.gone = not session.gone, gone.stage
     session.emit(gone.signal(session.credit_ms))

@@ -21,7 +21,7 @@ from voiceserver.config.schema import BackpressureConfig
 from voiceserver.events.events import ServerBusy, ServerReady
 
 
-class Wait(NamedTuple):
+class StageDelay(NamedTuple):
     """A stage that has not taken work since ``since_ms``. ``patience_ms``: how long that is fine. ``lag_ms``: audio waiting
     there; None where requests wait, whose lag is their age."""
 
@@ -40,7 +40,7 @@ class Wait(NamedTuple):
         return self.since_ms + self.patience_ms
 
 
-class BusyGate:
+class BusyMonitor:
     __slots__ = (
         "_config",
         "_last_stage",
@@ -69,42 +69,42 @@ class BusyGate:
         """It was busy once, and has nothing more to say."""
         return not self.is_busy and not self.dropped_ms
 
-    def deadline_ms(self, waits: Sequence[Wait]) -> float:
+    def deadline_ms(self, delays: Sequence[StageDelay]) -> float:
         """When ``evaluate`` must be called next."""
         if self.is_busy:
             return self.signalled_ms + self._config.busy_repeat_ms
-        return min((wait.due_ms for wait in waits), default=math.inf)
+        return min((delay.due_ms for delay in delays), default=math.inf)
 
     def evaluate(
-        self, waits: Sequence[Wait], credit_ms: float, now_ms: float, *, is_retreating: bool = False
+        self, delays: Sequence[StageDelay], credit_ms: float, now_ms: float, *, is_retreating: bool = False
     ) -> ServerBusy | ServerReady | None:
         """``is_retreating``: the whole server is late, so this caller's audio is degraded with its first signal."""
-        overdue = [wait for wait in waits if now_ms >= wait.due_ms]
-        is_late = any(wait.lag_ms is not None and wait.step != "waiting" for wait in overdue)
+        overdue = [delay for delay in delays if now_ms >= delay.due_ms]
+        is_late = any(delay.lag_ms is not None and delay.step != "waiting" for delay in overdue)
         if not self.is_busy:
             self.is_degraded = is_retreating and is_late
             return self._signal(overdue, credit_ms, now_ms) if overdue or self.dropped_ms else None
         if now_ms >= self.signalled_ms + self._config.busy_repeat_ms and (overdue or self.dropped_ms):
             self.is_degraded |= is_late
             return self._signal(overdue, credit_ms, now_ms)
-        if overdue or self.dropped_ms or any(self._is_late(wait, now_ms) for wait in waits):
+        if overdue or self.dropped_ms or any(self._is_late(delay, now_ms) for delay in delays):
             return None
         self.is_busy = self.is_degraded = False
         self.cued_position = -1
         return ServerReady(stage=self._last_stage, credit_ms=round(credit_ms, 1))
 
-    def _is_late(self, wait: Wait, now_ms: float) -> bool:
+    def _is_late(self, delay: StageDelay, now_ms: float) -> bool:
         """Audio comes all the time, so its recovery needs hysteresis; a request is taken once."""
-        return wait.lag_ms is not None and now_ms - wait.since_ms > self._config.ready_below_ms
+        return delay.lag_ms is not None and now_ms - delay.since_ms > self._config.ready_below_ms
 
-    def announce(self, wait: Wait, credit_ms: float, now_ms: float) -> ServerBusy:
+    def announce(self, delay: StageDelay, credit_ms: float, now_ms: float) -> ServerBusy:
         """Say so at once: a worker was lost, audio was shed, a place was refused."""
-        return self._signal([wait], credit_ms, now_ms)
+        return self._signal([delay], credit_ms, now_ms)
 
-    def _signal(self, waits: Sequence[Wait], credit_ms: float, now_ms: float) -> ServerBusy:
-        shed = Wait(self.dropped_stage, "shed", now_ms, 0.0, 0.0)
-        late = [wait for wait in waits if wait.step != "degraded"]
-        worst = max(late or waits, key=lambda wait: now_ms - wait.due_ms, default=shed)
+    def _signal(self, delays: Sequence[StageDelay], credit_ms: float, now_ms: float) -> ServerBusy:
+        shed = StageDelay(self.dropped_stage, "shed", now_ms, 0.0, 0.0)
+        late = [delay for delay in delays if delay.step != "degraded"]
+        worst = max(late or delays, key=lambda delay: now_ms - delay.due_ms, default=shed)
         self.is_busy = True
         self.signalled_ms = now_ms
         self.signals += 1

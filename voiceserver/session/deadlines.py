@@ -1,6 +1,6 @@
 """Where a session waits, and what it says about it: every wait has a deadline, every deadline ends in words.
 
-Three questions, asked on every change: what waits (``waits``), by when must something happen (``next_deadline_ms``), and
+Three questions, asked on every change: what waits (``delays``), by when must something happen (``next_deadline_ms``), and
 is there something to say now (``evaluate``). Rule: a caller whose work is overdue hears of it at the next timer.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 from voiceserver.events import events as ev
 from voiceserver.session import filler
-from voiceserver.session.busy import Wait
+from voiceserver.session.busy import StageDelay
 from voiceserver.session.stage_streams import Less, Loss
 from voiceserver.session.turns import abandon, false_interruption_due_ms
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from voiceserver.session.state import SessionState
 
 
-def waits(session: SessionState) -> list[Wait]:
+def delays(session: SessionState) -> list[StageDelay]:
     """What is not getting on. A caller in the waiting room waits for a place and nothing else."""
     place = session.place
     if place is not None:
@@ -30,21 +30,21 @@ def waits(session: SessionState) -> list[Wait]:
     found = []
     for stage in session.settings.stages:
         if session.needs(stage) and not (stage == "tts" and session.is_output_held):
-            wait = _wait(session, stage)
-            if wait is not None:
-                found.append(wait)
+            delay = _delay(session, stage)
+            if delay is not None:
+                found.append(delay)
     if session.lanes is not None:
         found += [_less(session, stage, less) for stage, less in session.lanes.less.items()]
     return found
 
 
-def _less(session: SessionState, stage: str, less: Less) -> Wait:
+def _less(session: SessionState, stage: str, less: Less) -> StageDelay:
     """No wait, but something to hear of all the same: at once, and as long as it lasts."""
     reason = "lighter_engine" if less.is_lighter else "no_partials"
-    return Wait(stage, reason, less.since_ms, 0.0, None, turn=session.turn, step="degraded")
+    return StageDelay(stage, reason, less.since_ms, 0.0, None, turn=session.turn, step="degraded")
 
 
-def _wait(session: SessionState, stage: str) -> Wait | None:
+def _delay(session: SessionState, stage: str) -> StageDelay | None:
     audio_input, lanes, settings = session.audio_input, session.lanes, session.settings
     outbox = session.outbox_of(stage)
     if outbox is None:
@@ -56,7 +56,7 @@ def _wait(session: SessionState, stage: str) -> Wait | None:
     refusal = lanes.refusal(stage) if lanes is not None else None
     if loss is not None:
         retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
-        return Wait(stage, loss.reason, loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost")
+        return StageDelay(stage, loss.reason, loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost")
     since_ms = outbox.oldest_at_ms
     if since_ms is None:
         since_ms, lag_ms, patience_ms = _silent_since_ms(session, stage), None, settings.reply_slow_ms
@@ -66,7 +66,7 @@ def _wait(session: SessionState, stage: str) -> Wait | None:
         return None
     reason = "slow" if refusal is None else refusal.reason
     retry_ms = 0.0 if refusal is None else refusal.retry_after_ms
-    return Wait(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)
+    return StageDelay(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)
 
 
 def _silent_since_ms(session: SessionState, stage: str) -> float | None:
@@ -83,9 +83,9 @@ def _silent_since_ms(session: SessionState, stage: str) -> float | None:
 
 
 def next_deadline_ms(session: SessionState) -> float:
-    waiting, gate, lanes = waits(session), session.gate, session.lanes
-    due_ms = min((wait.due_ms for wait in waiting), default=math.inf)
-    gate_ms = due_ms if gate is None else gate.deadline_ms(waiting)
+    waiting, busy_monitor, lanes = delays(session), session.busy_monitor, session.lanes
+    due_ms = min((delay.due_ms for delay in waiting), default=math.inf)
+    gate_ms = due_ms if busy_monitor is None else busy_monitor.deadline_ms(waiting)
     return min(
         session.close_by_ms,
         hearing_due_ms(session),
@@ -148,21 +148,21 @@ def give_up_reply(session: SessionState, now_ms: float) -> None:
 
 
 def evaluate(session: SessionState, now_ms: float) -> None:
-    waiting = waits(session)
-    if session.gate is None and all(now_ms < wait.due_ms for wait in waiting):
+    waiting = delays(session)
+    if session.busy_monitor is None and all(now_ms < delay.due_ms for delay in waiting):
         return
     is_retreating = session.facts.degrade_level > 0
-    gate = session.the_gate
-    was_degraded = gate.is_degraded
-    said = gate.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
-    if gate.is_degraded and not was_degraded:
+    busy_monitor = session.the_busy_monitor
+    was_degraded = busy_monitor.is_degraded
+    said = busy_monitor.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
+    if busy_monitor.is_degraded and not was_degraded:
         _stop_partials(session, now_ms)
     if said is not None:
         _tell(session, said)
 
 
-def announce(session: SessionState, wait: Wait, now_ms: float) -> None:
-    _tell(session, session.the_gate.announce(wait, session.credit_ms, now_ms))
+def announce(session: SessionState, delay: StageDelay, now_ms: float) -> None:
+    _tell(session, session.the_busy_monitor.announce(delay, session.credit_ms, now_ms))
 
 
 def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: float) -> None:
@@ -174,7 +174,7 @@ def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: fl
         less = Less(now_ms, not is_final_only, is_lighter)
         session.the_lanes.serve_less(stage, less)
         session.lower_deadline(now_ms)
-        if is_lighter and session.gate is not None and session.gate.is_busy:
+        if is_lighter and session.busy_monitor is not None and session.busy_monitor.is_busy:
             announce(session, _less(session, stage, less), now_ms)  # the next signal would be due in a second
 
 
@@ -195,14 +195,14 @@ def _stop_partials(session: SessionState, now_ms: float) -> None:
 def degraded(session: SessionState) -> tuple[str, ...]:
     """What this caller goes without now; see ``ServerBusy``."""
     less = session.lanes.less if session.lanes is not None else {}
-    is_without = session.gate is not None and session.gate.is_degraded
+    is_without = session.busy_monitor is not None and session.busy_monitor.is_degraded
     is_without = is_without or any(not one.has_partials for one in less.values())
     lighter = (f"{stage} engine" for stage, one in less.items() if one.is_lighter)
     return (*(("partials",) if is_without else ()), *lighter)
 
 
 def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
-    gate = session.the_gate
+    busy_monitor = session.the_busy_monitor
     if isinstance(said, ev.ServerBusy):
         less = degraded(session)
         said = msgspec.structs.replace(said, degraded=less) if less else said
@@ -214,8 +214,8 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
     if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy or not said.is_late:
         return
     reply = session.reply
-    if gate.cued_position != said.position and (reply is None or not reply.samples_sent):
-        gate.cued_position = said.position
+    if busy_monitor.cued_position != said.position and (reply is None or not reply.samples_sent):
+        busy_monitor.cued_position = said.position
         session.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
 
 
@@ -242,9 +242,9 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
     is_audio = stage in ("vad", session.settings.hears_with)
     until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
     session.the_lanes.lose(stage, Loss(reason, now_ms, until_seq))
-    wait = _wait(session, stage)
-    if wait is not None:
-        announce(session, wait, now_ms)
+    delay = _delay(session, stage)
+    if delay is not None:
+        announce(session, delay, now_ms)
 
 
 def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None:
@@ -257,7 +257,7 @@ def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None
     dropped_ms = audio_input.shed(session.settings.backpressure.max_backlog_ms)
     if dropped_ms:
         session.is_settled = False
-        session.the_gate.dropped_ms += dropped_ms
-        session.the_gate.dropped_stage = session.settings.hears_with if is_late else "vad"
+        session.the_busy_monitor.dropped_ms += dropped_ms
+        session.the_busy_monitor.dropped_stage = session.settings.hears_with if is_late else "vad"
         evaluate(session, now_ms)
         session.lower_deadline(next_deadline_ms(session))

@@ -86,7 +86,7 @@ def due_ms(session: SessionState) -> float:
 
 
 def _is_wanted(session: SessionState, reply: Reply) -> bool:
-    gate = session.gate
+    busy_monitor = session.busy_monitor
     return (
         reply.speaks
         and not reply.has_spoken
@@ -95,7 +95,7 @@ def _is_wanted(session: SessionState, reply: Reply) -> bool:
         and not session.is_output_held
         and not (session.audio_input is not None and session.audio_input.capturing_turn)
         # Who is told aloud that the server is busy need not hear the same in other words.
-        and not (session.options.audible_busy and gate is not None and gate.is_busy)
+        and not (session.options.audible_busy and busy_monitor is not None and busy_monitor.is_busy)
     )
 
 

@@ -106,7 +106,7 @@ def _may_preempt(session: SessionState, text: str) -> bool:
         and detection.creates_reply
         and transcripts is not None
         and not transcripts.is_pending
-        and not (session.gate is not None and session.gate.is_busy)
+        and not (session.busy_monitor is not None and session.busy_monitor.is_busy)
         and session.facts.degrade_level == 0
     )
 

@@ -22,7 +22,7 @@ from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.events import events as ev
 from voiceserver.session import deadlines, filler, preemptive, requests, turns
 from voiceserver.session.audio_input import AudioInput
-from voiceserver.session.busy import Wait
+from voiceserver.session.busy import StageDelay
 from voiceserver.session.speech_output import failure_of
 from voiceserver.session.state import Phase, SessionState
 from voiceserver_workers.ipc.messages import Record, ResultKind, StreamParams, unpack_speech, unpack_turn
@@ -71,11 +71,11 @@ class Session(SessionState):
             return
         place = self.place
         since_ms = now_ms if place is None else place.since_ms
-        self.place = Wait(
+        self.place = StageDelay(
             "admission", "waiting", since_ms, 0.0, 0.0, estimate_ms, self.turn, position, "waiting"
         )
         if place is None or place.position != position:
-            deadlines.announce(self, deadlines.waits(self)[0], now_ms)
+            deadlines.announce(self, deadlines.delays(self)[0], now_ms)
         self._after(now_ms)
 
     def admitted(self, now_ms: float) -> None:
@@ -123,8 +123,10 @@ class Session(SessionState):
         turns.give_up_transcripts(self, now_ms)
         if self._speech_output is not None:
             self._speech_output.stop("cancelled", now_ms)
-        if self.gate is not None and self.gate.dropped_ms:
-            deadlines.announce(self, Wait(self.gate.dropped_stage, "shed", now_ms, 0.0, 0.0), now_ms)
+        if self.busy_monitor is not None and self.busy_monitor.dropped_ms:
+            deadlines.announce(
+                self, StageDelay(self.busy_monitor.dropped_stage, "shed", now_ms, 0.0, 0.0), now_ms
+            )
         if self.audio_input is not None:
             self.audio_input.capture.discard()
             self.audio_input.outbox.discard()
@@ -241,9 +243,9 @@ class Session(SessionState):
                     return
         else:
             self._receive_answer(stage, record, now_ms)
-            if stage == "tts" and record.kind == AUDIO and self.is_settled and self.gate is None:
+            if stage == "tts" and record.kind == AUDIO and self.is_settled and self.busy_monitor is None:
                 return
-        if self.gate is not None and self.lanes is not None:
+        if self.busy_monitor is not None and self.lanes is not None:
             self.lanes.found(stage, record.seq)
         self._after(now_ms)
 
@@ -298,7 +300,7 @@ class Session(SessionState):
             and not self.transcripts
         ):
             self.idle_from_ms = max(now_ms, speech_output.playing_until_ms)
-        if self.gate is not None and self.gate.is_busy:
+        if self.busy_monitor is not None and self.busy_monitor.is_busy:
             deadlines.evaluate(self, now_ms)
         if self.phase is Phase.DRAINING:
             self._close_when_done(now_ms)

@@ -1,6 +1,6 @@
 """What a session remembers, and the plain questions about it. Transitions are in ``session`` and what it calls.
 
-The halves: ``audio_input`` (listening), ``speech_output`` (speaking), ``lanes`` (streams), ``gate`` (busy). Each is made when the caller first
+The halves: ``audio_input`` (listening), ``speech_output`` (speaking), ``lanes`` (streams), ``busy_monitor`` (busy). Each is made when the caller first
 needs it, so that an idle session stays small.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from voiceserver.events import events as ev
 from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.books import accounting
-from voiceserver.session.busy import BusyGate, Wait
+from voiceserver.session.busy import BusyMonitor, StageDelay
 from voiceserver.session.history import History
 from voiceserver.session.outbox import Outbox
 from voiceserver.session.preemptive import PreemptiveReply
@@ -45,7 +45,7 @@ class SessionState:
         "deadline_ms",
         "audio_input",
         "facts",
-        "gate",
+        "busy_monitor",
         "gone",
         "preemptive_reply",
         "preemptive_count",
@@ -109,9 +109,9 @@ class SessionState:
         self.audio_input: AudioInput | None = None
         self.transcripts: Transcripts | None = None
         self.lanes: Lanes | None = None
-        self.gate: BusyGate | None = None
+        self.busy_monitor: BusyMonitor | None = None
         self.gone = ""  # the stage of which ``outage`` told the caller that it has no worker
-        self.place: Wait | None = None  # in the waiting room
+        self.place: StageDelay | None = None  # in the waiting room
         self.interrupted: Interrupted | None = None
         self.preemptive_reply: PreemptiveReply | None = None  # only while there is no reply
         self.preemptive_count = 0  # of this turn
@@ -240,8 +240,8 @@ class SessionState:
     @property
     def is_well(self) -> bool:  # hot
         """Nothing is announced as late, lost or refused."""
-        gate, lanes = self.gate, self.lanes
-        return (gate is None or gate.is_at_rest) and (lanes is None or lanes.is_well)
+        busy_monitor, lanes = self.busy_monitor, self.lanes
+        return (busy_monitor is None or busy_monitor.is_at_rest) and (lanes is None or lanes.is_well)
 
     @property
     def only_listens(self) -> bool:  # hot
@@ -269,15 +269,17 @@ class SessionState:
             self.deadline_ms = deadline_ms
 
     @property
-    def the_gate(self) -> BusyGate:
-        if self.gate is None:
-            self.gate = BusyGate(self.settings.backpressure)
-        return self.gate
+    def the_busy_monitor(self) -> BusyMonitor:
+        if self.busy_monitor is None:
+            self.busy_monitor = BusyMonitor(self.settings.backpressure)
+        return self.busy_monitor
 
     @property
     def goes_without_partials(self) -> bool:
         """Partial transcripts are the first thing that a server under pressure leaves undone."""
-        return self.facts.degrade_level > 0 or (self.gate is not None and self.gate.is_degraded)
+        return self.facts.degrade_level > 0 or (
+            self.busy_monitor is not None and self.busy_monitor.is_degraded
+        )
 
     @property
     def credit_ms(self) -> float:
@@ -302,7 +304,7 @@ class SessionState:
             "interruptions": speech_output.interruptions if speech_output is not None else 0,
             "fillers": speech_output.fillers if speech_output is not None else 0,
             "reply_audio_ms": round(spoken * 1000.0 / self.output_rate_hz, 1),
-            "busy_signals": self.gate.signals if self.gate is not None else 0,
+            "busy_signals": self.busy_monitor.signals if self.busy_monitor is not None else 0,
             "received_ms": books.received_ms,
             "consumed_ms": books.consumed_ms,
             "dropped_ms": books.dropped_ms,

@@ -188,7 +188,7 @@ def test_and_back_from_it_with_a_turn_too() -> None:
     two_turns(bench)
     bench.lighter = set()
     bench.session.facts.degrade_level, bench.session.facts.lighter = 0, frozenset()
-    bench.session.the_gate.is_degraded = False
+    bench.session.the_busy_monitor.is_degraded = False
     bench.transcribe("the first", turn=1)
     assert bench.opened.count("stt") == 2
     assert not bench.params["stt"].is_final_only

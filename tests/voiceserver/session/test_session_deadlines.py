@@ -33,8 +33,8 @@ def test_audio_that_nobody_takes_is_announced_at_its_deadline() -> None:
     assert (busy.stage, busy.reason, busy.step) == ("vad", "slow", "slow")
     assert busy.lag_ms == 256.0, "audio up to 250 ms after the first chunk had come"
     assert busy.credit_ms == 10_000.0 - 256.0
-    assert bench.session.gate is not None
-    assert bench.session.gate.signalled_ms == first_ms + 250.0
+    assert bench.session.busy_monitor is not None
+    assert bench.session.busy_monitor.signalled_ms == first_ms + 250.0
 
 
 def test_busy_repeats_with_fresh_numbers() -> None:

@@ -252,7 +252,7 @@ class World:
     def run(self) -> None:
         for pool in self.pools.values():
             pool.now_ms = self.now_ms
-            for lane in pool.lanes:
+            for lane in pool.stage_streams:
                 pool.spawn(lane)
         waiting = list(self.callers)
         while self.now_ms < END_MS:

@@ -14,7 +14,7 @@ import msgspec
 from voiceserver.events import events as ev
 from voiceserver.session import filler
 from voiceserver.session.busy import StageDelay
-from voiceserver.session.stage_streams import Less, Loss
+from voiceserver.session.stage_streams import Degradation, StreamLoss
 from voiceserver.session.turns import abandon, false_interruption_due_ms
 
 if TYPE_CHECKING:
@@ -33,30 +33,35 @@ def delays(session: SessionState) -> list[StageDelay]:
             delay = _delay(session, stage)
             if delay is not None:
                 found.append(delay)
-    if session.lanes is not None:
-        found += [_less(session, stage, less) for stage, less in session.lanes.less.items()]
+    if session.stage_streams is not None:
+        found += [
+            _degradations(session, stage, degradations)
+            for stage, degradations in session.stage_streams.degradations.items()
+        ]
     return found
 
 
-def _less(session: SessionState, stage: str, less: Less) -> StageDelay:
+def _degradations(session: SessionState, stage: str, degradations: Degradation) -> StageDelay:
     """No wait, but something to hear of all the same: at once, and as long as it lasts."""
-    reason = "lighter_engine" if less.is_lighter else "no_partials"
-    return StageDelay(stage, reason, less.since_ms, 0.0, None, turn=session.turn, step="degraded")
+    reason = "lighter_engine" if degradations.is_lighter else "no_partials"
+    return StageDelay(stage, reason, degradations.since_ms, 0.0, None, turn=session.turn, step="degraded")
 
 
 def _delay(session: SessionState, stage: str) -> StageDelay | None:
-    audio_input, lanes, settings = session.audio_input, session.lanes, session.settings
+    audio_input, stage_streams, settings = session.audio_input, session.stage_streams, session.settings
     outbox = session.outbox_of(stage)
     if outbox is None:
         return None
     hears = stage in ("vad", settings.hears_with)
     lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
     patience_ms = float(settings.backpressure.busy_after_ms)
-    loss = lanes.loss(stage) if lanes is not None else None
-    refusal = lanes.refusal(stage) if lanes is not None else None
-    if loss is not None:
+    stream_loss = stage_streams.stream_loss(stage) if stage_streams is not None else None
+    refusal = stage_streams.refusal(stage) if stage_streams is not None else None
+    if stream_loss is not None:
         retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
-        return StageDelay(stage, loss.reason, loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost")
+        return StageDelay(
+            stage, stream_loss.reason, stream_loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost"
+        )
     since_ms = outbox.oldest_at_ms
     if since_ms is None:
         since_ms, lag_ms, patience_ms = _silent_since_ms(session, stage), None, settings.reply_slow_ms
@@ -83,14 +88,14 @@ def _silent_since_ms(session: SessionState, stage: str) -> float | None:
 
 
 def next_deadline_ms(session: SessionState) -> float:
-    waiting, busy_monitor, lanes = delays(session), session.busy_monitor, session.lanes
+    waiting, busy_monitor, stage_streams = delays(session), session.busy_monitor, session.stage_streams
     due_ms = min((delay.due_ms for delay in waiting), default=math.inf)
     gate_ms = due_ms if busy_monitor is None else busy_monitor.deadline_ms(waiting)
     return min(
         session.close_by_ms,
         hearing_due_ms(session),
         gate_ms,
-        lanes.retry_ms if lanes is not None else math.inf,
+        stage_streams.retry_ms if stage_streams is not None else math.inf,
         answer_due_ms(session),
         idle_due_ms(session),
         false_interruption_due_ms(session),
@@ -171,41 +176,43 @@ def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: fl
     if stage == "stt" and session.transcripts is not None:
         session.transcripts.skips_partials = is_final_only
     if is_lighter or is_final_only:
-        less = Less(now_ms, not is_final_only, is_lighter)
-        session.the_lanes.serve_less(stage, less)
+        degradations = Degradation(now_ms, not is_final_only, is_lighter)
+        session.the_stage_streams.serve_degraded(stage, degradations)
         session.lower_deadline(now_ms)
         if is_lighter and session.busy_monitor is not None and session.busy_monitor.is_busy:
-            announce(session, _less(session, stage, less), now_ms)  # the next signal would be due in a second
+            announce(
+                session, _degradations(session, stage, degradations), now_ms
+            )  # the next signal would be due in a second
 
 
 def _stop_partials(session: SessionState, now_ms: float) -> None:
     """This caller is degraded in the middle of a turn: tell stt too, so that it does not do what nobody reads."""
-    audio_input, lanes = session.audio_input, session.lanes
+    audio_input, stage_streams = session.audio_input, session.stage_streams
     if (
         audio_input is None
-        or lanes is None
+        or stage_streams is None
         or session.settings.hears_with != "stt"
-        or not lanes.is_opened("stt")
+        or not stage_streams.is_opened("stt")
     ):
         return
-    if "stt" not in lanes.less:
+    if "stt" not in stage_streams.degradations:
         audio_input.skip_partials(now_ms)
 
 
 def degraded(session: SessionState) -> tuple[str, ...]:
     """What this caller goes without now; see ``ServerBusy``."""
-    less = session.lanes.less if session.lanes is not None else {}
+    degradations = session.stage_streams.degradations if session.stage_streams is not None else {}
     is_without = session.busy_monitor is not None and session.busy_monitor.is_degraded
-    is_without = is_without or any(not one.has_partials for one in less.values())
-    lighter = (f"{stage} engine" for stage, one in less.items() if one.is_lighter)
+    is_without = is_without or any(not one.has_partials for one in degradations.values())
+    lighter = (f"{stage} engine" for stage, one in degradations.items() if one.is_lighter)
     return (*(("partials",) if is_without else ()), *lighter)
 
 
 def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
     busy_monitor = session.the_busy_monitor
     if isinstance(said, ev.ServerBusy):
-        less = degraded(session)
-        said = msgspec.structs.replace(said, degraded=less) if less else said
+        degradations = degraded(session)
+        said = msgspec.structs.replace(said, degraded=degradations) if degradations else said
     else:
         session.gone = ""  # "ready" ends all that was told
     session.emit(said)
@@ -241,7 +248,7 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
     outbox = session.outbox_of(stage)
     is_audio = stage in ("vad", session.settings.hears_with)
     until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
-    session.the_lanes.lose(stage, Loss(reason, now_ms, until_seq))
+    session.the_stage_streams.lose(stage, StreamLoss(reason, now_ms, until_seq))
     delay = _delay(session, stage)
     if delay is not None:
         announce(session, delay, now_ms)

@@ -169,8 +169,8 @@ def drop(session: SessionState) -> None:
     if session.preemptive_reply is not None:
         session.preemptive_reply = None
         session.is_settled = False
-        session.the_lanes.reset("reply")
-        session.the_lanes.reset("tts")
+        session.the_stage_streams.reset("reply")
+        session.the_stage_streams.reset("tts")
 
 
 def request_fields(

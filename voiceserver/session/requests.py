@@ -116,7 +116,7 @@ def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
     if audio_input is not None and transcripts is not None and audio_input.capturing_turn:
         transcripts.forget(audio_input.capturing_turn)
         audio_input.capture.discard_turn(audio_input.capturing_turn)
-        session.the_lanes.reset(session.settings.hears_with)
+        session.the_stage_streams.reset(session.settings.hears_with)
         audio_input.clear()
         preemptive.drop(session)
     session.emit(ev.InputCleared())

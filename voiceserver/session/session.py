@@ -245,8 +245,8 @@ class Session(SessionState):
             self._receive_answer(stage, record, now_ms)
             if stage == "tts" and record.kind == AUDIO and self.is_settled and self.busy_monitor is None:
                 return
-        if self.busy_monitor is not None and self.lanes is not None:
-            self.lanes.found(stage, record.seq)
+        if self.busy_monitor is not None and self.stage_streams is not None:
+            self.stage_streams.found(stage, record.seq)
         self._after(now_ms)
 
     def _receive_vad(self, audio_input: AudioInput, record: Record, now_ms: float) -> None:  # hot
@@ -271,7 +271,7 @@ class Session(SessionState):
 
     def _receive_answer(self, stage: str, record: Record, now_ms: float) -> None:
         reply = self.reply
-        if self.lanes is not None and self.lanes.is_reset(stage):
+        if self.stage_streams is not None and self.stage_streams.is_reset(stage):
             return
         if reply is None:
             if self.preemptive_reply is not None:
@@ -315,17 +315,17 @@ class Session(SessionState):
         """Stages that need a stream now and have none."""
         if (self.audio_input is None and self._speech_output is None) or self.place is not None:
             return []
-        return self.the_lanes.wanted(self.wants)
+        return self.the_stage_streams.wanted(self.wants)
 
     def stages_unwanted(self) -> list[str]:  # hot
         """Stages whose stream has nothing more to do, or the wrong thing."""
-        return self.lanes.unwanted(self.wants) if self.lanes is not None else []
+        return self.stage_streams.unwanted(self.wants) if self.stage_streams is not None else []
 
     def stages_with_requests(self) -> list[str]:  # hot
         """Stages with an open stream and something unsent."""
-        if self.lanes is None:
+        if self.stage_streams is None:
             return []
-        ready = self.lanes.sendable(self.outbox_of)
+        ready = self.stage_streams.sendable(self.outbox_of)
         if self.is_output_held and "tts" in ready:
             ready.remove("tts")
         return ready
@@ -346,16 +346,16 @@ class Session(SessionState):
     def stream_opened(self, stage: str, now_ms: float, *, is_lighter: bool = False) -> None:
         """``is_lighter``: on the stage's lighter engine."""
         self.is_settled = False
-        lanes = self.the_lanes
-        lanes.opened(stage)
+        stage_streams = self.the_stage_streams
+        stage_streams.opened(stage)
         deadlines.note_service(self, stage, is_lighter, now_ms)
         outbox = self.outbox_of(stage)
-        if outbox is not None and lanes.loss(stage) is not None and not outbox.has_unsent():
-            lanes.found(stage, outbox.consumed_seq)
+        if outbox is not None and stage_streams.stream_loss(stage) is not None and not outbox.has_unsent():
+            stage_streams.found(stage, outbox.consumed_seq)
             self._after(now_ms)
 
     def stream_closed(self, stage: str) -> None:
-        if self.the_lanes.closed(stage) and self.phase is not CLOSED:
+        if self.the_stage_streams.closed(stage) and self.phase is not CLOSED:
             self.lower_deadline(0.0)  # served in full again: say so at the next timer
         outbox = self.outbox_of(stage)
         if outbox is not None:
@@ -365,14 +365,14 @@ class Session(SessionState):
         if refusal.reason == "quarantined":
             self._quarantine(stage, now_ms)
             return
-        self.the_lanes.refuse(stage, refusal, now_ms)
-        self.lower_deadline(self.the_lanes.retry_ms)
+        self.the_stage_streams.refuse(stage, refusal, now_ms)
+        self.lower_deadline(self.the_stage_streams.retry_ms)
 
     def retry(self, stage: str) -> None:
         """The pool says that there may be room."""
         self.is_settled = False
-        if self.lanes is not None:
-            self.lanes.retry(stage)
+        if self.stage_streams is not None:
+            self.stage_streams.retry(stage)
 
     def _quarantine(self, stage: str, now_ms: float) -> None:
         message = f"the audio or text of this session made its {stage} worker fail repeatedly"
@@ -380,7 +380,7 @@ class Session(SessionState):
 
     def lose_stream(self, stage: str, reason: str, now_ms: float) -> None:
         """The stage's worker is gone. The caller hears it at once; what was not committed goes out again."""
-        self.the_lanes.closed(stage)
+        self.the_stage_streams.closed(stage)
         self.is_settled = False
         if self.phase is CLOSED:
             return
@@ -417,8 +417,8 @@ class Session(SessionState):
                 self.deadline_ms = due_ms
                 return
         deadlines.evaluate(self, now_ms)
-        if self.lanes is not None:
-            self.lanes.retry_due(now_ms)
+        if self.stage_streams is not None:
+            self.stage_streams.retry_due(now_ms)
         if now_ms >= deadlines.answer_due_ms(self):
             deadlines.give_up_reply(self, now_ms)
         if now_ms >= filler.due_ms(self):

@@ -16,10 +16,10 @@ from voiceserver.session.outbox import Outbox
 
 RETRY_OPEN_MS = 100.0  # a refused stream is asked for again after this, or when the pool says there is room
 
-_NOTHING: Final[Mapping[str, Less]] = MappingProxyType({})
+_NOTHING: Final[Mapping[str, Degradation]] = MappingProxyType({})
 
 
-class Loss(NamedTuple):
+class StreamLoss(NamedTuple):
     """A stage lost its worker at ``since_ms`` and is back when it has answered ``until_seq`` again."""
 
     reason: str
@@ -27,7 +27,7 @@ class Loss(NamedTuple):
     until_seq: int
 
 
-class Less(NamedTuple):
+class Degradation(NamedTuple):
     """A stage serves this session with less since ``since_ms``: without partial transcripts, or by its lighter engine."""
 
     since_ms: float
@@ -35,7 +35,7 @@ class Less(NamedTuple):
     is_lighter: bool
 
 
-class Lanes:
+class StageStreams:
     __slots__ = ("_less", "_lost", "_opened", "_refused", "_reset", "_stages")
 
     def __init__(self, stages: tuple[str, ...]) -> None:
@@ -43,8 +43,8 @@ class Lanes:
         self._opened: tuple[str, ...] = ()
         self._refused: dict[str, tuple[Refusal, float]] = {}
         self._reset: tuple[str, ...] = ()
-        self._lost: dict[str, Loss] | None = None
-        self._less: dict[str, Less] | None = None
+        self._lost: dict[str, StreamLoss] | None = None
+        self._degradations: dict[str, Degradation] | None = None
 
     def wanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
         opened, refused = self._opened, self._refused
@@ -71,35 +71,35 @@ class Lanes:
     def is_opened(self, stage: str) -> bool:
         return stage in self._opened
 
-    def serve_less(self, stage: str, less: Less) -> None:
+    def serve_degraded(self, stage: str, degradations: Degradation) -> None:
         """The open stream of ``stage`` does less than it could, until it is closed."""
-        if self._less is None:
-            self._less = {}
-        first = self._less.get(stage, less)
-        self._less[stage] = less._replace(
-            since_ms=first.since_ms, is_lighter=less.is_lighter or first.is_lighter
+        if self._degradations is None:
+            self._degradations = {}
+        first = self._degradations.get(stage, degradations)
+        self._degradations[stage] = degradations._replace(
+            since_ms=first.since_ms, is_lighter=degradations.is_lighter or first.is_lighter
         )
 
     @property
-    def less(self) -> Mapping[str, Less]:
-        return self._less or _NOTHING
+    def degradations(self) -> Mapping[str, Degradation]:
+        return self._degradations or _NOTHING
 
     def closed(self, stage: str) -> bool:
         """True if the stream did less than it could."""
-        did_less = self._less is not None and self._less.pop(stage, None) is not None
-        if not self._less:
-            self._less = None
+        was_degraded = self._degradations is not None and self._degradations.pop(stage, None) is not None
+        if not self._degradations:
+            self._degradations = None
         self._opened = tuple(one for one in self._opened if one != stage)
         self._reset = tuple(one for one in self._reset if one != stage)
-        return did_less
+        return was_degraded
 
-    def lose(self, stage: str, loss: Loss) -> None:
+    def lose(self, stage: str, stream_loss: StreamLoss) -> None:
         if self._lost is None:
             self._lost = {}
-        first = self._lost.get(stage, loss)
-        self._lost[stage] = loss._replace(since_ms=first.since_ms)
+        first = self._lost.get(stage, stream_loss)
+        self._lost[stage] = stream_loss._replace(since_ms=first.since_ms)
 
-    def loss(self, stage: str) -> Loss | None:
+    def stream_loss(self, stage: str) -> StreamLoss | None:
         return self._lost.get(stage) if self._lost is not None else None
 
     def found(self, stage: str, seq: int) -> None:  # hot
@@ -112,7 +112,7 @@ class Lanes:
     @property
     def is_well(self) -> bool:  # hot
         """No worker was lost, no stream was refused, none does less than it could."""
-        return self._lost is None and not self._refused and self._less is None
+        return self._lost is None and not self._refused and self._degradations is None
 
     def reset(self, stage: str) -> None:
         """What the stage is doing for this session is worthless now."""

@@ -1,6 +1,6 @@
 """What a session remembers, and the plain questions about it. Transitions are in ``session`` and what it calls.
 
-The halves: ``audio_input`` (listening), ``speech_output`` (speaking), ``lanes`` (streams), ``busy_monitor`` (busy). Each is made when the caller first
+The halves: ``audio_input`` (listening), ``speech_output`` (speaking), ``stage_streams`` (streams), ``busy_monitor`` (busy). Each is made when the caller first
 needs it, so that an idle session stays small.
 """
 
@@ -21,7 +21,7 @@ from voiceserver.session.preemptive import PreemptiveReply
 from voiceserver.session.reply import Interrupted, Reply
 from voiceserver.session.settings import Facts, Settings
 from voiceserver.session.speech_output import SpeechOutput
-from voiceserver.session.stage_streams import Lanes
+from voiceserver.session.stage_streams import StageStreams
 from voiceserver.session.transcripts import Transcripts
 from voiceserver_workers.ipc.messages import StreamParams
 
@@ -57,7 +57,7 @@ class SessionState:
         "is_output_held",
         "is_resting",
         "is_settled",
-        "lanes",
+        "stage_streams",
         "last_speech_turn",
         "options",
         "outgoing",
@@ -108,7 +108,7 @@ class SessionState:
         self.outgoing: list[ev.ServerEvent] = []
         self.audio_input: AudioInput | None = None
         self.transcripts: Transcripts | None = None
-        self.lanes: Lanes | None = None
+        self.stage_streams: StageStreams | None = None
         self.busy_monitor: BusyMonitor | None = None
         self.gone = ""  # the stage of which ``outage`` told the caller that it has no worker
         self.place: StageDelay | None = None  # in the waiting room
@@ -166,10 +166,10 @@ class SessionState:
         self.queue.append(create)
 
     @property
-    def the_lanes(self) -> Lanes:
-        if self.lanes is None:
-            self.lanes = Lanes(self.settings.stages)
-        return self.lanes
+    def the_stage_streams(self) -> StageStreams:
+        if self.stage_streams is None:
+            self.stage_streams = StageStreams(self.settings.stages)
+        return self.stage_streams
 
     def outbox_of(self, stage: str) -> Outbox | None:  # hot
         audio_input = self.audio_input
@@ -240,8 +240,10 @@ class SessionState:
     @property
     def is_well(self) -> bool:  # hot
         """Nothing is announced as late, lost or refused."""
-        busy_monitor, lanes = self.busy_monitor, self.lanes
-        return (busy_monitor is None or busy_monitor.is_at_rest) and (lanes is None or lanes.is_well)
+        busy_monitor, stage_streams = self.busy_monitor, self.stage_streams
+        return (busy_monitor is None or busy_monitor.is_at_rest) and (
+            stage_streams is None or stage_streams.is_well
+        )
 
     @property
     def only_listens(self) -> bool:  # hot

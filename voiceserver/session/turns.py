@@ -196,7 +196,7 @@ def _give_up_oldest(
         assert utterance is not None
         unheard_ms = _unheard_ms(audio_input, turn)
         if audio_input.capture.give_up_turn(turn):
-            session.the_lanes.reset("stt")
+            session.the_stage_streams.reset("stt")
         message = (
             f"More than {MOST_PENDING} turns wait for their transcripts, so the oldest is given up; "
             f"{unheard_ms:g} ms of it had not been heard."
@@ -232,7 +232,7 @@ def _drop_turn(session: SessionState, turn: int) -> None:
     assert session.transcripts is not None
     session.audio_input.capture.commit_turn(turn)
     session.transcripts.forget(turn)
-    session.the_lanes.reset("reply")
+    session.the_stage_streams.reset("reply")
 
 
 def give_up_transcripts(session: SessionState, now_ms: float) -> None:
@@ -282,12 +282,14 @@ def receive_hearing(
 def _change_engine(session: SessionState, stage: str) -> None:
     """A turn is through, and the next one waits already: is the stage's stream still where a new one would be opened? Who is
     behind keeps a stream for turn after turn, and would never come to the lighter engine otherwise, or never back."""
-    lanes = session.the_lanes
-    less = lanes.less.get(stage)
-    is_lighter, has_partials = (less.is_lighter, less.has_partials) if less is not None else (False, True)
+    stage_streams = session.the_stage_streams
+    degradations = stage_streams.degradations.get(stage)
+    is_lighter, has_partials = (
+        (degradations.is_lighter, degradations.has_partials) if degradations is not None else (False, True)
+    )
     is_better = stage == "stt" and not has_partials and not session.goes_without_partials
     if is_lighter != (stage in session.facts.lighter) or is_better:
-        lanes.reset(stage)
+        stage_streams.reset(stage)
 
 
 def _finish_utterance(session: SessionState, utterance: Utterance, text: str | None, now_ms: float) -> None:
@@ -343,8 +345,8 @@ def drop_queue(session: SessionState, reason: Literal["interrupted", "cancelled"
 
 def abandon(session: SessionState, reply: Reply) -> None:
     """What the stages are still doing for a reply that is over is worthless."""
-    session.the_lanes.reset("reply")
-    session.the_lanes.reset("tts")
+    session.the_stage_streams.reset("reply")
+    session.the_stage_streams.reset("tts")
     if (
         session.settings.hears_with == "reply"
         and session.audio_input is not None

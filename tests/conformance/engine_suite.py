@@ -67,7 +67,7 @@ def reply_script(*said: str) -> list[Input]:
     return text_script(*(json.dumps(request) for request in requests))
 
 
-class Lane:
+class WorkerHandle:
     """One stream as the worker sees it: its script, its clock, and what came back."""
 
     def __init__(self, stream: int, script: Sequence[Input], turn: int = 1) -> None:
@@ -98,25 +98,25 @@ class Lane:
         self.wants_more = output.more
 
 
-def run_together(engine: Engine, lanes: Sequence[Lane], steps: int = PATIENCE) -> None:
+def run_together(engine: Engine, handles: Sequence[WorkerHandle], steps: int = PATIENCE) -> None:
     """Step all lanes side by side, one batch at a time, until all are done or ``steps`` are over."""
     for _ in range(steps):
-        busy = [lane for lane in lanes if lane.is_busy]
+        busy = [handle for handle in handles if handle.is_busy]
         if not busy:
             return
-        outputs = engine.step([lane.next_item() for lane in busy])
+        outputs = engine.step([handle.next_item() for handle in busy])
         assert len(outputs) == len(busy)
-        for lane, output in zip(busy, outputs, strict=True):
-            lane.take(output)
+        for handle, output in zip(busy, outputs, strict=True):
+            handle.take(output)
     assert steps != PATIENCE, "the engine asks for more steps without end"
 
 
 def run_alone(engine: Engine, stream: int, script: Sequence[Input]) -> list[Piece]:
-    lane = Lane(stream, script)
+    handle = WorkerHandle(stream, script)
     engine.open(stream, StreamParams())
-    run_together(engine, [lane])
+    run_together(engine, [handle])
     engine.close(stream)
-    return lane.pieces
+    return handle.pieces
 
 
 def told(pieces: Sequence[Piece]) -> list[tuple[str, object]]:
@@ -161,24 +161,24 @@ class EngineSuite:
     def test_batched_equals_unbatched(self, engine: Engine, case: Case) -> None:
         scripts = case.scripts()
         alone = [run_alone(engine, stream, script) for stream, script in enumerate(scripts, 1)]
-        lanes = [Lane(stream, script) for stream, script in enumerate(scripts, 101)]
-        for lane in lanes:
-            engine.open(lane.stream, StreamParams())
-        run_together(engine, lanes)
-        for lane, expected in zip(lanes, alone, strict=True):
-            assert_same(lane.pieces, expected, case.tolerance)
-            engine.close(lane.stream)
+        handles = [WorkerHandle(stream, script) for stream, script in enumerate(scripts, 101)]
+        for handle in handles:
+            engine.open(handle.stream, StreamParams())
+        run_together(engine, handles)
+        for handle, expected in zip(handles, alone, strict=True):
+            assert_same(handle.pieces, expected, case.tolerance)
+            engine.close(handle.stream)
 
     def test_order_in_the_batch_does_not_matter(self, engine: Engine, case: Case) -> None:
         scripts = case.scripts()
-        forward = [Lane(stream, script) for stream, script in enumerate(scripts, 1)]
-        backward = [Lane(stream, script) for stream, script in enumerate(scripts, 11)]
-        for lanes, in_order in ((forward, forward), (backward, backward[::-1])):
-            for lane in lanes:
-                engine.open(lane.stream, StreamParams())
+        forward = [WorkerHandle(stream, script) for stream, script in enumerate(scripts, 1)]
+        backward = [WorkerHandle(stream, script) for stream, script in enumerate(scripts, 11)]
+        for handles, in_order in ((forward, forward), (backward, backward[::-1])):
+            for handle in handles:
+                engine.open(handle.stream, StreamParams())
             run_together(engine, in_order)
-            for lane in lanes:
-                engine.close(lane.stream)
+            for handle in handles:
+                engine.close(handle.stream)
         for one, other in zip(forward, backward, strict=True):
             assert_same(one.pieces, other.pieces, case.tolerance)
 
@@ -192,7 +192,7 @@ class EngineSuite:
         first, second, *_ = case.scripts()
         alone = run_alone(engine, 1, second)
         engine.open(2, StreamParams())
-        run_together(engine, [Lane(2, first)], steps=1)
+        run_together(engine, [WorkerHandle(2, first)], steps=1)
         engine.close(2)
         assert_same(run_alone(engine, 3, second), alone, case.tolerance)
 
@@ -230,13 +230,13 @@ class EngineSuite:
     def test_opening_twice_is_refused_and_changes_nothing(self, engine: Engine, case: Case) -> None:
         script = case.scripts()[0]
         alone = run_alone(engine, 1, script)
-        lane = Lane(2, script)
+        handle = WorkerHandle(2, script)
         engine.open(2, StreamParams())
-        run_together(engine, [lane], steps=1)
+        run_together(engine, [handle], steps=1)
         with pytest.raises(EngineError):
             engine.open(2, StreamParams())
-        run_together(engine, [lane])
-        assert_same(lane.pieces, alone, case.tolerance)
+        run_together(engine, [handle])
+        assert_same(handle.pieces, alone, case.tolerance)
         engine.close(2)
 
     def test_unknown_streams_are_nothing_to_cancel_or_close(self, engine: Engine) -> None:
@@ -246,17 +246,17 @@ class EngineSuite:
     def test_a_batch_with_an_unknown_stream_changes_nothing(self, engine: Engine, case: Case) -> None:
         script = case.scripts()[0]
         alone = run_alone(engine, 1, script)
-        lane = Lane(2, script)
+        handle = WorkerHandle(2, script)
         engine.open(2, StreamParams())
         stranger = Item(99, 1, NOTHING, script[0][1])
         for _ in range(PATIENCE):
-            if not lane.is_busy:
+            if not handle.is_busy:
                 break
-            item = lane.next_item()
+            item = handle.next_item()
             with pytest.raises((EngineError, KeyError)):
                 engine.step([item, stranger])
-            lane.take(engine.step([item])[0])
-        assert_same(lane.pieces, alone, case.tolerance)
+            handle.take(engine.step([item])[0])
+        assert_same(handle.pieces, alone, case.tolerance)
         engine.close(2)
 
     def test_a_cancelled_turn_gives_nothing_more(self, engine: Engine, case: Case) -> None:
@@ -264,23 +264,23 @@ class EngineSuite:
         if not case.has_turns:
             # Its state is the caller's audio: a cancel must not disturb it.
             alone = run_alone(engine, 1, second)
-            lane = Lane(2, second)
+            handle = WorkerHandle(2, second)
             engine.open(2, StreamParams())
-            run_together(engine, [lane], steps=1)
+            run_together(engine, [handle], steps=1)
             engine.cancel(2, 1)
-            run_together(engine, [lane])
-            assert_same(lane.pieces, alone, case.tolerance)
+            run_together(engine, [handle])
+            assert_same(handle.pieces, alone, case.tolerance)
             engine.close(2)
             return
         alone = run_alone(engine, 1, second)
         engine.open(2, StreamParams())
-        lane = Lane(2, first, turn=1)
-        run_together(engine, [lane], steps=1)
+        handle = WorkerHandle(2, first, turn=1)
+        run_together(engine, [handle], steps=1)
         engine.cancel(2, 1)
         output = engine.step([Item(2, 1, NOTHING, is_continued=True)])[0]
         assert output.pieces == []
         assert not output.more
-        following = Lane(2, second, turn=2)
+        following = WorkerHandle(2, second, turn=2)
         run_together(engine, [following])
         assert_same(following.pieces, alone, case.tolerance)
         engine.close(2)
@@ -288,12 +288,12 @@ class EngineSuite:
     def test_cancelling_an_older_turn_leaves_this_one_alone(self, engine: Engine, case: Case) -> None:
         script = case.scripts()[0]
         alone = run_alone(engine, 1, script)
-        lane = Lane(2, script, turn=5)
+        handle = WorkerHandle(2, script, turn=5)
         engine.open(2, StreamParams())
-        run_together(engine, [lane], steps=1)
+        run_together(engine, [handle], steps=1)
         engine.cancel(2, 4)
-        run_together(engine, [lane])
-        assert_same(lane.pieces, alone, case.tolerance)
+        run_together(engine, [handle])
+        assert_same(handle.pieces, alone, case.tolerance)
         engine.close(2)
 
     def test_bad_options_are_refused_by_name(self, engine: Engine, case: Case) -> None:

@@ -180,7 +180,7 @@ class TestInlinePool(PoolConformance):
                 mate.say(await mate.reopen(bench), "harmless again")
             dose = await poison.reopen(bench)
             await bench.until(lambda: all("harmless again 1" in mate.texts() for mate in mates))
-            suspects = [len(lane.streams) for lane in bench.pool.trial_lanes]
+            suspects = [len(handle.streams) for handle in bench.pool.trial_handles]
             assert sorted(suspects) == ([1, 1] if count == 1 else [2, 2])
             poison.say(dose, "kill")
             await bench.until(lambda: len(poison.lost) == 2)
@@ -190,7 +190,7 @@ class TestInlinePool(PoolConformance):
             assert lost == [["worker_lost"]] * (2 if count == 3 else 1) + [["worker_lost", "moved"]] * (
                 count == 3
             )
-            before = sum(len(lane.streams) for lane in bench.pool.trial_lanes)
+            before = sum(len(handle.streams) for handle in bench.pool.trial_handles)
             for mate in mates:
                 mate.open(bench.pool)
-            assert sum(len(lane.streams) for lane in bench.pool.trial_lanes) == before, "acquitted"
+            assert sum(len(handle.streams) for handle in bench.pool.trial_handles) == before, "acquitted"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from voiceserver.pool.process_pool import LocalPool
+from voiceserver.pool.process_pool import ProcessPool
 from voiceserver_workers.ipc.channel import ChannelConfig
 from voiceserver_workers.ipc.platform import Platform
 
@@ -22,7 +22,7 @@ GIVE_UP_S = 30.0  # a broken promise, not a slow machine
 class LocalBench:
     """A started pool; ``events`` is what it told about its workers."""
 
-    def __init__(self, pool: LocalPool, events: list[tuple[str, Mapping[str, object]]]) -> None:
+    def __init__(self, pool: ProcessPool, events: list[tuple[str, Mapping[str, object]]]) -> None:
         self.pool = pool
         self.events = events
 
@@ -58,7 +58,7 @@ async def make_local_bench(
 ) -> AsyncIterator[LocalBench]:
     """Every worker is ready on entry; on exit the pool is stopped and every process it had is gone."""
     events: list[tuple[str, Mapping[str, object]]] = []
-    pool = LocalPool(
+    pool = ProcessPool(
         stage="reply",
         engine=ENGINE,
         params={"max_streams": max_streams, **(params or {})},

@@ -12,7 +12,7 @@ from tests.conformance.pool_suite import Owner
 from tests.faults.local_bench import ENGINE, LocalBench, is_alive, make_local_bench
 from voiceserver.errors import ConfigError
 from voiceserver.pool.hang_detector import KNOWN_STEPS
-from voiceserver.pool.process_pool import SWEEP_MS, LocalPool
+from voiceserver.pool.process_pool import SWEEP_MS, ProcessPool
 from voiceserver_workers.ipc.messages import ResultKind
 from voiceserver_workers.ipc.platform import PORTABLE
 
@@ -179,7 +179,7 @@ async def test_a_worker_that_is_busy_for_ever_is_killed_at_stop() -> None:
         owner = Owner()
         owner.say(owner.open(bench.pool), "sleep 60")
         pid = bench.pid()
-        await bench.until(lambda: bench.pool.lanes[0].stats().queued == 0)
+        await bench.until(lambda: bench.pool.handles[0].stats().queued == 0)
         await bench.pool.stop()
         await bench.until(lambda: not is_alive(pid))
 
@@ -212,7 +212,7 @@ async def test_nothing_stays_open_after_many_deaths() -> None:
 async def test_an_engine_that_cannot_be_had_is_a_config_error(
     engine: str, params: dict[str, str], key: str, text: str
 ) -> None:
-    pool = LocalPool(stage="reply", engine=engine, params=params)
+    pool = ProcessPool(stage="reply", engine=engine, params=params)
     with pytest.raises(ConfigError, match=text) as caught:
         await asyncio.wait_for(pool.start(), 30)
     assert caught.value.key == key

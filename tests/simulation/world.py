@@ -30,10 +30,10 @@ from voiceserver.capacity.admission import Admission, Ticket
 from voiceserver.capacity.outage import Outage
 from voiceserver.config.schema import BackpressureConfig
 from voiceserver.events import events as ev
-from voiceserver.pool.fallback import TieredPool
+from voiceserver.pool.fallback import FallbackPool
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
 from voiceserver.pool.quarantine import Quarantine
-from voiceserver.pool.worker_handle import LaneState
+from voiceserver.pool.worker_handle import WorkerState
 from voiceserver.session.settings import Facts
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.engine import EngineError, Item
@@ -150,10 +150,10 @@ class World:
         self.facts = Facts()
         # Of its own, so that a world with a lighter engine is the same world otherwise.
         self.retreats = self._draw_retreats(random.Random(f"retreat {seed}"))
-        self.tiers: dict[str, InlinePool | TieredPool] = dict(self.pools)
+        self.tiers: dict[str, InlinePool | FallbackPool] = dict(self.pools)
         if self.retreats:
             self.pools["lighter stt"] = self._pool("stt", random.Random(f"lighter {seed}"))
-            self.tiers["stt"] = TieredPool(self.pools["stt"], self.pools["lighter stt"])
+            self.tiers["stt"] = FallbackPool(self.pools["stt"], self.pools["lighter stt"])
         # Patience for an outage is short in every other world, since workers are soon back here.
         self.outage = Outage(self.tiers, 20.0 if seed % 2 else self.settings.backpressure.busy_after_ms)
         self.outages = 0
@@ -167,7 +167,7 @@ class World:
     def lighter_steps(self) -> int:
         """What the lighter engine did."""
         pool = self.pools.get("lighter stt")
-        return sum(lane.totals()[0] for lane in pool.all_lanes()) if pool is not None else 0
+        return sum(handle.totals()[0] for handle in pool.all_handles()) if pool is not None else 0
 
     def next_word(self) -> int:
         self._words += 1
@@ -226,14 +226,14 @@ class World:
         self.facts.degrade_level = level
         self.facts.lighter = frozenset({"stt"} if level >= 3 else ())
         tiered = self.tiers["stt"]
-        assert isinstance(tiered, TieredPool)
+        assert isinstance(tiered, FallbackPool)
         tiered.set_lighter(level >= 3)
 
     def _fault(self, kind: str, stage: str) -> None:
         pool, rng = self.pools[stage], self.rng
         self.diary.append(f"fault {kind} {stage} at {self.now_ms}")
-        living = [lane.index for lane in pool.all_lanes() if lane.index in pool._incarnations]
-        ready = [lane.index for lane in pool.all_lanes() if lane.state is LaneState.READY]
+        living = [handle.index for handle in pool.all_handles() if handle.index in pool._incarnations]
+        ready = [handle.index for handle in pool.all_handles() if handle.state is WorkerState.READY]
         if kind == "raise":
             self.raises.add(stage)
         elif kind == "crash" and living:
@@ -252,8 +252,8 @@ class World:
     def run(self) -> None:
         for pool in self.pools.values():
             pool.now_ms = self.now_ms
-            for lane in pool.stage_streams:
-                pool.spawn(lane)
+            for handle in pool.stage_streams:
+                pool.spawn(handle)
         waiting = list(self.callers)
         while self.now_ms < END_MS:
             self.now_ms += TICK_MS
@@ -285,7 +285,7 @@ class World:
             caller.move()
         self._ticks += 1
         for pool in self.pools.values():
-            if self._ticks % 3 == 0 or any(lane.streams for lane in pool.all_lanes()):
+            if self._ticks % 3 == 0 or any(handle.streams for handle in pool.all_handles()):
                 pool.step_workers(self.now_ms)
                 pool.step_server(self.now_ms)
         for caller in present:

@@ -80,7 +80,7 @@ class PoolStats:
 
 class Pool(Protocol):
     stage: str
-    is_lighter: bool  # it is the lighter engine of its stage, see ``tiered``
+    is_lighter: bool  # it is the lighter engine of its stage, see ``fallback``
 
     def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
         """A new stream on the least loaded live worker, or a Refusal (all places taken, no live worker). ``key`` names

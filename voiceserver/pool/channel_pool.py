@@ -23,7 +23,7 @@ from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
 from voiceserver.pool.place_queue import PlaceQueue
 from voiceserver.pool.quarantine import Quarantine
-from voiceserver.pool.worker_handle import Lane, LaneState, LaneStream
+from voiceserver.pool.worker_handle import WorkerHandle, WorkerState, WorkerStream
 from voiceserver_workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
 from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
 from voiceserver_workers.ipc.platform import Platform
@@ -77,9 +77,9 @@ class ChannelPool(ABC):
         self._call_soon = call_soon
         self._clock_ns = clock_ns
         self._on_event = on_event
-        self.lanes = [Lane(index, call_soon, clock_ns) for index in range(workers)]
+        self.handles = [WorkerHandle(index, call_soon, clock_ns) for index in range(workers)]
         trials = range(workers, workers + TRIAL_LANES)
-        self.trial_lanes = [Lane(index, call_soon, clock_ns, is_trial=True) for index in trials]
+        self.trial_handles = [WorkerHandle(index, call_soon, clock_ns, is_trial=True) for index in trials]
         self._next_stream = CONTROL_STREAM + 1
         self._queue = PlaceQueue()
         self._is_offer_due = False
@@ -87,7 +87,7 @@ class ChannelPool(ABC):
         self._turnover_ms = DEFAULT_TURNOVER_MS
         self._freed_ms = 0.0
         self.restarts = 0
-        self.is_lighter = False  # see ``tiered``
+        self.is_lighter = False  # see ``fallback``
         self._options: frozenset[str] = frozenset()  # of its engine, as a worker told
         self.voices: frozenset[str] = frozenset()
 
@@ -102,13 +102,13 @@ class ChannelPool(ABC):
         if not trial_items and len(self._queue) and not self._queue.may_take(owner, self._free_places()):
             return self._refuse(owner, is_on_trial=False)
         payload = self._taken_by_engine(params).to_bytes()
-        for lane in self._candidates(trial_items > 0, now_ms):
+        for handle in self._candidates(trial_items > 0, now_ms):
             stream = self._next_stream
-            if lane.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
+            if handle.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
                 self._next_stream += 1
-                opened = lane.streams[stream] = LaneStream(self, lane, stream, owner, key)
+                opened = handle.streams[stream] = WorkerStream(self, handle, stream, owner, key)
                 self._queue.forget(owner)
-                lane.ring_soon()
+                handle.ring_soon()
                 return opened
         return self._refuse(owner, is_on_trial=trial_items > 0)
 
@@ -124,14 +124,14 @@ class ChannelPool(ABC):
     def set_max_wait_ms(self, max_wait_ms: float) -> None:
         """Widen or narrow the batch window of the running workers; a later worker starts with the configured one."""
         payload = json.dumps({"max_wait_ms": max_wait_ms}).encode()
-        for lane in self.all_lanes():
-            if lane.state is LaneState.READY and lane.try_send(
+        for handle in self.all_handles():
+            if handle.state is WorkerState.READY and handle.try_send(
                 RequestKind.DATA, CONTROL_STREAM, 0, 0, payload, self._clock_ns()
             ):
-                lane.ring_soon()
+                handle.ring_soon()
 
     def is_ready(self) -> bool:
-        return any(lane.state is LaneState.READY for lane in self.lanes)
+        return any(handle.state is WorkerState.READY for handle in self.handles)
 
     def back_in_ms(self) -> float | None:
         """See ``Pool``."""
@@ -139,7 +139,7 @@ class ChannelPool(ABC):
 
     def stats(self) -> PoolStats:
         workers = tuple(
-            lane.stats() for lane in self.all_lanes() if not lane.is_trial or lane.end is not None
+            handle.stats() for handle in self.all_handles() if not handle.is_trial or handle.end is not None
         )
         steps = sum(worker.batches for worker in workers)
         items = sum(worker.items for worker in workers)
@@ -154,14 +154,16 @@ class ChannelPool(ABC):
             mean_batch=items / steps if steps else 0.0,
         )
 
-    def close_stream(self, lane: Lane, stream: LaneStream) -> None:
+    def close_stream(self, handle: WorkerHandle, stream: WorkerStream) -> None:
         """For LaneStream.close."""
-        if lane.streams.pop(stream.id, None) is None:
+        if handle.streams.pop(stream.id, None) is None:
             return
-        lane.wants_room.pop(stream.id, None)
-        if lane.unsent_closes or not lane.try_send(RequestKind.CLOSE, stream.id, 0, 0, b"", self._clock_ns()):
-            lane.unsent_closes.append(stream.id)
-        lane.ring_soon()
+        handle.wants_room.pop(stream.id, None)
+        if handle.unsent_closes or not handle.try_send(
+            RequestKind.CLOSE, stream.id, 0, 0, b"", self._clock_ns()
+        ):
+            handle.unsent_closes.append(stream.id)
+        handle.ring_soon()
         now_ms = self._now_ms()
         if self._freed_ms:
             # Clamped, so that one quiet night does not promise the next caller an hour.
@@ -172,179 +174,181 @@ class ChannelPool(ABC):
 
     # For whoever runs the workers
 
-    def all_lanes(self) -> list[Lane]:
+    def all_handles(self) -> list[WorkerHandle]:
         """The trial lanes come last."""
-        return [*self.lanes, *self.trial_lanes]
+        return [*self.handles, *self.trial_handles]
 
-    def begin(self, lane: Lane) -> ServerEnd:
+    def begin(self, handle: WorkerHandle) -> ServerEnd:
         """A fresh channel for the lane's next worker. Raises OSError when there is no memory for it."""
-        end = ServerEnd.create(self._channel, generation=lane.generation + 1, platform=self._platform)
-        lane.generation += 1
-        lane.begin(end, self._now_ms())
+        end = ServerEnd.create(self._channel, generation=handle.generation + 1, platform=self._platform)
+        handle.generation += 1
+        handle.begin(end, self._now_ms())
         return end
 
-    def drain(self, lane: Lane) -> None:
+    def drain(self, handle: WorkerHandle) -> None:
         """Deliver what the worker has published; stays within a bounded share of a loop turn."""
         touched: dict[int, StreamOwner] = {}
-        generation = lane.generation
+        generation = handle.generation
         try:
-            is_empty = self._deliver(lane, touched, _BURSTS_PER_DRAIN)
+            is_empty = self._deliver(handle, touched, _BURSTS_PER_DRAIN)
         except RingCorrupt as error:
             self._tick(touched)
-            self._on_event("ring_corrupt", self._fields(lane, error=str(error)))
-            self.end_worker(lane)
-            self.bury(lane, "worker_lost")
+            self._on_event("ring_corrupt", self._fields(handle, error=str(error)))
+            self.end_worker(handle)
+            self.bury(handle, "worker_lost")
             return
         if not is_empty:
-            self._call_soon(lambda: self._drain_again(lane, generation))
-        lane.push_closes()
-        self._offer_ring_room(lane, touched)
+            self._call_soon(lambda: self._drain_again(handle, generation))
+        handle.push_closes()
+        self._offer_ring_room(handle, touched)
         self._tick(touched)
 
-    def bury(self, lane: Lane, reason: LossReason) -> None:
+    def bury(self, handle: WorkerHandle, reason: LossReason) -> None:
         """The worker is dead: the one crash path. Idempotent."""
-        end = lane.end
+        end = handle.end
         if end is None:
             return
         touched: dict[int, StreamOwner] = {}
         try:
-            self._deliver(lane, touched, None)
+            self._deliver(handle, touched, None)
         except RingCorrupt as error:
-            self._on_event("ring_corrupt", self._fields(lane, error=str(error)))
-        if lane.last_words == "out_of_memory":
+            self._on_event("ring_corrupt", self._fields(handle, error=str(error)))
+        if handle.last_words == "out_of_memory":
             reason = "worker_memory"
         now_ms = self._now_ms()
         flight = end.flight()
-        suspects = {lane.streams[s].key for s in flight.streams if s in lane.streams} - {""}
+        suspects = {handle.streams[s].key for s in flight.streams if s in handle.streams} - {""}
         guilty = set() if self._is_stopping else self.quarantine.record_crash(suspects, now_ms)
-        lost = list(lane.streams.values())
-        lane.streams.clear()
-        lane.finish(now_ms)
-        is_meant = self._is_stopping or (lane.is_trial and not lost)
+        lost = list(handle.streams.values())
+        handle.streams.clear()
+        handle.finish(now_ms)
+        is_meant = self._is_stopping or (handle.is_trial and not lost)
         if is_meant:
-            lane.state = LaneState.DEAD
+            handle.state = WorkerState.DEAD
         why = "stopped" if is_meant else reason
-        fields = self._fields(lane, reason=why, batch=flight.batch_size, streams=len(lost))
+        fields = self._fields(handle, reason=why, batch=flight.batch_size, streams=len(lost))
         self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
         self.restarts += not is_meant
         for stream in lost:
             told: LossReason = "quarantined" if stream.key in guilty else reason
-            if lane.is_trial and guilty and stream.key not in guilty:
+            if handle.is_trial and guilty and stream.key not in guilty:
                 told = "moved"  # they have had their hiccup
             touched[id(stream.owner)] = stream.owner
             self._call(stream.lose, self.stage, told)
         if suspects - guilty:
             self._call_soon(partial(self._start_trials, len(suspects - guilty)))
         for key in guilty:
-            self._on_event("quarantined", self._fields(lane, key=key))
+            self._on_event("quarantined", self._fields(handle, key=key))
         self._tick(touched)
 
     def sweep(self) -> None:
         """Everything that no event announces: hangs, due respawns, room that came without a result."""
         now_ms, now_ns = self._now_ms(), self._clock_ns()
-        for lane in self.all_lanes():
-            if lane.state is LaneState.BACKOFF and now_ms >= lane.respawn_ms and not self._is_stopping:
-                self.spawn(lane)
-            elif lane.state is LaneState.READY:
-                lane.measure()
-                is_silent = lane.is_silent(now_ns, int(self._step_timeout_ms * 1e6))
-                if self.is_hung(lane, now_ns, is_silent=is_silent):
-                    self._hang(lane)
-                elif lane.wants_room or lane.unsent_closes:
-                    self.drain(lane)
-                elif lane.is_trial:
-                    self._retire_idle(lane, now_ms)
+        for handle in self.all_handles():
+            if handle.state is WorkerState.BACKOFF and now_ms >= handle.respawn_ms and not self._is_stopping:
+                self.spawn(handle)
+            elif handle.state is WorkerState.READY:
+                handle.measure()
+                is_silent = handle.is_silent(now_ns, int(self._step_timeout_ms * 1e6))
+                if self.is_hung(handle, now_ns, is_silent=is_silent):
+                    self._hang(handle)
+                elif handle.wants_room or handle.unsent_closes:
+                    self.drain(handle)
+                elif handle.is_trial:
+                    self._retire_idle(handle, now_ms)
         if len(self._queue):
             self._offer_places()
 
     @abstractmethod
-    def spawn(self, lane: Lane) -> None:
+    def spawn(self, handle: WorkerHandle) -> None:
         """Start a worker for the lane (``begin``)."""
 
     @abstractmethod
-    def end_worker(self, lane: Lane) -> None:
+    def end_worker(self, handle: WorkerHandle) -> None:
         """Kill the lane's worker. Does not wait and does not bury."""
 
-    def is_hung(self, lane: Lane, now_ns: int, *, is_silent: bool) -> bool:
+    def is_hung(self, handle: WorkerHandle, now_ns: int, *, is_silent: bool) -> bool:
         """The verdict on a ready worker. ``is_silent``: its step, or its silence, lasts too long."""
         return is_silent
 
-    def on_ready(self, lane: Lane) -> None:
+    def on_ready(self, handle: WorkerHandle) -> None:
         """A worker said hello."""
-        took_ms = self._now_ms() - lane.started_ms
-        self._on_event("worker_ready", self._fields(lane, took_ms=round(took_ms, 1)))
+        took_ms = self._now_ms() - handle.started_ms
+        self._on_event("worker_ready", self._fields(handle, took_ms=round(took_ms, 1)))
 
-    def on_bad_engine(self, lane: Lane, message: str) -> None:
+    def on_bad_engine(self, handle: WorkerHandle, message: str) -> None:
         """A worker could not make its engine."""
-        self._on_event("bad_engine", self._fields(lane, message=message))
+        self._on_event("bad_engine", self._fields(handle, message=message))
 
     # Inside
 
-    def _candidates(self, is_on_trial: bool, now_ms: float) -> list[Lane]:
+    def _candidates(self, is_on_trial: bool, now_ms: float) -> list[WorkerHandle]:
         """Lanes with a place for a new stream, the best first."""
-        lanes = sorted(filter(Lane.has_place, self.lanes), key=lambda lane: len(lane.streams))
+        handles = sorted(filter(WorkerHandle.has_place, self.handles), key=lambda handle: len(handle.streams))
         if not is_on_trial:
-            return lanes
-        trials = sorted(filter(Lane.has_place, self.trial_lanes), key=lambda lane: len(lane.streams))
+            return handles
+        trials = sorted(
+            filter(WorkerHandle.has_place, self.trial_handles), key=lambda handle: len(handle.streams)
+        )
         if not trials or trials[0].streams:
-            busy = sum(lane.state is not LaneState.DEAD for lane in self.trial_lanes)
+            busy = sum(handle.state is not WorkerState.DEAD for handle in self.trial_handles)
             self._start_trials(busy + 1)
             # Worth a short wait; an engine that loads for long must not keep its callers waiting.
             if any(
-                lane.state is not LaneState.READY and now_ms - lane.started_ms < TRIAL_WAIT_MS
-                for lane in self.trial_lanes
+                handle.state is not WorkerState.READY and now_ms - handle.started_ms < TRIAL_WAIT_MS
+                for handle in self.trial_handles
             ):
                 return []
-        return [*trials, *lanes]
+        return [*trials, *handles]
 
     def _start_trials(self, count: int) -> None:
-        for lane in self.trial_lanes[:count]:
-            if lane.state is LaneState.DEAD and not self._is_stopping:
-                self.spawn(lane)
+        for handle in self.trial_handles[:count]:
+            if handle.state is WorkerState.DEAD and not self._is_stopping:
+                self.spawn(handle)
 
-    def _retire_idle(self, lane: Lane, now_ms: float) -> None:
-        if lane.streams:
-            lane.idle_since_ms = now_ms
-        elif now_ms - lane.idle_since_ms > TRIAL_IDLE_MS:
-            self.end_worker(lane)
-            self.bury(lane, "worker_lost")
+    def _retire_idle(self, handle: WorkerHandle, now_ms: float) -> None:
+        if handle.streams:
+            handle.idle_since_ms = now_ms
+        elif now_ms - handle.idle_since_ms > TRIAL_IDLE_MS:
+            self.end_worker(handle)
+            self.bury(handle, "worker_lost")
 
     def _now_ms(self) -> float:
         return self._clock_ns() / 1e6
 
-    def _hang(self, lane: Lane) -> None:
-        lane.state = LaneState.HUNG
-        self._on_event("worker_hung", self._fields(lane))
-        self.end_worker(lane)
-        self.bury(lane, "worker_hung")
+    def _hang(self, handle: WorkerHandle) -> None:
+        handle.state = WorkerState.HUNG
+        self._on_event("worker_hung", self._fields(handle))
+        self.end_worker(handle)
+        self.bury(handle, "worker_hung")
 
-    def _drain_again(self, lane: Lane, generation: int) -> None:
-        if lane.end is not None and lane.generation == generation:
-            self.drain(lane)
+    def _drain_again(self, handle: WorkerHandle, generation: int) -> None:
+        if handle.end is not None and handle.generation == generation:
+            self.drain(handle)
 
-    def _deliver(self, lane: Lane, touched: dict[int, StreamOwner], bursts: int | None) -> bool:
+    def _deliver(self, handle: WorkerHandle, touched: dict[int, StreamOwner], bursts: int | None) -> bool:
         """Hand out results; ``bursts`` None: until there are none. False: more may be waiting."""
-        end = lane.end
+        end = handle.end
         while end is not None and (bursts is None or bursts > 0):
             records = end.receive(_BURST)
             if records:
-                self._dispatch(lane, records, touched)
+                self._dispatch(handle, records, touched)
                 if bursts is not None:
                     bursts -= 1
             elif not end.rearm():
                 return True
-            end = lane.end
+            end = handle.end
         return end is None
 
     def _dispatch(
-        self, lane: Lane, records: Sequence[Record], touched: dict[int, StreamOwner]
+        self, handle: WorkerHandle, records: Sequence[Record], touched: dict[int, StreamOwner]
     ) -> None:  # hot
-        find, stage = lane.streams.get, self.stage
+        find, stage = handle.streams.get, self.stage
         for record in records:
             stream = find(record.stream)
             if stream is None:
                 if record.stream == CONTROL_STREAM:
-                    self._hear(lane, record)
+                    self._hear(handle, record)
                 continue
             owner = stream.owner
             try:
@@ -354,21 +358,21 @@ class ChannelPool(ABC):
                 touched[id(owner)] = owner
                 self.on_owner_error(error)
 
-    def _hear(self, lane: Lane, record: Record) -> None:
+    def _hear(self, handle: WorkerHandle, record: Record) -> None:
         told = json.loads(record.payload)
         if record.kind == ResultKind.FAILED:
-            lane.last_words = told["code"]
+            handle.last_words = told["code"]
             if told["code"] == "bad_engine":
-                self.on_bad_engine(lane, told["message"])
-        elif record.kind == ResultKind.OPENED and lane.state is LaneState.STARTING:
+                self.on_bad_engine(handle, told["message"])
+        elif record.kind == ResultKind.OPENED and handle.state is WorkerState.STARTING:
             limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
-            lane.max_streams = min(limits, default=0)
-            lane.state = LaneState.READY
+            handle.max_streams = min(limits, default=0)
+            handle.state = WorkerState.READY
             self._options, self.voices = frozenset(told["options"]), frozenset(told["voices"])
-            if lane.end is not None:
-                lane.pid = lane.end.flight().worker_pid  # the hello may overtake the forkserver's answer
-            self.on_ready(lane)
-            if lane.is_trial:
+            if handle.end is not None:
+                handle.pid = handle.end.flight().worker_pid  # the hello may overtake the forkserver's answer
+            self.on_ready(handle)
+            if handle.is_trial:
                 self._call_soon(partial(self._offer_places, to_all=True))
             else:
                 self._offer_places_soon()
@@ -382,14 +386,14 @@ class ChannelPool(ABC):
 
     def _next_worker_ms(self) -> float:
         now_ms = self._now_ms()
-        waits = [lane.respawn_ms - now_ms for lane in self.lanes if lane.state is LaneState.BACKOFF]
+        waits = [handle.respawn_ms - now_ms for handle in self.handles if handle.state is WorkerState.BACKOFF]
         return RESPAWN_MS + max(0.0, min(waits, default=0.0))
 
     def _free_places(self) -> int | None:
-        ready = [lane for lane in self.lanes if lane.state is LaneState.READY]
-        if any(not lane.max_streams for lane in ready):
+        ready = [handle for handle in self.handles if handle.state is WorkerState.READY]
+        if any(not handle.max_streams for handle in ready):
             return None
-        return sum(lane.max_streams - len(lane.streams) for lane in ready)
+        return sum(handle.max_streams - len(handle.streams) for handle in ready)
 
     def _offer_places_soon(self) -> None:
         if len(self._queue) and not self._is_offer_due:
@@ -410,16 +414,16 @@ class ChannelPool(ABC):
             self._tick(called)
             self._queue.done()
 
-    def _offer_ring_room(self, lane: Lane, touched: dict[int, StreamOwner]) -> None:
+    def _offer_ring_room(self, handle: WorkerHandle, touched: dict[int, StreamOwner]) -> None:
         """Wake those that found the ring full, in their order, once there is room for more than a single record."""
-        if lane.end is None or not lane.wants_room:
+        if handle.end is None or not handle.wants_room:
             return
-        free = lane.end.free_slots()
-        if free < lane.end.config.request_slots // 4:
+        free = handle.end.free_slots()
+        if free < handle.end.config.request_slots // 4:
             return
-        for _ in range(min(free, len(lane.wants_room))):
-            key = next(iter(lane.wants_room))
-            owner = lane.wants_room.pop(key).owner
+        for _ in range(min(free, len(handle.wants_room))):
+            key = next(iter(handle.wants_room))
+            owner = handle.wants_room.pop(key).owner
             touched[id(owner)] = owner
             self._call(owner.on_room, self.stage)
 
@@ -440,11 +444,11 @@ class ChannelPool(ABC):
         """An owner's callback raised: one session's bug must not stop the others. Tests let it raise."""
         raise error
 
-    def _fields(self, lane: Lane, **more: object) -> dict[str, object]:
+    def _fields(self, handle: WorkerHandle, **more: object) -> dict[str, object]:
         return {
             "stage": self.stage,
-            "worker": lane.index,
-            "pid": lane.pid,
-            "generation": lane.generation,
+            "worker": handle.index,
+            "pid": handle.pid,
+            "generation": handle.generation,
             **more,
         }

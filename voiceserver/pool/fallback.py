@@ -20,7 +20,7 @@ from voiceserver.pool import Pool, PoolStats, Stream, StreamOwner
 from voiceserver_workers.ipc.messages import StreamParams
 
 
-class TieredPool:
+class FallbackPool:
     """``own`` and ``lighter``: two pools of one stage; the second one's streams say ``is_lighter``."""
 
     def __init__(self, own: Pool, lighter: Pool) -> None:

@@ -63,7 +63,7 @@ class Limits(NamedTuple):
 NO_LIMITS: Final = Limits(math.inf, math.inf)
 
 
-class Pulse:
+class HangDetector:
     """Of one lane's worker. ``step_timeout_ms``: processor time that a step may take."""
 
     __slots__ = ("_first", "_read", "_step_timeout_ms")

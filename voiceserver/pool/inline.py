@@ -16,7 +16,7 @@ from typing import Protocol
 from voiceserver.errors import engine_error
 from voiceserver.pool.channel_pool import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.quarantine import Quarantine
-from voiceserver.pool.worker_handle import Lane, LaneState
+from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
 from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
 from voiceserver_workers.ipc.messages import ResultKind
 
@@ -103,10 +103,10 @@ class InlinePool(ChannelPool):
         """One ``poll`` of every worker that is neither hung nor still being started."""
         self.now_ms = now_ms
         is_busy = False
-        for lane in self.all_lanes():
-            incarnation = self._incarnations.get(lane.index)
+        for handle in self.all_handles():
+            incarnation = self._incarnations.get(handle.index)
             if incarnation is not None and not incarnation.is_hung and now_ms >= incarnation.born_ms:
-                is_busy = self._poll(lane, incarnation, now_ms) or is_busy
+                is_busy = self._poll(handle, incarnation, now_ms) or is_busy
         return is_busy
 
     def step_server(self, now_ms: float) -> bool:
@@ -115,14 +115,14 @@ class InlinePool(ChannelPool):
         is_busy = bool(self._callbacks)
         for _ in range(len(self._callbacks)):
             self._callbacks.popleft()()
-        for lane in self.all_lanes():
-            if lane.end is None:
+        for handle in self.all_handles():
+            if handle.end is None:
                 continue
-            if lane.index not in self._incarnations:
-                self.bury(lane, "worker_lost")
+            if handle.index not in self._incarnations:
+                self.bury(handle, "worker_lost")
                 is_busy = True
             else:
-                self.drain(lane)
+                self.drain(handle)
         if not self._is_stopping:
             self.sweep()
         return is_busy
@@ -143,16 +143,16 @@ class InlinePool(ChannelPool):
 
     async def start(self) -> None:
         """Raises ConfigError when a worker cannot be made."""
-        for lane in self.lanes:
-            self.spawn(lane)
+        for handle in self.handles:
+            self.spawn(handle)
 
     async def stop(self) -> None:
         self._is_stopping = True
         if self._driver is not None:
             self._driver.cancel()
-        for lane in self.all_lanes():
-            self.end_worker(lane)
-            self.bury(lane, "worker_lost")
+        for handle in self.all_handles():
+            self.end_worker(handle)
+            self.bury(handle, "worker_lost")
 
     def drive(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the loop step the pool, on the loop's clock, until ``stop``."""
@@ -162,19 +162,19 @@ class InlinePool(ChannelPool):
                 break
         self._driver = loop.call_later(DRIVE_MS / 1000, self.drive, loop)
 
-    def spawn(self, lane: Lane) -> None:
-        server = self.begin(lane)
+    def spawn(self, handle: WorkerHandle) -> None:
+        server = self.begin(handle)
         end = WorkerEnd.attach(server.worker_fds(), clock_ns=self._clock_ns)
         server.close_worker_fds()
         server.rearm()
-        self._incarnations[lane.index] = _Incarnation(end, self.now_ms + self._fork_ms)
+        self._incarnations[handle.index] = _Incarnation(end, self.now_ms + self._fork_ms)
 
-    def end_worker(self, lane: Lane) -> None:
-        self.crash(lane.index)
+    def end_worker(self, handle: WorkerHandle) -> None:
+        self.crash(handle.index)
 
     # Inside
 
-    def _poll(self, lane: Lane, incarnation: _Incarnation, now_ms: float) -> bool:
+    def _poll(self, handle: WorkerHandle, incarnation: _Incarnation, now_ms: float) -> bool:
         try:
             if incarnation.worker is None:
                 incarnation.worker = self._make_worker(incarnation.end)
@@ -182,13 +182,13 @@ class InlinePool(ChannelPool):
                 return True
             return incarnation.worker.poll(now_ms)
         except ValueError as error:
-            if lane.state is not LaneState.STARTING:
+            if handle.state is not WorkerState.STARTING:
                 raise
             raise engine_error(self.stage, str(error)) from error
         except SimulatedDeath:
-            self._on_event("worker_exited", self._fields(lane, status=-9))
+            self._on_event("worker_exited", self._fields(handle, status=-9))
         except MemoryError:
             incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, _OUT_OF_MEMORY)
-            self._on_event("worker_exited", self._fields(lane, status=71))
-        self.crash(lane.index)
+            self._on_event("worker_exited", self._fields(handle, status=71))
+        self.crash(handle.index)
         return True

@@ -22,9 +22,9 @@ from typing import Any
 from voiceserver.errors import ConfigError, engine_error
 from voiceserver.pool.channel_pool import ChannelPool, OnEvent, ignore_event
 from voiceserver.pool.forkserver_handle import ForkServerHandle
-from voiceserver.pool.hang_detector import Limits, Pulse
+from voiceserver.pool.hang_detector import HangDetector, Limits
 from voiceserver.pool.quarantine import Quarantine
-from voiceserver.pool.worker_handle import Lane, LaneState
+from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.channel import ChannelConfig
 from voiceserver_workers.ipc.messages import CONTROL_STREAM, RequestKind
@@ -52,7 +52,7 @@ class _Process:
     sentinel_fd: int | None = None
 
 
-class LocalPool(ChannelPool):
+class ProcessPool(ChannelPool):
     """``engine`` is a name for ``voiceserver_workers.registry``; ``params`` go to its factory.
 
     workers: processes. max_batch_size, max_wait_ms: the batcher's. streams_per_worker: 0 for what the engine says.
@@ -104,7 +104,7 @@ class LocalPool(ChannelPool):
         self._params = dict(params or {})
         self._processes: dict[int, _Process] = {}  # by lane index
         self._stall_timeout_ms = stall_timeout_ms
-        self._pulses = [Pulse(step_timeout_ms) for _ in self.all_lanes()]
+        self._hang_detectors = [HangDetector(step_timeout_ms) for _ in self.all_handles()]
         self._forkserver: ForkServerHandle | None = None
         self._is_preloaded = False
         self._restart_ms = 0.0
@@ -122,12 +122,12 @@ class LocalPool(ChannelPool):
             raise ConfigError(f"stages.{self.stage}.engine", str(error)) from error
         self._loop = asyncio.get_running_loop()
         self._call_soon = self._loop.call_soon
-        for lane in self.all_lanes():
-            lane.call_soon = self._loop.call_soon
+        for handle in self.all_handles():
+            handle.call_soon = self._loop.call_soon
         self._first_answer = self._loop.create_future()
         self._start_forkserver()
-        for lane in self.lanes:
-            self.spawn(lane)
+        for handle in self.handles:
+            self.spawn(handle)
         self._sweep_again()
         try:
             await asyncio.wait_for(asyncio.shield(self._first_answer), FIRST_ANSWER_MS / 1000)
@@ -147,15 +147,15 @@ class LocalPool(ChannelPool):
             self._sweeper.cancel()
         if self._first_answer is not None:
             self._first_answer.cancel()
-        for lane in self.all_lanes():
-            if lane.end is not None:
-                lane.try_send(RequestKind.CLOSE, CONTROL_STREAM, 0, 0)
-                lane.ring()
+        for handle in self.all_handles():
+            if handle.end is not None:
+                handle.try_send(RequestKind.CLOSE, CONTROL_STREAM, 0, 0)
+                handle.ring()
         await self._wait_for_ends(STOP_GRACE_MS)
-        for lane in self.all_lanes():
-            if lane.end is not None:
-                self.end_worker(lane)
-                self.bury(lane, "worker_lost")
+        for handle in self.all_handles():
+            if handle.end is not None:
+                self.end_worker(handle)
+                self.bury(handle, "worker_lost")
         if self._forkserver is not None:
             self._forkserver.close()
             self._old_forkservers.append(self._forkserver)
@@ -174,30 +174,30 @@ class LocalPool(ChannelPool):
 
     # Workers
 
-    def spawn(self, lane: Lane) -> None:
+    def spawn(self, handle: WorkerHandle) -> None:
         forkserver = self._forkserver
         if forkserver is None or not self._is_preloaded:
-            lane.state = LaneState.STARTING  # on_preloaded comes back to it
+            handle.state = WorkerState.STARTING  # on_preloaded comes back to it
             return
         try:
-            end = self.begin(lane)
+            end = self.begin(handle)
         except OSError as error:
-            self._on_event("no_memory", self._fields(lane, error=str(error)))
-            lane.state = LaneState.BACKOFF
-            lane.respawn_ms = self._now_ms() + FORKSERVER_BACKOFF_MS
+            self._on_event("no_memory", self._fields(handle, error=str(error)))
+            handle.state = WorkerState.BACKOFF
+            handle.respawn_ms = self._now_ms() + FORKSERVER_BACKOFF_MS
             return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self._processes[lane.index] = _Process(lane.generation, ours)
+        self._processes[handle.index] = _Process(handle.generation, ours)
         with theirs:
-            forkserver.fork(self._request(lane), self._spec, [*end.worker_fds(), theirs.fileno()])
+            forkserver.fork(self._request(handle), self._spec, [*end.worker_fds(), theirs.fileno()])
         end.close_worker_fds()
-        self._loop.add_reader(end.result_fd(), self.drain, lane)
+        self._loop.add_reader(end.result_fd(), self.drain, handle)
         if end.rearm():  # the worker was ready before we listened, and rings for a sleeper only
-            self._loop.call_soon(self.drain, lane)
+            self._loop.call_soon(self.drain, handle)
 
-    def end_worker(self, lane: Lane) -> None:
-        process = self._processes.get(lane.index)
+    def end_worker(self, handle: WorkerHandle) -> None:
+        process = self._processes.get(handle.index)
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -206,8 +206,8 @@ class LocalPool(ChannelPool):
             elif process.pid:
                 os.kill(process.pid, signal.SIGKILL)
 
-    def bury(self, lane: Lane, reason: Any) -> None:
-        end, process = lane.end, self._processes.pop(lane.index, None)
+    def bury(self, handle: WorkerHandle, reason: Any) -> None:
+        end, process = handle.end, self._processes.pop(handle.index, None)
         if end is not None:
             self._loop.remove_reader(end.result_fd())
         if process is not None:
@@ -216,36 +216,36 @@ class LocalPool(ChannelPool):
             if process.pidfd is not None:
                 os.close(process.pidfd)
             process.lifeline.close()
-        super().bury(lane, reason)
-        if end is not None and not self._is_stopping and lane.respawn_ms <= self._now_ms():
-            self._loop.call_soon(self._respawn, lane)
+        super().bury(handle, reason)
+        if end is not None and not self._is_stopping and handle.respawn_ms <= self._now_ms():
+            self._loop.call_soon(self._respawn, handle)
 
-    def is_hung(self, lane: Lane, now_ns: int, *, is_silent: bool) -> bool:
-        quiet_ms = (now_ns - lane.beat_ns) / 1e6
-        if not lane.pid or quiet_ms < SUSPICIOUS_MS:
+    def is_hung(self, handle: WorkerHandle, now_ns: int, *, is_silent: bool) -> bool:
+        quiet_ms = (now_ns - handle.beat_ns) / 1e6
+        if not handle.pid or quiet_ms < SUSPICIOUS_MS:
             return is_silent
         # What any worker of the stage has shown of the engine counts, also for one that is new.
-        steps = max(one.totals()[0] for one in self.all_lanes())
-        longest_ms = max(one.longest_step_ms for one in self.all_lanes())
+        steps = max(one.totals()[0] for one in self.all_handles())
+        longest_ms = max(one.longest_step_ms for one in self.all_handles())
         limits = Limits.of(steps, longest_ms, self._stall_timeout_ms)
-        found = self._pulses[lane.index].feel(lane.pid, lane.beat_ns, quiet_ms, limits)
+        found = self._hang_detectors[handle.index].feel(handle.pid, handle.beat_ns, quiet_ms, limits)
         return found in ("stopped", "stalled", "spinning") or (is_silent and found != "starved")
 
-    def on_ready(self, lane: Lane) -> None:
-        super().on_ready(lane)
+    def on_ready(self, handle: WorkerHandle) -> None:
+        super().on_ready(handle)
         if self._first_answer is not None and not self._first_answer.done():
             self._first_answer.set_result(None)
 
-    def on_bad_engine(self, lane: Lane, message: str) -> None:
-        super().on_bad_engine(lane, message)
+    def on_bad_engine(self, handle: WorkerHandle, message: str) -> None:
+        super().on_bad_engine(handle, message)
         self._fail_start(engine_error(self.stage, message))
 
     def sweep(self) -> None:
         now_ms = self._now_ms()
-        for lane in self.all_lanes():
-            is_loading = lane.state is LaneState.STARTING and lane.end is not None
-            if is_loading and now_ms - lane.started_ms > LOAD_TIMEOUT_MS:
-                self._hang(lane)
+        for handle in self.all_handles():
+            is_loading = handle.state is WorkerState.STARTING and handle.end is not None
+            if is_loading and now_ms - handle.started_ms > LOAD_TIMEOUT_MS:
+                self._hang(handle)
         super().sweep()
         if self._forkserver is None and not self._is_stopping and now_ms >= self._restart_ms:
             self._start_forkserver()
@@ -257,9 +257,9 @@ class LocalPool(ChannelPool):
 
     def on_preloaded(self) -> None:
         self._is_preloaded = True
-        for lane in self.all_lanes():
-            if lane.state is LaneState.STARTING and lane.end is None:
-                self.spawn(lane)
+        for handle in self.all_handles():
+            if handle.state is WorkerState.STARTING and handle.end is None:
+                self.spawn(handle)
 
     def on_preload_failed(self, message: str) -> None:
         self._on_event("bad_engine", {"stage": self.stage, "message": message})
@@ -269,18 +269,18 @@ class LocalPool(ChannelPool):
             self.on_forkserver_lost()
 
     def on_forked(self, request: int, pid: int, pidfd: int | None) -> None:
-        lanes = self.all_lanes()
-        generation, index = divmod(request, len(lanes))
-        lane, process = lanes[index], self._processes.get(index)
+        handles = self.all_handles()
+        generation, index = divmod(request, len(handles))
+        handle, process = handles[index], self._processes.get(index)
         if process is None or process.generation != generation:
             # Buried before it was born; its lifeline is closed, so it ends by itself.
             if pidfd is not None:
                 os.close(pidfd)
             return
-        process.pid = lane.pid = pid
+        process.pid = handle.pid = pid
         process.pidfd = pidfd
         process.sentinel_fd = process.lifeline.fileno() if pidfd is None else pidfd
-        self._loop.add_reader(process.sentinel_fd, self._on_death, lane, generation)
+        self._loop.add_reader(process.sentinel_fd, self._on_death, handle, generation)
 
     def on_exited(self, pid: int, status: int) -> None:
         self._on_event("worker_exited", {"stage": self.stage, "pid": pid, "status": status})
@@ -295,26 +295,26 @@ class LocalPool(ChannelPool):
         now_ms = self._now_ms()
         is_first = now_ms > self._restart_ms + FORKSERVER_BACKOFF_MS
         self._restart_ms = now_ms if is_first else now_ms + FORKSERVER_BACKOFF_MS
-        for lane in self.all_lanes():
-            process = self._processes.get(lane.index)
+        for handle in self.all_handles():
+            process = self._processes.get(handle.index)
             if process is not None and process.sentinel_fd is None:
-                self._loop.call_soon(self.bury, lane, "worker_lost")  # asked for, and nobody will answer
+                self._loop.call_soon(self.bury, handle, "worker_lost")  # asked for, and nobody will answer
 
     # Inside
 
     def _soon(self, callback: Any) -> None:
         self._loop.call_soon(callback)
 
-    def _request(self, lane: Lane) -> int:
-        return lane.generation * len(self.all_lanes()) + lane.index
+    def _request(self, handle: WorkerHandle) -> int:
+        return handle.generation * len(self.all_handles()) + handle.index
 
-    def _respawn(self, lane: Lane) -> None:
-        if lane.state is LaneState.BACKOFF and not self._is_stopping:
-            self.spawn(lane)
+    def _respawn(self, handle: WorkerHandle) -> None:
+        if handle.state is WorkerState.BACKOFF and not self._is_stopping:
+            self.spawn(handle)
 
-    def _on_death(self, lane: Lane, generation: int) -> None:
-        if lane.generation == generation:
-            self.bury(lane, "worker_lost")
+    def _on_death(self, handle: WorkerHandle, generation: int) -> None:
+        if handle.generation == generation:
+            self.bury(handle, "worker_lost")
 
     def _start_forkserver(self) -> None:
         self._restart_ms = self._now_ms() + FORKSERVER_BACKOFF_MS

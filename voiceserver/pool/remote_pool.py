@@ -95,7 +95,7 @@ class RemoteHealth:
 class _Request:
     __slots__ = ("is_finished", "sent_ms", "seq", "spoke_ms", "stream", "task", "turn")
 
-    def __init__(self, stream: HttpStream, turn: int, seq: int, sent_ms: float) -> None:
+    def __init__(self, stream: RemoteStream, turn: int, seq: int, sent_ms: float) -> None:
         self.stream = stream
         self.turn = turn
         self.seq = seq
@@ -105,12 +105,12 @@ class _Request:
         self.task: asyncio.Task[None] | None = None
 
 
-class HttpStream:
+class RemoteStream:
     """The Stream of an HttpPool."""
 
     __slots__ = ("_pool", "id", "is_closed", "owner", "request", "waiting")
 
-    def __init__(self, pool: HttpPool, stream: int, owner: StreamOwner) -> None:
+    def __init__(self, pool: RemotePool, stream: int, owner: StreamOwner) -> None:
         self._pool = pool
         self.id = stream
         self.owner = owner
@@ -144,7 +144,7 @@ class HttpStream:
             self._pool.close_stream(self)
 
 
-class HttpPool:
+class RemotePool:
     """``remote`` answers the requests of ``stage``. ``on_event(name, fields)``: reply_failed, owner_failed."""
 
     def __init__(
@@ -166,14 +166,14 @@ class HttpPool:
         self._clock_ns = clock_ns
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
-        self.is_lighter = False  # see ``tiered``
+        self.is_lighter = False  # see ``fallback``
         self._tasks: set[asyncio.Task[None]] = set()
-        self._streams: set[HttpStream] = set()
+        self._streams: set[RemoteStream] = set()
         self._requests: set[_Request] = set()  # on the way
-        self._ready: list[tuple[HttpStream, Record]] = []
+        self._ready: list[tuple[RemoteStream, Record]] = []
         self._is_flush_due = False
         self._queue = PlaceQueue()
-        self._wants_room: dict[int, HttpStream] = {}
+        self._wants_room: dict[int, RemoteStream] = {}
         self._is_offer_due = False
         self._next_stream = 1
         self._asked = 0
@@ -214,7 +214,7 @@ class HttpPool:
             retry_ms = self._turnover_ms * waiting / self._max_concurrency
             return Refusal("full", max(MIN_RETRY_MS, retry_ms), self.stage)
         self._queue.forget(owner)
-        stream = HttpStream(self, self._next_stream, owner)
+        stream = RemoteStream(self, self._next_stream, owner)
         self._next_stream += 1
         self._streams.add(stream)
         told = json.dumps({"engine": self.engine}).encode()
@@ -264,7 +264,7 @@ class HttpPool:
 
     # For HttpStream
 
-    def try_ask(self, stream: HttpStream, turn: int, seq: int, payload: bytes) -> bool:
+    def try_ask(self, stream: RemoteStream, turn: int, seq: int, payload: bytes) -> bool:
         if stream.request is not None:
             if len(stream.waiting) >= MAX_WAITING:
                 self._wants_room[stream.id] = stream
@@ -283,7 +283,7 @@ class HttpPool:
         )
         return True
 
-    def cancel(self, stream: HttpStream, turn: int) -> None:
+    def cancel(self, stream: RemoteStream, turn: int) -> None:
         stream.waiting = deque(one for one in stream.waiting if one[0] > turn)
         self._ready = [
             one
@@ -293,7 +293,7 @@ class HttpPool:
         if stream.request is not None and stream.request.turn <= turn:
             self._abandon(stream.request)
 
-    def close_stream(self, stream: HttpStream) -> None:
+    def close_stream(self, stream: RemoteStream) -> None:
         self._streams.discard(stream)
         self._wants_room.pop(stream.id, None)
         stream.waiting.clear()
@@ -357,7 +357,7 @@ class HttpPool:
 
     # Owners
 
-    def _tell(self, stream: HttpStream, record: Record) -> None:
+    def _tell(self, stream: RemoteStream, record: Record) -> None:
         self._ready.append((stream, record))
         if not self._is_flush_due and self._loop is not None:
             self._is_flush_due = True

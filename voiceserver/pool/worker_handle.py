@@ -25,7 +25,7 @@ MAX_BACKOFF_MS = 5_000.0
 _SMOOTHING = 0.3
 
 
-class LaneState(Enum):
+class WorkerState(Enum):
     STARTING = "starting"
     READY = "ready"
     HUNG = "hung"
@@ -33,7 +33,7 @@ class LaneState(Enum):
     BACKOFF = "backoff"
 
 
-class Lane:
+class WorkerHandle:
     """One place for a worker."""
 
     __slots__ = (
@@ -79,12 +79,12 @@ class Lane:
         self.idle_since_ms = 0.0
         self.call_soon = call_soon
         self.clock_ns = clock_ns
-        self.state = LaneState.DEAD
+        self.state = WorkerState.DEAD
         self.generation = 0
         self.pid = 0
         self.end: ServerEnd | None = None
-        self.streams: dict[int, LaneStream] = {}
-        self.wants_room: dict[int, LaneStream] = {}
+        self.streams: dict[int, WorkerStream] = {}
+        self.wants_room: dict[int, WorkerStream] = {}
         self.unsent_closes: deque[int] = deque()
         self.is_bell_due = False
         self.max_streams = 0
@@ -101,7 +101,7 @@ class Lane:
         """A new incarnation: STARTING."""
         self.end = end
         self.try_send = end.try_send
-        self.state = LaneState.STARTING
+        self.state = WorkerState.STARTING
         self.pid = 0
         self.started_ms = self.idle_since_ms = now_ms
         self.last_words = ""
@@ -120,14 +120,14 @@ class Lane:
         end.close()
         self.wants_room.clear()
         self.unsent_closes.clear()
-        self.state = LaneState.BACKOFF
+        self.state = WorkerState.BACKOFF
         self.crashes = self.crashes + 1 if now_ms - self.started_ms < HEALTHY_MS else 1
         # The first death is an accident: back at once.
         backoff_ms = FIRST_BACKOFF_MS * 2 ** min(self.crashes - 2, 16) if self.crashes > 1 else 0.0
         self.respawn_ms = now_ms + min(MAX_BACKOFF_MS, backoff_ms)
 
     def has_place(self) -> bool:
-        return self.state is LaneState.READY and (
+        return self.state is WorkerState.READY and (
             not self.max_streams or len(self.streams) < self.max_streams
         )
 
@@ -208,14 +208,16 @@ class Lane:
         )
 
 
-class LaneStream:
+class WorkerStream:
     """The Stream of a lane. ``key`` names the session for the quarantine."""
 
     __slots__ = ("_pool", "id", "key", "lane", "owner")
 
-    def __init__(self, pool: ChannelPool, lane: Lane, stream: int, owner: StreamOwner, key: str) -> None:
+    def __init__(
+        self, pool: ChannelPool, handle: WorkerHandle, stream: int, owner: StreamOwner, key: str
+    ) -> None:
         self._pool = pool
-        self.lane: Lane | None = lane
+        self.handle: WorkerHandle | None = handle
         self.id = stream
         self.owner = owner
         self.key = key
@@ -228,24 +230,24 @@ class LaneStream:
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """See ``voiceserver.pool.Stream``."""
         # hot
-        lane = self.lane
-        if lane is None:
+        handle = self.handle
+        if handle is None:
             return False
-        if lane.try_send(kind, self.id, turn, seq, payload, lane.clock_ns()):
-            if not lane.is_bell_due:
-                lane.is_bell_due = True
-                lane.call_soon(lane.ring)
+        if handle.try_send(kind, self.id, turn, seq, payload, handle.clock_ns()):
+            if not handle.is_bell_due:
+                handle.is_bell_due = True
+                handle.call_soon(handle.ring)
             return True
-        lane.wants_room[self.id] = self
+        handle.wants_room[self.id] = self
         return False
 
     def close(self) -> None:
         """See ``voiceserver.pool.Stream``."""
-        lane, self.lane = self.lane, None
-        if lane is not None:
-            self._pool.close_stream(lane, self)
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            self._pool.close_stream(handle, self)
 
     def lose(self, stage: str, reason: LossReason) -> None:
         """Its worker is gone."""
-        self.lane = None
+        self.handle = None
         self.owner.on_stream_lost(stage, reason)

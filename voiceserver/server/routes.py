@@ -15,7 +15,7 @@ from voiceserver.config.schema import Config
 from voiceserver.events.voices import voices_of
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
-from voiceserver.pool.remote_pool import HttpPool
+from voiceserver.pool.remote_pool import RemotePool
 from voiceserver.session.settings import Settings
 from voiceserver.transport.handshake import BadRequest
 from voiceserver.transport.http import Caller, Response, Router, json_response
@@ -127,7 +127,7 @@ def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: f
     """Why no caller should be sent here now; empty when one may."""
     remote = "its endpoint does not answer"
     why = [
-        Unready(remote if isinstance(pool, HttpPool) else "no worker is ready", name)
+        Unready(remote if isinstance(pool, RemotePool) else "no worker is ready", name)
         for name, pool in pools.items()
         if not pool.is_ready()
     ]

@@ -33,7 +33,7 @@ from voiceserver.errors import ConfigError, StartError
 from voiceserver.events.voices import voices_of
 from voiceserver.observability.logs import get_logger, level_of
 from voiceserver.observability.metrics import Metrics
-from voiceserver.pool.fallback import TieredPool
+from voiceserver.pool.fallback import FallbackPool
 from voiceserver.server import pages
 from voiceserver.server.auth import CLIENT_SECRETS, Auth
 from voiceserver.server.multiprocess.constants import READY
@@ -103,9 +103,9 @@ def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
         from voiceserver.pool.chat.client import chat_pool
 
         return chat_pool(stage, config, on_event=on_event)
-    from voiceserver.pool.process_pool import LocalPool
+    from voiceserver.pool.process_pool import ProcessPool
 
-    return LocalPool(
+    return ProcessPool(
         stage=stage,
         engine=config.engine,
         params=config.params,
@@ -248,7 +248,7 @@ class Server:
         lighter = stage.lighter_stage
         if lighter is None:
             return pool
-        return TieredPool(pool, self._make_pool(name, lighter, self._on_lighter_event))
+        return FallbackPool(pool, self._make_pool(name, lighter, self._on_lighter_event))
 
     def _join_exchange(self) -> None:
         """With several processes: callers who come back here belong to the process that their token names."""

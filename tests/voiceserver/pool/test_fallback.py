@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tests.faults import broken_engines
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
-from voiceserver.pool.fallback import TieredPool
+from voiceserver.pool.fallback import FallbackPool
 from voiceserver.pool.inline import InlinePool
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.ipc.channel import WorkerEnd
@@ -42,12 +42,12 @@ class Bench:
     def __init__(self, own_places: int = 0, lighter_places: int = 0) -> None:
         self.own = InlinePool(stage="reply", engine="own", make_worker=worker_of(own_places), workers=2)
         self.lighter = InlinePool(stage="reply", engine="light", make_worker=worker_of(lighter_places))
-        self.pool = TieredPool(self.own, self.lighter)
+        self.pool = FallbackPool(self.own, self.lighter)
         self.now_ms = 1_000.0
         for one in (self.own, self.lighter):
             one.now_ms = self.now_ms
-            for lane in one.lanes:
-                one.spawn(lane)
+            for handle in one.handles:
+                one.spawn(handle)
         self.settle()
 
     def settle(self) -> None:

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from voiceserver.pool.hang_detector import KNOWN_STEPS, PATIENCE, Limits, Pulse, Verdict, read_stat
+from voiceserver.pool.hang_detector import KNOWN_STEPS, PATIENCE, HangDetector, Limits, Verdict, read_stat
 
 TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
 
@@ -34,10 +34,10 @@ class Kernel:
 )
 def test_a_verdict(state: str, used_ms: float, quiet_ms: float, verdict: Verdict) -> None:
     kernel = Kernel()
-    pulse = Pulse(500.0, kernel.read)
-    pulse.feel(7, 1, 250)
+    hang_detector = HangDetector(500.0, kernel.read)
+    hang_detector.feel(7, 1, 250)
     kernel.state, kernel.cpu_ms = state, kernel.cpu_ms + used_ms
-    assert pulse.feel(7, 1, quiet_ms) == verdict
+    assert hang_detector.feel(7, 1, quiet_ms) == verdict
 
 
 KNOWN = Limits.of(KNOWN_STEPS, 40.0, 500.0)
@@ -62,34 +62,34 @@ def test_a_verdict_on_an_engine_whose_steps_are_known(
     state: str, used_ms: float, quiet_ms: float, limits: Limits, verdict: Verdict
 ) -> None:
     kernel = Kernel()
-    pulse = Pulse(5_000.0, kernel.read)
-    pulse.feel(7, 1, 150, limits)
+    hang_detector = HangDetector(5_000.0, kernel.read)
+    hang_detector.feel(7, 1, 150, limits)
     kernel.state, kernel.cpu_ms = state, kernel.cpu_ms + used_ms
-    assert pulse.feel(7, 1, quiet_ms, limits) == verdict
+    assert hang_detector.feel(7, 1, quiet_ms, limits) == verdict
 
 
 def test_who_is_seen_for_the_first_time_is_looked_at_again() -> None:
     """The server itself may have been away: after a pause of the whole machine everybody looks dead."""
     kernel = Kernel()
     kernel.state = "S"
-    pulse = Pulse(5_000.0, kernel.read)
-    assert pulse.feel(7, 1, 3_000, KNOWN) == "quiet"
-    assert pulse.feel(7, 1, 3_100, KNOWN) == "quiet"
-    assert pulse.feel(7, 1, 3_150, KNOWN) == "stalled"
+    hang_detector = HangDetector(5_000.0, kernel.read)
+    assert hang_detector.feel(7, 1, 3_000, KNOWN) == "quiet"
+    assert hang_detector.feel(7, 1, 3_100, KNOWN) == "quiet"
+    assert hang_detector.feel(7, 1, 3_150, KNOWN) == "stalled"
 
 
 def test_every_step_and_every_worker_begins_afresh() -> None:
     kernel = Kernel()
-    pulse = Pulse(500.0, kernel.read)
-    pulse.feel(7, 1, 250)
+    hang_detector = HangDetector(500.0, kernel.read)
+    hang_detector.feel(7, 1, 250)
     kernel.cpu_ms += 600
-    assert pulse.feel(7, 2, 600) == "starved"
+    assert hang_detector.feel(7, 2, 600) == "starved"
     kernel.cpu_ms += 600
-    assert pulse.feel(8, 2, 600) == "starved"
-    assert pulse.feel(8, 2, 600) == "starved"
+    assert hang_detector.feel(8, 2, 600) == "starved"
+    assert hang_detector.feel(8, 2, 600) == "starved"
 
 
 def test_a_worker_of_which_nothing_is_known_is_quiet() -> None:
-    assert Pulse(500.0, lambda pid: b"").feel(7, 1, 9_999) == "quiet"
+    assert HangDetector(500.0, lambda pid: b"").feel(7, 1, 9_999) == "quiet"
     assert read_stat(2**22 + 1) == b""
-    assert Pulse(500.0).feel(os.getpid(), 1, 0) in ("starved", "quiet")
+    assert HangDetector(500.0).feel(os.getpid(), 1, 0) in ("starved", "quiet")

@@ -70,8 +70,8 @@ class Bench:
     def __init__(self) -> None:
         self.pool = InlinePool(stage="reply", engine="own", make_worker=worker_of(PLACES))
         self.pool.now_ms = self.now_ms = 1_000.0
-        for lane in self.pool.lanes:
-            self.pool.spawn(lane)
+        for handle in self.pool.handles:
+            self.pool.spawn(handle)
         self.settle()
         self.served: list[Caller] = []
 

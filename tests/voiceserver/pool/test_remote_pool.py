@@ -19,7 +19,7 @@ from voiceserver.errors import ConfigError, Refusal
 from voiceserver.pool import Stream
 from voiceserver.pool.chat.client import Chat, chat_pool
 from voiceserver.pool.chat.config import ChatConfig
-from voiceserver.pool.remote_pool import HttpPool, Say
+from voiceserver.pool.remote_pool import RemotePool, Say
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind, StreamParams
 
 PARAMS = StreamParams()
@@ -28,7 +28,7 @@ PARAMS = StreamParams()
 @asynccontextmanager
 async def chat(
     *scripts: Script, **params: str | int | float | bool
-) -> AsyncIterator[tuple[HttpPool, ChatEndpoint]]:
+) -> AsyncIterator[tuple[RemotePool, ChatEndpoint]]:
     async with ChatEndpoint(*scripts) as endpoint:
         given = {
             "base_url": endpoint.base_url,
@@ -45,7 +45,7 @@ async def chat(
             await pool.stop()
 
 
-def opened(pool: HttpPool, owner: Owner) -> Stream:
+def opened(pool: RemotePool, owner: Owner) -> Stream:
     stream = pool.try_open(owner, PARAMS)
     assert not isinstance(stream, Refusal)
     return stream
@@ -56,7 +56,7 @@ def request(text: str = "hello", **fields: object) -> bytes:
     return json.dumps({"turn": 1, "messages": messages, "instructions": "Be brief.", **fields}).encode()
 
 
-async def ask(pool: HttpPool, payload: bytes | None = None) -> Owner:
+async def ask(pool: RemotePool, payload: bytes | None = None) -> Owner:
     owner = Owner()
     stream = opened(pool, owner)
     assert stream.send(RequestKind.DATA, 1, 1, request() if payload is None else payload)
@@ -198,7 +198,7 @@ async def test_a_connection_is_used_again() -> None:
         assert endpoint.connections == 1
 
 
-async def settled(pool: HttpPool) -> None:
+async def settled(pool: RemotePool) -> None:
     """Until the tidying behind finished answers is over."""
     while len(pool._tasks) > 0:
         await asyncio.sleep(0)
@@ -402,7 +402,7 @@ async def test_stop_ends_what_is_on_the_way_and_leaves_no_task() -> None:
 
 
 async def test_a_pool_that_was_not_started_refuses() -> None:
-    pool = HttpPool(stage="reply", remote=Chat(ChatConfig("http://localhost:1/v1")))
+    pool = RemotePool(stage="reply", remote=Chat(ChatConfig("http://localhost:1/v1")))
     assert isinstance(pool.try_open(Owner(), PARAMS), Refusal)
     assert not pool.is_ready()
     await pool.stop()
@@ -430,7 +430,7 @@ async def test_an_engine_with_a_bug_fails_the_turn_only() -> None:
 
     heard: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["exception"]))
-    pool = HttpPool(stage="reply", remote=Buggy(ChatConfig("http://localhost:1/v1", keep_warm_ms=0)))
+    pool = RemotePool(stage="reply", remote=Buggy(ChatConfig("http://localhost:1/v1", keep_warm_ms=0)))
     await pool.start()
     told = failure(await ask(pool))
     assert told["code"] == "engine_failed"

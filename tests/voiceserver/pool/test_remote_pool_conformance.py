@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.conformance.pool_suite import Bench, MakeBench, StreamConformance
-from voiceserver.pool.remote_pool import HttpPool, Say
+from voiceserver.pool.remote_pool import RemotePool, Say
 from voiceserver_workers.ipc.messages import ResultKind
 
 
@@ -41,7 +41,7 @@ class Echo:
 
 class TaskBench:
     def __init__(self) -> None:
-        self.pool = HttpPool(stage="reply", remote=Echo())
+        self.pool = RemotePool(stage="reply", remote=Echo())
 
     async def until(self, is_done: Callable[[], bool]) -> None:
         for _ in range(2_000):

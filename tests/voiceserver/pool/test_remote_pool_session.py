@@ -15,7 +15,7 @@ from voiceserver.errors import Refusal
 from voiceserver.events import events as ev
 from voiceserver.pool import LossReason, Stream
 from voiceserver.pool.chat.client import chat_pool
-from voiceserver.pool.remote_pool import HttpPool
+from voiceserver.pool.remote_pool import RemotePool
 from voiceserver_workers.ipc.messages import Record
 
 WEATHER = ev.Tool(
@@ -26,7 +26,7 @@ WEATHER = ev.Tool(
 class ChatBench(Bench):
     """The reply stage is a real pool; results come when the loop runs. A StreamOwner."""
 
-    def __init__(self, pool: HttpPool) -> None:
+    def __init__(self, pool: RemotePool) -> None:
         self.pool = pool
         self.stream: Stream | None = None
         self.changed = asyncio.Event()

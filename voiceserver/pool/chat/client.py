@@ -40,7 +40,7 @@ from voiceserver.pool.chat.messages import (
     request_body,
 )
 from voiceserver.pool.chat.sse import EventTooLong, SseParser
-from voiceserver.pool.remote_pool import HttpPool, RemoteFailure, Say
+from voiceserver.pool.remote_pool import RemoteFailure, RemotePool, Say
 from voiceserver.session.sentences import SentenceCutter
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.messages import ResultKind
@@ -57,7 +57,7 @@ _RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 _PROBE_TIMEOUT_MS = 5_000.0
 
 
-def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_event) -> HttpPool:
+def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_event) -> RemotePool:
     """The pool of a stage whose engine is ``chat``. Raises ConfigError: a parameter is wrong, or the extra is not installed."""
     try:
         registry.check("chat")
@@ -65,7 +65,7 @@ def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_eve
         raise ConfigError(f"stages.{stage}.engine", str(error)) from error
     chat = ChatConfig.from_params(config.params, os.environ, key=f"stages.{stage}.params")
     remote = Chat(chat, lambda name, fields: on_event(name, {"stage": stage, **fields}))
-    return HttpPool(stage=stage, remote=remote, max_concurrency=chat.max_concurrency, on_event=on_event)
+    return RemotePool(stage=stage, remote=remote, max_concurrency=chat.max_concurrency, on_event=on_event)
 
 
 class Chat:

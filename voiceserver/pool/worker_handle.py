@@ -211,7 +211,7 @@ class WorkerHandle:
 class WorkerStream:
     """The Stream of a lane. ``key`` names the session for the quarantine."""
 
-    __slots__ = ("_pool", "id", "key", "lane", "owner")
+    __slots__ = ("_pool", "id", "key", "handle", "owner")
 
     def __init__(
         self, pool: ChannelPool, handle: WorkerHandle, stream: int, owner: StreamOwner, key: str

@@ -42,7 +42,7 @@ class RequestKey(NamedTuple):
 class PreemptiveReply:
     """``turn``: that it would answer. ``ask``, ``say``: as of a Reply; only the first sentence is said ahead."""
 
-    __slots__ = ("_held_bytes", "ask", "basis", "held", "is_finished_asking", "say", "turn")
+    __slots__ = ("_held_bytes", "ask", "request_key", "held", "is_finished_asking", "say", "turn")
 
     def __init__(self, turn: int, request_key: RequestKey, request: bytes, now_ms: float) -> None:
         self.turn = turn

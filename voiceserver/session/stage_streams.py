@@ -36,7 +36,7 @@ class Degradation(NamedTuple):
 
 
 class StageStreams:
-    __slots__ = ("_less", "_lost", "_opened", "_refused", "_reset", "_stages")
+    __slots__ = ("_degradations", "_lost", "_opened", "_refused", "_reset", "_stages")
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         self._stages = stages

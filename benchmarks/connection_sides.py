@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from voiceserver.config.schema import Config
     from voiceserver.events.events import Accounting
     from voiceserver.server.server import Server
-    from voiceserver.transport.services import Hub
+    from voiceserver.transport.services import Services
 
 BACKLOG = 4_096
 HOST = "127.0.0.1"
@@ -86,7 +86,7 @@ class Ours:
         self.ports["ring"] = server.port
         loop = asyncio.get_running_loop()
         for name, kind in self.without_session().items():
-            listener = await loop.create_server(partial(kind, server.hub), HOST, 0, backlog=BACKLOG)
+            listener = await loop.create_server(partial(kind, server.services), HOST, 0, backlog=BACKLOG)
             self.ports[name] = listener.sockets[0].getsockname()[1]
 
     def make_server(self, config: Config) -> Server:
@@ -95,8 +95,8 @@ class Ours:
         return Server(config)
 
     @property
-    def hub(self) -> Hub:
-        return self._server.hub
+    def services(self) -> Services:
+        return self._server.services
 
     def without_session(self) -> dict[str, Callable[..., asyncio.Protocol]]:
         from voiceserver.transport.connection import Connection
@@ -125,7 +125,7 @@ class Ours:
 
     def _books(self) -> list[Accounting]:
         """Of open connections; calls that are kept for a resume come to an end some time."""
-        return [books for one in self.hub.connections if (books := one.books()) is not None]
+        return [books for one in self.services.connections if (books := one.books()) is not None]
 
     def ring(self) -> dict[str, float]:
         """Messages that open connections have received, and those that the worker has taken. Asking costs time: take what

@@ -66,7 +66,7 @@ class OursWithTls(Ours):
         await super().start()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _certify(context)
-        plain = partial(self.without_session()["callback"], self.hub)
+        plain = partial(self.without_session()["callback"], self.services)
         for name, factory in (("protocol", plain), ("buffered", partial(Buffered, plain))):
             loop = asyncio.get_running_loop()
             listener = await loop.create_server(factory, HOST, 0, ssl=context)

@@ -27,7 +27,7 @@ from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import PoolStats, StreamOwner
 from voiceserver.server.routes import build_router
 from voiceserver.transport.connection import Connection
-from voiceserver.transport.services import Hub
+from voiceserver.transport.services import Services
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 UPGRADE = (
@@ -272,7 +272,7 @@ class Shell:
             self.config, self.pools, self.admission, self.metrics, lambda: 0.0, random.Random(1)
         )
         log = structlog.wrap_logger(None, processors=[self._log], wrapper_class=structlog.BoundLogger)
-        self.hub = Hub(
+        self.services = Services(
             self.loop,
             self.config,
             pools=self.pools,
@@ -299,7 +299,7 @@ class Line:
     def __init__(self, shell: Shell) -> None:
         self.shell = shell
         self.transport = MemoryTransport()
-        self.connection = Connection(shell.hub)
+        self.connection = Connection(shell.services)
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
         self.is_lost = False
 

@@ -6,7 +6,7 @@
     out --(each stage has one again)--------------------> up     server.ready to those who were told
 
 Whoever waits for the stage is told by its own gate (``pressure``), with its own numbers, and is passed over here. Silent callers
-without a session hear a frame that is built once for all, and ``Hub`` tells many callers in slices, so that nobody's
+without a session hear a frame that is built once for all, and ``Services`` tells many callers in slices, so that nobody's
 audio waits for that. A pool without workers of its own (an endpoint) is never out: its answers say what is wrong.
 """
 

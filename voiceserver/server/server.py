@@ -41,7 +41,7 @@ from voiceserver.server.routes import build_router
 from voiceserver.server.tls import tls_context, use_instead
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS, Connection
 from voiceserver.transport.http import Caller, Response
-from voiceserver.transport.services import Hub
+from voiceserver.transport.services import Services
 from voiceserver.wire import openai, twilio
 from voiceserver.wire.twilio import LINES
 from voiceserver_workers import registry
@@ -151,7 +151,7 @@ class Server:
         self.on_drain_asked: Callable[[], None] = lambda: (
             None
         )  # somebody pressed the button; begin and return
-        self.hub: Hub
+        self.services: Services
 
     @property
     def port(self) -> int:
@@ -201,7 +201,7 @@ class Server:
             self.metrics.merge = self._share.merged
             self.router.pages["/v1/capacity"] = self._merged_capacity
         pages.add(self.router, self.metrics, lambda: self.on_drain_asked())
-        self.hub = Hub(
+        self.services = Services(
             self._loop,
             config,
             pools=self._pools,
@@ -210,19 +210,19 @@ class Server:
             metrics=self.metrics,
             log=self.log,
         )
-        self.hub.auth = self._auth if self._auth.has_keys else None
+        self.services.auth = self._auth if self._auth.has_keys else None
         self._join_exchange()
-        self._cues = self.hub.cues = Cues(LINES, config.session.output_rate_hz)
-        self._learner = self.hub.learner = Learner(
+        self._cues = self.services.cues = Cues(LINES, config.session.output_rate_hz)
+        self._learner = self.services.learner = Learner(
             self._pools,
             admission,
-            self.hub.facts,
+            self.services.facts,
             is_learned=limits.max_talkers == 0,
             windows_ms={name: getattr(config.stages, name).max_wait_ms for name in self._pools},
             on_change=self._on_pool_event,
-            now_ms=self.hub.now_ms,
+            now_ms=self.services.now_ms,
         )
-        self.metrics.observe_admission(admission, self._learner, self.hub.live_books)
+        self.metrics.observe_admission(admission, self._learner, self.services.live_books)
         self.metrics.observe_pools(lambda: [pool.stats() for pool in self._pools.values()])
         await self._listen()
         self._probe(self._loop.time())
@@ -254,16 +254,16 @@ class Server:
         """With several processes: callers who come back here belong to the process that their token names."""
         exchange = self._share.exchange if self._share is not None else None
         if exchange is not None:
-            self.hub.exchange = exchange
-            self.hub.calls.process, self.hub.calls.processes = exchange.index, exchange.processes
-            exchange.listen(self._loop, lambda data: Connection(self.hub, data))
+            self.services.exchange = exchange
+            self.services.calls.process, self.services.calls.processes = exchange.index, exchange.processes
+            exchange.listen(self._loop, lambda data: Connection(self.services, data))
 
     async def _listen(self) -> None:
         server = self.config.server
         self._tls = tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None
         try:
             self._listener = await self._loop.create_server(
-                lambda: Connection(self.hub),
+                lambda: Connection(self.services),
                 server.host,
                 server.port,
                 backlog=server.backlog,
@@ -291,23 +291,23 @@ class Server:
         lag = max(self._loop.time() - due, 0.0)
         self.metrics.loop_lag.observe(lag)
         self._loop_lag_ms += (lag * 1000.0 - self._loop_lag_ms) * 0.2
-        self.hub.look_for_outage()
+        self.services.look_for_outage()
         due = self._loop.time() + PROBE_MS / 1000.0
         self._timers["probe"] = self._loop.call_at(due, self._probe, due)
 
     def _learn(self) -> None:
-        hub = self.hub
+        services = self.services
         if not self._has_lines and self.is_ready:
             self._has_lines = True
             self._cues.make(self._pools.get("tts"))
             self.router.prepare()
         elif self.config.backpressure.max_talkers == 0:
             self._calibrate()
-        if self._has_lines and hub.settings.fillers is not None:
-            hub.settings.fillers.make(self._pools.get("tts"))
-        now_ms = hub.clock()
+        if self._has_lines and services.settings.fillers is not None:
+            services.settings.fillers.make(self._pools.get("tts"))
+        now_ms = services.clock()
         self._learner.look(self._loop_lag_ms, now_ms, self._cores.busy(self._learner.workers, now_ms))
-        hub.place_freed()
+        services.place_freed()
         self._timers["learn"] = self._loop.call_later(LOOK_MS / 1000.0, self._learn)
 
     def _calibrate(self) -> None:
@@ -315,8 +315,8 @@ class Server:
         found = self._calibration
         if found is not None and found.was_disturbed:  # by a worker that died: once more
             found = self._calibration = None
-        if found is None and self.is_ready and not self.hub.admission.talkers and self._has_lines:
-            self._calibration = Calibration(self._pools, self.hub.clock, self._cores.share)
+        if found is None and self.is_ready and not self.services.admission.talkers and self._has_lines:
+            self._calibration = Calibration(self._pools, self.services.clock, self._cores.share)
             self._calibration.begin()
         elif found is not None and not self._is_calibrated:
             found.give_up_if_late()
@@ -326,9 +326,9 @@ class Server:
                     costs, cores = found.costs, self._cores.share
                     limit = calibrate(costs.values(), cores) * CAUTION
                     costs = {**costs, PROCESSOR: processor_of(costs.values(), cores)}
-                    self._learner.start_with(math.ceil(limit), self.hub.clock(), costs)
+                    self._learner.start_with(math.ceil(limit), self.services.clock(), costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
-                self._server_log("calibrated", talkers=self.hub.admission.limit, work=work)
+                self._server_log("calibrated", talkers=self.services.admission.limit, work=work)
 
     def _stamps(self) -> dict[str, float]:
         """When the files that may be changed under a running server were last written."""
@@ -358,15 +358,15 @@ class Server:
 
     def _refresh(self) -> None:
         self._reload()
-        facts = self.hub.facts
-        facts.sessions = self.hub.sessions
+        facts = self.services.facts
+        facts.sessions = self.services.sessions
         stats = [pool.stats() for pool in self._pools.values()]
         facts.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
         facts.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
         facts.local_time = time.strftime("%Y-%m-%d %H:%M")
         if self._share is not None:
             self._share.publish(self.metrics.own_families(), self._own_capacity(NOBODY).body)
-        connections = len(self.hub.connections)
+        connections = len(self.services.connections)
         if connections >= self._frozen + _FREEZE_STEP:
             self._freeze()
         elif connections * 2 < self._frozen and self._frozen >= _FREEZE_STEP // 2:
@@ -384,7 +384,7 @@ class Server:
         """Have the collector pass over what is here to stay: thousands of sessions would make each full collection long."""
         gc.collect(1)
         gc.freeze()
-        self._frozen = len(self.hub.connections)
+        self._frozen = len(self.services.connections)
 
     def _on_pool_event(self, name: str, fields: Mapping[str, object]) -> None:
         self.log.log(level_of(name), name, **fields)
@@ -401,32 +401,32 @@ class Server:
         """Refuse new calls, let turns in progress end within ``drain_timeout_ms``, close with 1012, stop."""
         within_ms = float(self.config.server.drain_timeout_ms)
         self.router.is_draining = True
-        self._server_log("draining", sessions=self.hub.sessions, deadline_ms=within_ms)
-        self.hub.calls.end_all("draining", self.hub.clock())
-        for connection in list(self.hub.connections):
+        self._server_log("draining", sessions=self.services.sessions, deadline_ms=within_ms)
+        self.services.calls.end_all("draining", self.services.clock())
+        for connection in list(self.services.connections):
             connection.drain(within_ms)
         empty = asyncio.Event()
-        self.hub.on_empty = empty.set
+        self.services.on_empty = empty.set
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout((within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS) / 1000.0):
-                if self.hub.sessions:
+                if self.services.sessions:
                     await empty.wait()
-                if self.hub.exchange is not None:
-                    await self.hub.exchange.wait_idle()
+                if self.services.exchange is not None:
+                    await self.services.exchange.wait_idle()
         await self.stop()
 
     async def stop(self) -> None:
         """End at once: drop every connection, end the workers. Idempotent."""
         if self._listener is not None:
             self._listener.close()
-        for connection in list(self.hub.connections):
+        for connection in list(self.services.connections):
             connection.abort()
         for timer in self._timers.values():
             timer.cancel()
-        self.hub.calls.end_all("stopped", self.hub.clock())
-        if self.hub.exchange is not None:
-            self.hub.exchange.close()
-        self.hub.stop()
+        self.services.calls.end_all("stopped", self.services.clock())
+        if self.services.exchange is not None:
+            self.services.exchange.close()
+        self.services.stop()
         await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
         gc.unfreeze()
 

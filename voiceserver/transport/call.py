@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from voiceserver.pool import LossReason, Stream
     from voiceserver.session.outbox import Outbox
     from voiceserver.session.session import Session
-    from voiceserver.transport.services import Hub
+    from voiceserver.transport.services import Services
     from voiceserver.wire import Codec, Frame
     from voiceserver_workers.ipc.messages import Record
 
@@ -43,7 +43,7 @@ class Pump(Framing):
         "_active_ms",
         "_armed_ms",
         "_codec",
-        "_hub",
+        "_services",
         "_is_held_back",
         "_opened_ms",
         "_session",
@@ -52,9 +52,9 @@ class Pump(Framing):
         "_ticket",
     )
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(hub.config.server.max_message_bytes)
-        self._hub = hub
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.config.server.max_message_bytes)
+        self._services = services
         self._codec: Codec | None = None
         self._session: Session | None = None
         self._streams: dict[str, Stream] | None = None
@@ -97,7 +97,7 @@ class Pump(Framing):
         session, codec = self._session or self.session_made(), self._codec
         if session is None or codec is None:
             return
-        now_ms = self._active_ms = self._hub.now_ms
+        now_ms = self._active_ms = self._services.now_ms
         try:
             if codec.binary_is_pcm:
                 if payload:
@@ -127,7 +127,7 @@ class Pump(Framing):
             super().receive_run(payloads)
             return
         # What came together is taken as one piece: it costs one place in the outbox and the ring, and one answer.
-        now_ms = self._active_ms = self._hub.now_ms
+        now_ms = self._active_ms = self._services.now_ms
         session.receive_audio(payloads[0] if len(payloads) == 1 else b"".join(payloads), now_ms)
 
     def receive_text(self, payload: bytes) -> None:
@@ -137,7 +137,7 @@ class Pump(Framing):
                 self.tell_later(payload)
             return
         assert codec is not None
-        self._active_ms = self._hub.now_ms
+        self._active_ms = self._services.now_ms
         if getattr(codec, "has_opening", False):  # what its client token says comes first, and fails alone
             try:
                 self._receive_items(session, codec, codec.opening_events())  # type: ignore[attr-defined]
@@ -155,20 +155,20 @@ class Pump(Framing):
         session.output_rate_hz = codec.output_rate_hz
         for item in items:
             if isinstance(item, Audio):
-                session.receive_audio(item.pcm, self._hub.now_ms)
+                session.receive_audio(item.pcm, self._services.now_ms)
             else:
-                session.receive_event(item, self._hub.now_ms)
+                session.receive_event(item, self._services.now_ms)
 
     def _complain(self, error: ProtocolError) -> None:
         """Answer a client's mistake; the connection goes on unless the error says otherwise."""
         assert self._codec is not None
-        self._hub.metrics.count_error(error.code)
+        self._services.metrics.count_error(error.code)
         self._queue(self._codec.encode_protocol_error(error))
         if (session := self._session) is not None:  # the codec may have taken a change of format back
             session.input_rate_hz = self._codec.input_rate_hz
             session.output_rate_hz = self._codec.output_rate_hz
             if error.close_code is not None:
-                session.fail(error.code, str(error), error.close_code, self._hub.now_ms)
+                session.fail(error.code, str(error), error.close_code, self._services.now_ms)
                 if error.param:
                     session.close_reason = f"{error.code}: {error.param}"
 
@@ -176,20 +176,20 @@ class Pump(Framing):
         session = self.session_made()
         if session is not None:
             session.close_reason = session.close_reason or "client_left"
-            session.disconnect(self._hub.now_ms)
+            session.disconnect(self._services.now_ms)
             session.close_code = code
 
     def receive_violation(self, code: int, reason: str) -> None:
         """The last word before the close frame: what was wrong, and the accounts."""
         name = _VIOLATIONS.get(code, "connection_failed")
-        self._hub.metrics.count_error(name)
+        self._services.metrics.count_error(name)
         session, codec = self.session_made(), self._codec
         if session is None or codec is None or session.is_closed:
             return
         message = f"The connection must end: {reason}."
         if code == 1009:
             message = f"A message may have at most {self.max_message_bytes} bytes: {reason}."
-        session.fail(name, message, code, self._hub.now_ms)
+        session.fail(name, message, code, self._services.now_ms)
         self._say(session, codec)
 
     # ------------------------------------------------------------------------------------------------ the streams
@@ -199,7 +199,7 @@ class Pump(Framing):
         if session is None:
             return False
         try:
-            session.receive_result(stage, record, self._hub.clock())
+            session.receive_result(stage, record, self._services.clock())
         except Exception as error:
             self.on_fault(error)
             return True
@@ -213,15 +213,15 @@ class Pump(Framing):
         if self._streams is not None:
             self._streams.pop(stage, None)
         if self._session is not None:
-            self._session.lose_stream(stage, reason, self._hub.clock())
+            self._session.lose_stream(stage, reason, self._services.clock())
 
     def on_room(self, stage: str) -> None:
         if self._session is not None:
             self._session.retry(stage)
 
     def on_tick(self) -> None:  # hot
-        hub = self._hub
-        hub.now_ms = now_ms = hub.clock()
+        services = self._services
+        services.now_ms = now_ms = services.clock()
         try:
             self._pump(now_ms)
         except Exception as error:
@@ -292,7 +292,7 @@ class Pump(Framing):
     # ------------------------------------------------------------------------------------------------- the places
 
     def on_place(self, ticket: Ticket, now_ms: float) -> None:
-        """A ticket of ours has moved. For ``Hub``."""
+        """A ticket of ours has moved. For ``Services``."""
         session = self.session_made()
         if session is None or session.is_closed:
             return
@@ -300,7 +300,7 @@ class Pump(Framing):
             session.waiting(ticket.position, ticket.estimate_ms, now_ms)
         elif ticket.state == "expired":
             message = "No place became free in time; please try again later."
-            retry_after_ms = round(self._hub.admission.retry_after_ms, 1)
+            retry_after_ms = round(self._services.admission.retry_after_ms, 1)
             session.fail("waiting_timeout", message, 1013, now_ms, retry_after_ms)
         else:
             session.admitted(now_ms)
@@ -310,17 +310,17 @@ class Pump(Framing):
 
     def leave_places(self, now_ms: float) -> None:
         """Give back what this caller holds, and what it stands in line for. Idempotent."""
-        self._hub.forget(self)
+        self._services.forget(self)
         if self._ticket is not None:
             self._ticket.release(now_ms)
-            self._hub.place_freed()
+            self._services.place_freed()
         self._leave_speech(now_ms)
 
     def _leave_speech(self, now_ms: float) -> None:
         if self._speech is not None:
             self._speech.release(now_ms)
             self._speech = None
-            self._hub.place_freed()
+            self._services.place_freed()
 
     def _is_heard(self, session: Session) -> bool:
         return self._streams is not None and session.settings.hears_with in self._streams
@@ -329,7 +329,7 @@ class Pump(Framing):
         """Whether there is a place for this speech; otherwise the session knows now that it waits."""
         if self._speech is None:
             tenant = self._ticket.tenant if self._ticket is not None else ""
-            got = self._hub.admission.try_talk(now_ms, tenant=tenant)
+            got = self._services.admission.try_talk(now_ms, tenant=tenant)
             if isinstance(got, Refusal):
                 session.stream_refused(stage, got, now_ms)
                 return False
@@ -344,12 +344,12 @@ class Pump(Framing):
 
     def _open_stream(self, session: Session, stage: str, now_ms: float) -> None:
         if (
-            self._hub.admission.holds_speech
+            self._services.admission.holds_speech
             and stage == session.settings.hears_with
             and not self._may_talk(session, stage, now_ms)
         ):
             return
-        pool = self._hub.pools.get(stage)
+        pool = self._services.pools.get(stage)
         got: Stream | Refusal = Refusal("no_workers", 1_000.0, stage)
         if pool is not None:
             got = pool.try_open(self, session.stream_params(stage), key=session.session_id)
@@ -371,7 +371,7 @@ class Pump(Framing):
                 self._streams = None
         session.stream_closed(stage)
         if self._speech is not None and stage == session.settings.hears_with:
-            self._leave_speech(self._hub.now_ms)
+            self._leave_speech(self._services.now_ms)
 
     def _send_requests(
         self, session: Session, stage: str, outbox: Outbox, stream: Stream, now_ms: float
@@ -392,22 +392,22 @@ class Pump(Framing):
             self._queue(own)
         events = session.events_to_send()
         if events:
-            self._active_ms = self._hub.now_ms
-            observe = self._hub.metrics.observe
+            self._active_ms = self._services.now_ms
+            observe = self._services.metrics.observe
             for event in events:
                 observe(event)
                 if type(event) is ServerBusy:
-                    self._hub.note_busy(self, event)
+                    self._services.note_busy(self, event)
                 elif type(event) is ReplyDone:
-                    self._hub.tell_limits(session, codec)
+                    self._services.tell_limits(session, codec)
                 elif type(event) is BusyCue:
                     self._say_aloud(event, codec)
                 self._queue(codec.encode(event))
 
     def _say_aloud(self, cue: BusyCue, codec: Codec) -> None:
         """On a wire whose binary messages are the reply's audio; others have their own way to say it."""
-        if self._hub.cues is not None and codec.name == "native":
-            pcm = self._hub.cues.audio_of(cue, codec.output_rate_hz)
+        if self._services.cues is not None and codec.name == "native":
+            pcm = self._services.cues.audio_of(cue, codec.output_rate_hz)
             self._queue(codec.encode(ReplyAudio(turn=0, pcm=pcm)))
 
     def books(self) -> Accounting | None:
@@ -425,26 +425,26 @@ class Pump(Framing):
 
     def on_fault(self, error: Exception) -> None:
         """A bug was met while serving this caller. The caller is told; nobody else notices."""
-        self._hub.log.error("connection fault", exc_info=error)
+        self._services.log.error("connection fault", exc_info=error)
         try:
             session = self.session_made()
             if session is not None:
-                now_ms = self._hub.clock()
+                now_ms = self._services.clock()
                 session.fail("internal_error", "Something went wrong in the server.", 1011, now_ms)
                 self._pump(now_ms)
                 return
         except Exception as second:
-            self._hub.log.error("connection fault while closing", exc_info=second)
+            self._services.log.error("connection fault while closing", exc_info=second)
         self.abort()
 
     def _account(self, session: Session, now_ms: float) -> None:
-        hub, codec = self._hub, self._codec
+        services, codec = self._services, self._codec
         assert codec is not None
         books = session.accounting()
-        hub.metrics.count_closed(codec.name, session.close_code, books)
-        if hub.auth is not None and session.key:
-            hub.auth.leave(session.key, books.received_ms, session.session_id)
-        hub.log.info(
+        services.metrics.count_closed(codec.name, session.close_code, books)
+        if services.auth is not None and session.key:
+            services.auth.leave(session.key, books.received_ms, session.session_id)
+        services.log.info(
             "session closed",
             session=session.session_id,
             wire=codec.name,

@@ -25,7 +25,7 @@ from voiceserver.wire.frames import PING, build_head
 if TYPE_CHECKING:
     from voiceserver.session.session import Session
     from voiceserver.transport.http import Upgrade
-    from voiceserver.transport.services import Hub
+    from voiceserver.transport.services import Services
 
 # For the peer's half of a closing handshake, and for the last bytes to leave.
 CLOSE_TIMEOUT_MS: Final = 2_000.0
@@ -47,9 +47,9 @@ class Connection(Door, asyncio.Protocol):
         "_transport",
     )
 
-    def __init__(self, hub: Hub, head: bytes = b"") -> None:
+    def __init__(self, services: Services, head: bytes = b"") -> None:
         """head: what came before another process handed the connection on."""
-        super().__init__(hub)
+        super().__init__(services)
         self._inbox = Inbox(head) if head else None
         self._transport: asyncio.Transport | None = None
         self._outbox: list[bytes] | None = None
@@ -59,12 +59,12 @@ class Connection(Door, asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------ the socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        hub = self._hub
+        services = self._services
         self._transport = cast("asyncio.Transport", transport)
-        hub.connections[self] = None
-        hub.metrics.connections.inc()
-        self._opened_ms = now_ms = hub.clock()
-        hub.expect_by(now_ms + hub.config.server.handshake_timeout_ms, self)
+        services.connections[self] = None
+        services.metrics.connections.inc()
+        self._opened_ms = now_ms = services.clock()
+        services.expect_by(now_ms + services.config.server.handshake_timeout_ms, self)
 
     @property
     def data_received(self) -> Connection:
@@ -72,8 +72,8 @@ class Connection(Door, asyncio.Protocol):
         return self
 
     def __call__(self, data: bytes) -> None:  # hot
-        hub = self._hub
-        hub.now_ms = now_ms = hub.clock()
+        services = self._services
+        services.now_ms = now_ms = services.clock()
         try:
             if self._codec is None:
                 self.receive_head(data, now_ms)
@@ -87,19 +87,19 @@ class Connection(Door, asyncio.Protocol):
             self.on_fault(error)
 
     def wait_for_turn(self) -> None:
-        hub = self._hub
-        if self._transport is not None and self not in hub.waiting:
+        services = self._services
+        if self._transport is not None and self not in services.waiting:
             if self._transport.is_reading():
                 self._transport.pause_reading()
-            spent_ms = hub.clock() - hub.now_ms
-            hub.take_turn_later(self, spent_ms * REST if spent_ms > LONG_TURN_MS else 0.0)
+            spent_ms = services.clock() - services.now_ms
+            services.take_turn_later(self, spent_ms * REST if spent_ms > LONG_TURN_MS else 0.0)
 
     def has_had_enough(self) -> bool:
-        return self._hub.clock() - self._hub.now_ms > LONG_TURN_MS
+        return self._services.clock() - self._services.now_ms > LONG_TURN_MS
 
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
-        waiting = self._hub.waiting
+        waiting = self._services.waiting
         if self not in waiting:  # another socket by now
             return
         waiting.discard(self)
@@ -120,7 +120,7 @@ class Connection(Door, asyncio.Protocol):
             return
         self._is_held_back = is_held
         if not is_held:  # and what it sent meanwhile was not late: we did not read it
-            self._be_patient(self._hub.clock())
+            self._be_patient(self._services.clock())
             self.wait_for_turn()
         elif transport.is_reading() and not transport.is_closing():
             transport.pause_reading()
@@ -132,7 +132,12 @@ class Connection(Door, asyncio.Protocol):
     def _listen_or_not(self) -> None:
         """Whoever asks for more and more answers (pings, mistakes) and reads none is not read any more either."""
         transport = self._transport
-        if transport is None or self._is_held_back or self in self._hub.waiting or transport.is_closing():
+        if (
+            transport is None
+            or self._is_held_back
+            or self in self._services.waiting
+            or transport.is_closing()
+        ):
             return
         is_choked = self._is_choked()
         if is_choked and transport.is_reading():
@@ -142,15 +147,15 @@ class Connection(Door, asyncio.Protocol):
 
     def _is_choked(self) -> bool:
         transport = self._transport
-        limit = CHOKE * self._hub.config.server.write_limit_bytes
+        limit = CHOKE * self._services.config.server.write_limit_bytes
         return transport is not None and transport.get_write_buffer_size() > limit
 
     def connection_lost(self, exc: Exception | None) -> None:
-        hub = self._hub
-        now_ms = hub.now_ms = hub.clock()
+        services = self._services
+        now_ms = services.now_ms = services.clock()
         self._leave_socket()
         if self._ticket is None and self._codec is not None:
-            hub.admission.lingering -= 1
+            services.admission.lingering -= 1
         session = self.session_made()
         if session is not None and self.detach(session, now_ms):
             self._start_over()
@@ -165,34 +170,39 @@ class Connection(Door, asyncio.Protocol):
         self._codec = self._streams = None
 
     def _leave_socket(self) -> None:
-        hub = self._hub
+        services = self._services
         self._transport = None
         self._outbox = None
-        hub.connections.pop(self, None)
-        hub.metrics.connections.dec()
+        services.connections.pop(self, None)
+        services.metrics.connections.dec()
         if self._codec is not None:
-            hub.leave()
+            services.leave()
 
     def _start_over(self) -> None:
         """Be ready for another socket."""
         self.restart()
         self._is_ended = self._is_held_back = False
-        self._hub.waiting.discard(self)
+        self._services.waiting.discard(self)
         self._close_by_ms = math.inf
         self._ping_ms = self._held_ms = 0.0
 
     def hand_on(self, process: int, data: bytes) -> bool:
-        transport, exchange = self._transport, self._hub.exchange
+        transport, exchange = self._transport, self._services.exchange
         if transport is None or exchange is None or not exchange.hand_on(transport, process, data):
             return False
-        self._hub.metrics.calls_handed_on.inc()
+        self._services.metrics.calls_handed_on.inc()
         self._is_ended, self._inbox = True, None
         self.connection_lost(None)
         return True
 
     def go_on_over(self, other: Door, upgrade: Upgrade, now_ms: float) -> None:
         assert isinstance(other, Connection)
-        hub, session, transport, claim = self._hub, self.session_made(), other._transport, upgrade.claim
+        services, session, transport, claim = (
+            self._services,
+            self.session_made(),
+            other._transport,
+            upgrade.claim,
+        )
         assert session is not None and transport is not None and claim is not None  # noqa: PT018
         if self._transport is not None:  # broken, and nobody has told us; or another client has the token
             self._say_taken_over(self._transport)
@@ -201,12 +211,12 @@ class Connection(Door, asyncio.Protocol):
             else:  # nothing was said that could be lost
                 self._leave_socket()
                 self._start_over()
-        hub.connections.pop(other, None)
-        hub.connections[self] = None
+        services.connections.pop(other, None)
+        services.connections[self] = None
         other._transport, self._transport = None, transport
         transport.set_protocol(self)
         self.limit_writes()
-        hub.join()
+        services.join()
         if upgrade.ticket is not None:
             self._ticket = upgrade.ticket
             upgrade.ticket.owner = self
@@ -232,19 +242,19 @@ class Connection(Door, asyncio.Protocol):
             transport.write_eof()
         else:  # TLS has no half-closed state
             transport.close()
-        self._hub.call_later(CLOSE_TIMEOUT_MS, transport.abort)
+        self._services.call_later(CLOSE_TIMEOUT_MS, transport.abort)
 
     def pause_writing(self) -> None:
-        now_ms = self._hub.clock()
+        now_ms = self._services.clock()
         self._held_ms = now_ms
         session = self.session_made()
         if session is not None:
             session.hold_output(True, now_ms)
-        self.wake_at(now_ms + self._hub.config.server.slow_reader_timeout_ms)
+        self.wake_at(now_ms + self._services.config.server.slow_reader_timeout_ms)
 
     def resume_writing(self) -> None:
         self._held_ms = 0.0
-        now_ms = self._hub.now_ms = self._hub.clock()
+        now_ms = self._services.now_ms = self._services.clock()
         if self.has_partial_message:  # or messages that waited until answers had left
             self.wait_for_turn()
         else:
@@ -260,7 +270,7 @@ class Connection(Door, asyncio.Protocol):
             return
         if self._outbox is None:
             self._outbox = [data]
-            self._hub.flush_later(self)
+            self._services.flush_later(self)
         else:
             self._outbox.append(data)
 
@@ -285,8 +295,8 @@ class Connection(Door, asyncio.Protocol):
         """Say our last, then wait a little for the peer's end: to close on unread bytes would reset the connection, and
         the peer would lose what we said."""
         self._is_ended = True
-        self._hub.flush_later(self)
-        self.close_by(self._hub.clock() + CLOSE_TIMEOUT_MS)
+        self._services.flush_later(self)
+        self.close_by(self._services.clock() + CLOSE_TIMEOUT_MS)
 
     def flush(self) -> None:  # hot
         outbox, transport = self._outbox, self._transport
@@ -305,7 +315,7 @@ class Connection(Door, asyncio.Protocol):
     def wake_at(self, due_ms: float) -> None:  # hot
         if due_ms < self._armed_ms:
             self._armed_ms = due_ms
-            self._hub.wake_at(due_ms, self)
+            self._services.wake_at(due_ms, self)
 
     def close_by(self, due_ms: float) -> None:
         self._close_by_ms = due_ms
@@ -334,9 +344,9 @@ class Connection(Door, asyncio.Protocol):
 
     def _serve_deadline(self, session: Session, now_ms: float) -> None:
         if self._held_ms:
-            give_up_ms = self._held_ms + self._hub.config.server.slow_reader_timeout_ms
+            give_up_ms = self._held_ms + self._services.config.server.slow_reader_timeout_ms
             if now_ms >= give_up_ms:
-                self._hub.metrics.count_error("slow_reader")
+                self._services.metrics.count_error("slow_reader")
                 session.fail("slow_reader", "What was sent was not read in time.", 1008, now_ms)
                 # The reason is behind what is unread, for one who reads on within CLOSE_TIMEOUT_MS.
                 self._pump(now_ms)
@@ -347,7 +357,7 @@ class Connection(Door, asyncio.Protocol):
         self._pump(now_ms)
 
     def keep(self, now_ms: float) -> None:
-        server = self._hub.config.server
+        server = self._services.config.server
         due_ms = math.inf
         if server.ping_interval_ms:
             due_ms = self._heard_ms + server.ping_interval_ms
@@ -357,14 +367,14 @@ class Connection(Door, asyncio.Protocol):
             due_ms = min(due_ms, self._active_ms + server.idle_timeout_ms)
         if server.max_session_ms:
             due_ms = min(due_ms, self._opened_ms + server.max_session_ms)
-        if self._session is not None and self._hub.auth is not None and self._session.key:
-            due_ms = min(due_ms, now_ms + self._hub.auth.talk_check_ms(self._session.key))
-        self._hub.keep_at(due_ms, self)
+        if self._session is not None and self._services.auth is not None and self._session.key:
+            due_ms = min(due_ms, now_ms + self._services.auth.talk_check_ms(self._session.key))
+        self._services.keep_at(due_ms, self)
 
     def on_keepalive(self, now_ms: float) -> None:
-        session, server = self._session, self._hub.config.server
+        session, server = self._session, self._services.config.server
         if self.is_detached or (self._is_ended and self._transport is not None):
-            self._hub.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
+            self._services.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
             return
         if self._transport is None or (session.is_closed if session is not None else not self._seed):
             return
@@ -394,8 +404,8 @@ class Connection(Door, asyncio.Protocol):
 
     def _reason_to_end(self, session: Session | None, now_ms: float) -> tuple[str, str, int] | None:
         """Why this call has lasted long enough: error code, words, close code."""
-        server = self._hub.config.server
-        if session is not None and self._hub.has_talked_enough(session):
+        server = self._services.config.server
+        if session is not None and self._services.has_talked_enough(session):
             return "key_talk_exhausted", "This API key has talked as long as it may today.", 1008
         if server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
             return "session_expired", f"A session may last {server.max_session_ms} ms.", 1000
@@ -407,7 +417,7 @@ class Connection(Door, asyncio.Protocol):
 
     def drain(self, within_ms: float) -> None:
         """The server is going: finish the turn in progress within ``within_ms``, then close with 1012."""
-        now_ms = self._hub.clock()
+        now_ms = self._services.clock()
         session = self.session_made()
         if session is not None:
             session.drain(within_ms, now_ms)
@@ -423,7 +433,7 @@ class Connection(Door, asyncio.Protocol):
 
     def limit_writes(self) -> None:
         assert self._transport is not None
-        self._transport.set_write_buffer_limits(self._hub.config.server.write_limit_bytes)
+        self._transport.set_write_buffer_limits(self._services.config.server.write_limit_bytes)
 
     def peer(self) -> str:
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None

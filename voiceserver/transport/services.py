@@ -85,7 +85,7 @@ def _guard(member: Member, call: Callable[..., None], *args: float) -> None:
         member.on_fault(error)
 
 
-class Hub:
+class Services:
     __slots__ = (
         "_deadlines",
         "_dirty",

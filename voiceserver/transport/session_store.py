@@ -33,7 +33,7 @@ from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:
     from voiceserver.session.session import Session
-    from voiceserver.transport.services import Hub
+    from voiceserver.transport.services import Services
     from voiceserver.wire import Codec, Frame
 
 MAX_CALL_BYTES: Final = 1_048_576  # messages kept of one call: about 20 s of speech at 24 kHz
@@ -109,8 +109,8 @@ class Resumable(Pump):
 
     __slots__ = ("_detached_ms", "_said", "_shared")
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(hub)
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
         self._said: Said | None = None
         self._shared = 0  # messages that were said to all, before there was a session
         self._detached_ms = 0.0  # since when; 0 while there is a connection
@@ -195,11 +195,11 @@ class Resumable(Pump):
     @property
     def is_countable(self) -> bool:
         """Its wire is one whose calls can be resumed."""
-        return self._hub.calls.window_ms > 0 and getattr(self._codec, "is_resumable", False)
+        return self._services.calls.window_ms > 0 and getattr(self._codec, "is_resumable", False)
 
     def detach(self, session: Session, now_ms: float) -> bool:
         """The connection is lost: keep the call for whoever shows its token. False: there is nothing to keep."""
-        calls = self._hub.calls
+        calls = self._services.calls
         if not self.is_kept_if_lost(session):
             calls.forget(session.session_id)
             return False
@@ -212,7 +212,7 @@ class Resumable(Pump):
         return True
 
     def is_kept_if_lost(self, session: Session) -> bool:
-        if not session.resume_token or self._hub.router.is_draining:
+        if not session.resume_token or self._services.router.is_draining:
             return False
         is_used = (
             session.audio_input is not None
@@ -226,7 +226,7 @@ class Resumable(Pump):
 
     def serve_detached(self, session: Session, now_ms: float) -> None:
         """Time passes for a call that nobody listens to."""
-        calls = self._hub.calls
+        calls = self._services.calls
         if now_ms >= self._detached_ms + calls.window_ms:
             calls.end(session.session_id, "expired", now_ms)
             return
@@ -250,10 +250,10 @@ class Resumable(Pump):
         said, codec = self.said, self._codec
         assert codec is not None
         self._detached_ms = 0.0
-        self._hub.calls.attach(session.session_id)
-        self._hub.metrics.calls_resumed.inc()
+        self._services.calls.attach(session.session_id)
+        self._services.metrics.calls_resumed.inc()
         said.spare_token = session.resume_token
-        token = self._hub.calls.new_token(session.session_id)
+        token = self._services.calls.new_token(session.session_id)
         ready = msgspec.structs.replace(session.resume(token, now_ms), received_events=said.heard)
         self.write_frames(codec.encode(ready))
         heard = said.cut if after is None else after
@@ -271,7 +271,7 @@ class Resumable(Pump):
         if session is None:
             return
         self._detached_ms = 0.0
-        self._hub.metrics.count_given_up(reason)
+        self._services.metrics.count_given_up(reason)
         self.leave_places(now_ms)
         session.close_reason = session.close_reason or reason
         session.disconnect(now_ms)

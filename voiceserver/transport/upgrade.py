@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from voiceserver.errors import Refusal
     from voiceserver.events.events import ServerEvent
     from voiceserver.session.session import Session
-    from voiceserver.transport.services import Hub
+    from voiceserver.transport.services import Services
 
 TOLD_MS: Final = 1_500.0  # how long a refused browser, or a caller who waited in vain, has to read why
 LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
@@ -39,8 +39,8 @@ class Door(Resumable):
 
     __slots__ = ("_heard_ms", "_is_ended", "_seed")
 
-    def __init__(self, hub: Hub) -> None:
-        super().__init__(hub)
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
         self._is_ended = False  # nothing more is written after what the outbox holds
         self._heard_ms = 0.0
         self._seed = b""  # of a session that is not made yet
@@ -86,7 +86,7 @@ class Door(Resumable):
             return
         if inbox is None:
             if is_tls_hello(data):
-                self._hub.log.warning("a client speaks TLS to the plain port", peer=self.peer())
+                self._services.log.warning("a client speaks TLS to the plain port", peer=self.peer())
                 self.abort()
                 return
             end = data.find(HEAD_END) + len(HEAD_END)
@@ -115,7 +115,7 @@ class Door(Resumable):
 
     def _ask(self, head: bytes, body: bytes, rest: bytes, now_ms: float) -> None:
         """Have the router answer a whole request. ``rest``: all that came after its head."""
-        answer = self._hub.router.answer(head, now_ms, self.address(), body)
+        answer = self._services.router.answer(head, now_ms, self.address(), body)
         if isinstance(answer, Response):
             self._answer(answer)
             return
@@ -134,52 +134,52 @@ class Door(Resumable):
 
     def _answer(self, response: Response) -> None:
         self._inbox = None
-        self._hub.metrics.count_http(response.status)
+        self._services.metrics.count_http(response.status)
         self.write(response.to_bytes())
         if response.refused:
             self._count_refused(response.refused)
         self.end_stream()
 
     def _count_refused(self, reason: str) -> None:
-        hub = self._hub
-        hub.metrics.count_refused(reason)
-        hub.metrics.refusal.observe((hub.clock() - hub.now_ms) / 1000.0)
+        services = self._services
+        services.metrics.count_refused(reason)
+        services.metrics.refusal.observe((services.clock() - services.now_ms) / 1000.0)
 
     def _open(self, upgrade: Upgrade, now_ms: float) -> None:
-        hub = self._hub
+        services = self._services
         self._codec = codec = upgrade.codec
         self._ticket = ticket = upgrade.ticket
         self.max_message_bytes = getattr(codec, "max_message_bytes", self.max_message_bytes)
-        hub.join()
+        services.join()
         self._heard_ms = self._active_ms = self._opened_ms = now_ms
         self.write(upgrade.data)
         if upgrade.refusal is not None:
             self._tell(upgrade.refusal, now_ms)
             return
         self.limit_writes()
-        hub.metrics.count_opened(codec.name)
+        services.metrics.count_opened(codec.name)
         is_waiting = ticket is not None and ticket.is_waiting
         if ticket is not None:
             ticket.owner = self
         if codec.is_shared and not is_waiting and not upgrade.key:
-            self._seed = seed = hub.calls.new_seed(self)
-            self._greet(hub.greeting(codec, seed))
+            self._seed = seed = services.calls.new_seed(self)
+            self._greet(services.greeting(codec, seed))
         else:
             self._begin(upgrade, now_ms)
-        if hub.outage.gone:
+        if services.outage.gone:
             self.on_outage(now_ms)
         self.keep(now_ms)
 
     def _begin(self, upgrade: Upgrade, now_ms: float) -> None:
         """Make the session at once: it has a place in the waiting room, a key's account or a wire with a state of its own."""
-        hub, codec, ticket = self._hub, upgrade.codec, upgrade.ticket
-        self._session = session = hub.make_session(codec)
-        if hub.auth is not None and upgrade.key:
+        services, codec, ticket = self._services, upgrade.codec, upgrade.ticket
+        self._session = session = services.make_session(codec)
+        if services.auth is not None and upgrade.key:
             session.key = upgrade.key
-            hub.auth.enter(session.key)
+            services.auth.enter(session.key)
         session.open(now_ms)
         if session.resume_token:
-            hub.calls.add(session.session_id, self)
+            services.calls.add(session.session_id, self)
             for event in session.events_to_send():
                 self._greet(event)
         if ticket is not None and ticket.is_waiting:
@@ -193,17 +193,17 @@ class Door(Resumable):
     def session_made(self) -> Session | None:
         seed, codec = self._seed, self._codec
         if seed and codec is not None:
-            hub, self._seed = self._hub, b""
-            self._session = session = hub.make_session(codec, seed)
-            session.open(hub.now_ms)
+            services, self._seed = self._services, b""
+            self._session = session = services.make_session(codec, seed)
+            session.open(services.now_ms)
             session.events_to_send()  # was said by ``_open``
-            session.gone = hub.outage.silent.pop(self, "")
-            hub.calls.grow(seed, session.session_id, self)
+            session.gone = services.outage.silent.pop(self, "")
+            services.calls.grow(seed, session.session_id, self)
         return self._session
 
     def _tell(self, refusal: Refusal, now_ms: float) -> None:
-        hub = self._hub
-        hub.admission.lingering += 1
+        services = self._services
+        services.admission.lingering += 1
         self._count_refused(refusal.reason)
         assert self._codec is not None
         is_spoken = getattr(self._codec, "tells_refusal", False)
@@ -212,26 +212,26 @@ class Door(Resumable):
         self.close_by(now_ms + TOLD_MS)
 
     def on_outage(self, now_ms: float, *, is_back: bool = False) -> None:
-        """A stage has no worker, or has one again. For ``Hub``. is_back: the caller resumes, and hears it all the same."""
-        hub, session, codec = self._hub, self._session, self._codec
+        """A stage has no worker, or has one again. For ``Services``. is_back: the caller resumes, and hears it all the same."""
+        services, session, codec = self._services, self._session, self._codec
         if codec is None or self.is_closing or self._is_ended:
             return
         if session is not None:
-            outage.tell(session, hub.outage.gone_of(session.options), is_back=is_back)
+            outage.tell(session, services.outage.gone_of(session.options), is_back=is_back)
             self._pump(now_ms)
         elif self._seed:
-            gone = hub.outage.gone_of(hub.settings.options)
-            credit_ms = float(self._hub.settings.backpressure.max_backlog_ms)
-            told = hub.outage.silent.pop(self, "")
+            gone = services.outage.gone_of(services.settings.options)
+            credit_ms = float(self._services.settings.backpressure.max_backlog_ms)
+            told = services.outage.silent.pop(self, "")
             if gone is not None:
-                hub.outage.silent[self] = gone.stage
+                services.outage.silent[self] = gone.stage
             elif not told:
                 return
             event = ServerReady(told, credit_ms) if gone is None else gone.signal(credit_ms)
             self._shared += 1
             self._active_ms = now_ms
-            hub.metrics.observe(event)
-            self.write(hub.outage.shared_frame(event, codec))
+            services.metrics.observe(event)
+            self.write(services.outage.shared_frame(event, codec))
 
     def on_unopened(self, now_ms: float) -> None:
         """No complete request came in time, if none came."""
@@ -249,4 +249,4 @@ class Door(Resumable):
         if frames:
             self._queue(frames)
             linger_ms = min(getattr(codec, "linger_ms", 0.0), LINGER_MS)
-            self.close_by(self._hub.now_ms + max(TOLD_MS, linger_ms))
+            self.close_by(self._services.now_ms + max(TOLD_MS, linger_ms))

@@ -39,7 +39,7 @@ def test_the_tone_is_audible_and_begins_and_ends_softly() -> None:
 
 def test_who_asked_for_it_hears_the_place_in_line_without_any_stage() -> None:
     shell = Shell("vad", limits=BackpressureConfig(max_talkers=1, waiting_room=4, tenant_share=1.0))
-    shell.hub.cues = spoken()
+    shell.services.cues = spoken()
     first, waiting = shell.call(), shell.call()
     waiting.receive(text({"type": "session.update", "audible_busy": True}))
     third = shell.call()

@@ -60,7 +60,7 @@ def test_a_caller_without_a_key_or_with_a_wrong_one_stays_outside(tmp_path: Path
 
 def test_a_refusal_has_the_fields_of_an_error_of_the_service(tmp_path: Path) -> None:
     shell = Shell("reply")
-    shell.router.auth = shell.hub.auth = Door(tmp_path).auth
+    shell.router.auth = shell.services.auth = Door(tmp_path).auth
     line = shell.call(upgrade("/v1/realtime"))
     error = line.body["error"]
     assert line.status == 401
@@ -179,7 +179,7 @@ def test_a_key_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_token_that_is_nested_too_deep_to_be_read_is_a_mistake_and_no_fault(tmp_path: Path) -> None:
     door = Door(tmp_path)
     shell = Shell("reply")
-    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.auth = shell.services.auth = door.auth
     shell.router.session_of = door.auth.session_of
     token = door.auth.make_token("app", NOON_S + 60, b"[" * 2_000 + b"]" * 2_000)
     line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {token}\r\n"))
@@ -253,7 +253,7 @@ def test_a_wrong_file_at_a_reload_leaves_the_old_keys(tmp_path: Path) -> None:
 def test_sessions_of_a_key_are_counted_through_the_shell(tmp_path: Path) -> None:
     door = Door(tmp_path, "max_sessions = 1")
     shell = Shell("vad")
-    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.auth = shell.services.auth = door.auth
     more = f"Authorization: Bearer {door.key}\r\n"
     assert shell.call(upgrade()).status == 401
     line = shell.call(upgrade(more=more))
@@ -286,7 +286,7 @@ def test_a_key_whose_minutes_are_used_up_ends_the_session_within_seconds_also_wi
 ) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
     shell = Shell("vad", ping_interval_ms=0, idle_timeout_ms=0, max_session_ms=0)
-    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.auth = shell.services.auth = door.auth
     door.auth.enter("app")
     door.auth.leave("app", 57_000.0)
     line = shell.call(upgrade("/v1/stream", f"Authorization: Bearer {door.key}\r\n"))
@@ -304,7 +304,7 @@ def test_a_key_whose_minutes_are_used_up_ends_the_session_within_seconds_also_wi
 def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(tmp_path: Path) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
     shell = Shell("vad", "reply")
-    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.auth = shell.services.auth = door.auth
     door.auth.enter("app")
     door.auth.leave("app", 20_000.0)
     line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {door.key}\r\n"))
@@ -324,7 +324,7 @@ def test_a_token_brings_the_session_that_a_backend_wrote_into_it(tmp_path: Path)
     door = Door(tmp_path)
     door.auth.check_session = openai.read_session
     shell = Shell("reply")
-    shell.router.auth = shell.hub.auth = door.auth
+    shell.router.auth = shell.services.auth = door.auth
     shell.router.session_of = door.auth.session_of
     given = {
         "type": "realtime",

@@ -195,7 +195,7 @@ def test_a_call_whose_start_is_wrong_is_closed_with_the_field_in_the_reason() ->
     assert close.data[2:] == b"invalid_message: start.streamSid"
     line.lose()
     assert shell.logged[-1]["reason"] == "invalid_message: start.streamSid"
-    assert 'code="invalid_message"' in shell.hub.metrics.to_text().decode()
+    assert 'code="invalid_message"' in shell.services.metrics.to_text().decode()
 
 
 @pytest.mark.parametrize(

@@ -182,8 +182,8 @@ def test_the_peers_close_is_answered_and_everything_is_given_back() -> None:
     line.lose()
     assert shell.pools["vad"].streams[0].is_closed
     assert shell.admission.taken == 0
-    assert shell.hub.sessions == 0
-    assert not shell.hub.connections
+    assert shell.services.sessions == 0
+    assert not shell.services.connections
     closing = shell.logged[-1]
     assert (closing["event"], closing["code"], closing["received_ms"]) == ("session closed", 1000, 100.0)
 
@@ -265,9 +265,9 @@ def test_a_flood_of_tiny_messages_takes_turns_with_reading_paused() -> None:
 def test_whoever_keeps_the_server_busy_has_a_quarter_of_it() -> None:
     shell = Shell("vad")
     line = shell.call()
-    clock = shell.hub.clock
+    clock = shell.services.clock
     times = iter([clock(), clock() + 20.0])  # when its message came, and when that was read
-    shell.hub.clock = lambda: next(times, clock())
+    shell.services.clock = lambda: next(times, clock())
     line.connection.data_received(text({"type": "session.update", "instructions": "x" * 700_000}) * 2)
     shell.loop.settle()
     assert line.types().count("session.updated") == 1
@@ -452,8 +452,8 @@ def test_a_thousand_abandoned_handshakes_leak_no_place() -> None:
         line = shell.call(heads[index % len(heads)])
         line.lose()
     assert shell.admission.taken == 0
-    assert shell.hub.sessions == 0
-    assert not shell.hub.connections
+    assert shell.services.sessions == 0
+    assert not shell.services.connections
 
 
 # ------------------------------------------------------------------------------------------------------------ ends

@@ -125,7 +125,7 @@ def test_a_caller_may_be_back_before_the_server_knows_that_it_was_gone() -> None
     shell.loop.advance(CLOSE_TIMEOUT_MS)
     assert first.transport.is_aborted
     assert second.events()[0]["received_ms"] == 100.0
-    assert (shell.hub.sessions, shell.admission.taken, len(shell.hub.connections)) == (1, 1, 1)
+    assert (shell.services.sessions, shell.admission.taken, len(shell.services.connections)) == (1, 1, 1)
     second.receive(audio(CHUNK))
     commit(second)
     answer_last(shell, "still one call")
@@ -259,7 +259,7 @@ def test_a_drain_ends_what_nobody_listens_to_and_keeps_nothing_more() -> None:
     first, second = begin(shell), begin(shell)
     first.lose()
     shell.router.is_draining = True
-    shell.hub.calls.end_all("draining", shell.loop.now_ms)
+    shell.services.calls.end_all("draining", shell.loop.now_ms)
     second.lose()
     assert [entry["event"] for entry in shell.logged].count("session closed") == 2
     assert shell.admission.taken == 0
@@ -280,7 +280,7 @@ def test_kept_bytes_are_bounded_for_all_calls_together(monkeypatch: pytest.Monke
     lines = [begin(shell) for _ in range(3)]
     for line in lines:
         line.lose()
-    assert shell.hub.calls.detached < 3
+    assert shell.services.calls.detached < 3
     assert resume(shell, token_of(lines[-1])).status == 101
 
 
@@ -309,7 +309,7 @@ def test_what_a_client_gave_its_call_counts_as_kept(
         line.receive(text(event))
         assert "error" not in line.types()
         line.lose()
-    assert shell.hub.calls.detached in (1, 2)
+    assert shell.services.calls.detached in (1, 2)
     assert resume(shell, token_of(lines[-1])).status == 101
 
 
@@ -320,10 +320,10 @@ def test_what_is_said_while_nobody_is_there_counts_as_kept(monkeypatch: pytest.M
     for line in (first, second):
         commit(line)
         line.lose()
-    assert shell.hub.calls.detached == 2
+    assert shell.services.calls.detached == 2
     answer_last(shell, "word " * 30_000)
     shell.loop.advance(HOLD_MS + 100)
-    assert shell.hub.calls.detached == 1
+    assert shell.services.calls.detached == 1
     assert resume(shell, token_of(first)).status == 410
     assert transcripts(resume(shell, token_of(second)))
 
@@ -336,7 +336,7 @@ def test_the_oldest_call_may_be_the_one_that_grew(monkeypatch: pytest.MonkeyPatc
         commit(line)
         line.lose()
     answer_last(shell, "word " * 30_000)
-    shell.loop.advance(shell.hub.calls.window_ms - 1_000)
+    shell.loop.advance(shell.services.calls.window_ms - 1_000)
     assert resume(shell, token_of(first)).status == 410
     assert resume(shell, token_of(second)).status == 101
     assert [entry["reason"] for entry in shell.logged if entry["event"] == "session closed"] == ["evicted"]
@@ -354,7 +354,7 @@ def test_a_codec_that_keeps_a_conversation_of_its_own_tells_how_much(monkeypatch
     lines = [begin(shell) for _ in range(3)]
     for line in lines:
         line.lose()
-    assert shell.hub.calls.detached == 1
+    assert shell.services.calls.detached == 1
 
 
 def test_messages_are_kept_until_a_pong_says_that_they_arrived() -> None:
@@ -453,7 +453,7 @@ def test_metrics_tell_what_became_of_broken_calls() -> None:
     assert figures(shell)["detached"] == 3
     back = resume(shell, token_of(calls[0]))
     assert (figures(shell)["detached"], figures(shell)["resumed_total"]) == (2, 1)
-    shell.loop.advance(shell.hub.calls.window_ms + 1_000)
+    shell.loop.advance(shell.services.calls.window_ms + 1_000)
     told = figures(shell)
     assert (told["detached"], told['given_up_total{reason="expired"}']) == (0, 2)
     assert back.close_code is None
@@ -461,7 +461,7 @@ def test_metrics_tell_what_became_of_broken_calls() -> None:
 
 def test_a_token_names_the_process_that_keeps_its_call() -> None:
     shell = Shell("stt")
-    calls = shell.hub.calls
+    calls = shell.services.calls
     calls.process, calls.processes = 1, 3
     first = begin(shell)
     token = token_of(first)

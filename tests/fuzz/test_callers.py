@@ -27,7 +27,7 @@ ANYTHING: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, 2**63, 1e308, "", "x", "\x00", "ÿ", "auto", [], [[]], {}, {"a": None}, "A" * 5_000,
 )  # fmt: skip
 
-Said = tuple[Opcode, bytes]
+ReplayBuffer = tuple[Opcode, bytes]
 Speak = Callable[[random.Random, Line], dict[str, Any] | bytes]
 
 
@@ -142,7 +142,7 @@ def spoiled(rng: random.Random, value: Any) -> Any:
     return rng.choice(ANYTHING)
 
 
-def message(rng: random.Random, said: dict[str, Any] | bytes) -> Said:
+def message(rng: random.Random, said: dict[str, Any] | bytes) -> ReplayBuffer:
     chance = rng.random()
     if isinstance(said, bytes):
         return Opcode.BINARY, said

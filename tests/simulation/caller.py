@@ -16,7 +16,7 @@ from voiceserver.events import events as ev
 from voiceserver.pool import LossReason, Stream
 from voiceserver.session import deadlines
 from voiceserver.session.session import Session
-from voiceserver.transport.session_store import HOLD_MS, Said, is_worth_keeping
+from voiceserver.transport.session_store import HOLD_MS, ReplayBuffer, is_worth_keeping
 from voiceserver_workers.ipc.messages import Record
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Caller:
         self.is_impatient = rng.random() < 0.3
         self.gave_up = False
         self.closed_ms = 0.0
-        self.said = Said()  # what it was told, by number
+        self.said = ReplayBuffer()  # what it was told, by number
         self.on_the_way: list[int] = []
         self.received: list[int] = []
         self.drops = self._draw_drops(random.Random(f"drops {world.seed} {name}"))

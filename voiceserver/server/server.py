@@ -255,7 +255,10 @@ class Server:
         exchange = self._share.exchange if self._share is not None else None
         if exchange is not None:
             self.services.exchange = exchange
-            self.services.calls.process, self.services.calls.processes = exchange.index, exchange.processes
+            self.services.session_store.process, self.services.session_store.processes = (
+                exchange.index,
+                exchange.processes,
+            )
             exchange.listen(self._loop, lambda data: Connection(self.services, data))
 
     async def _listen(self) -> None:
@@ -402,7 +405,7 @@ class Server:
         within_ms = float(self.config.server.drain_timeout_ms)
         self.router.is_draining = True
         self._server_log("draining", sessions=self.services.sessions, deadline_ms=within_ms)
-        self.services.calls.end_all("draining", self.services.clock())
+        self.services.session_store.end_all("draining", self.services.clock())
         for connection in list(self.services.connections):
             connection.drain(within_ms)
         empty = asyncio.Event()
@@ -423,7 +426,7 @@ class Server:
             connection.abort()
         for timer in self._timers.values():
             timer.cancel()
-        self.services.calls.end_all("stopped", self.services.clock())
+        self.services.session_store.end_all("stopped", self.services.clock())
         if self.services.exchange is not None:
             self.services.exchange.close()
         self.services.stop()

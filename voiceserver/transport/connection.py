@@ -398,7 +398,7 @@ class Connection(Door, asyncio.Protocol):
             and now_ms >= self._heard_ms + server.ping_interval_ms
         ):
             self._ping_ms = now_ms
-            self.write(_PING if self._said is None else self._said.ask(is_always=True))
+            self.write(_PING if self._replay_buffer is None else self._replay_buffer.ask(is_always=True))
         self._pump(now_ms)
         self.keep(now_ms)
 

@@ -35,7 +35,7 @@ from voiceserver.transport.handshake import BadRequest, Handshake, read_handshak
 from voiceserver.wire import Codec
 
 if TYPE_CHECKING:
-    from voiceserver.transport.session_store import Claim
+    from voiceserver.transport.session_store import ResumeTarget
 
 JSON = "application/json"
 DRAIN_RETRY_MS = 5_000.0
@@ -87,11 +87,13 @@ class Upgrade:
     ticket: Ticket | None
     refusal: Refusal | None = None
     key: str = ""  # the name of the API key that it came with
-    claim: Claim | None = None  # a call to go on with; ``ticket`` is then None if it still has its place
+    claim: ResumeTarget | None = (
+        None  # a call to go on with; ``ticket`` is then None if it still has its place
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class OtherProcess:
     """The request goes on with a call that another process of this server keeps."""
 
     process: int
@@ -155,7 +157,7 @@ class Router:
 
     def answer(
         self, head: bytes, now_ms: float, peer: str = "", body: bytes = b""
-    ) -> Response | Upgrade | Elsewhere:
+    ) -> Response | Upgrade | OtherProcess:
         """The answer to one request. Raises nothing for what a client sent."""
         try:
             answer = self._answer(read_handshake(head), now_ms, peer, body)
@@ -169,7 +171,7 @@ class Router:
 
     def _answer(
         self, handshake: Handshake, now_ms: float, peer: str, body: bytes
-    ) -> Response | Upgrade | Elsewhere:
+    ) -> Response | Upgrade | OtherProcess:
         path, _, query = handshake.path.partition("?")
         caller = Caller(
             path,
@@ -196,7 +198,9 @@ class Router:
         message = f"{path} is a WebSocket; connect with a WebSocket client."
         return error_response(426, "upgrade_required", message, ("Upgrade", "websocket"))
 
-    def _upgrade(self, handshake: Handshake, caller: Caller, now_ms: float) -> Response | Upgrade | Elsewhere:
+    def _upgrade(
+        self, handshake: Handshake, caller: Caller, now_ms: float
+    ) -> Response | Upgrade | OtherProcess:
         make_codec = self.wires.get(caller.path)
         if make_codec is None:
             paths = ", ".join(sorted(self.wires))
@@ -212,7 +216,7 @@ class Router:
         try:
             codec = make_codec(caller)
             claim = self.claim(caller, codec, key)
-            if isinstance(claim, Response | Elsewhere):
+            if isinstance(claim, Response | OtherProcess):
                 return claim
             data = handshake.accept(codec.subprotocol)
         except ProtocolError as error:

@@ -22,7 +22,7 @@ from voiceserver.pool import Pool, StreamOwner
 from voiceserver.session.session import Session
 from voiceserver.session.settings import Facts, Settings
 from voiceserver.transport.http import Router
-from voiceserver.transport.session_store import Calls, new_seed
+from voiceserver.transport.session_store import SessionStore, new_seed
 from voiceserver.transport.timers import Wheel
 from voiceserver.wire import Codec
 from voiceserver_workers import registry
@@ -99,7 +99,7 @@ class Services:
         "_unopened",
         "admission",
         "auth",
-        "calls",
+        "session_store",
         "clock",
         "config",
         "connections",
@@ -143,10 +143,10 @@ class Services:
         self.metrics = metrics
         self.log = log
         self.clock = clock
-        self.calls = Calls(config.session.resume_window_ms)
+        self.session_store = SessionStore(config.session.resume_window_ms)
         self.exchange: Exchange | None = None  # with the other processes, where there are some
-        router.claim = self.calls.claim
-        metrics.calls_detached.set_function(lambda: self.calls.detached)
+        router.claim = self.session_store.claim
+        metrics.calls_detached.set_function(lambda: self.session_store.detached)
         self.now_ms = clock()  # of the callback that runs; each one sets it first
         self.connections: dict[Member, None] = {}  # a set takes twice the memory at 15,000
         self.sessions = 0  # upgraded connections
@@ -166,25 +166,25 @@ class Services:
         self._timer_due_ms = math.inf
 
     def make_session(self, codec: Codec, seed: bytes = b"") -> Session:
-        """seed: of ``Calls.new_seed``, which is used up with this."""
+        """seed: of ``SessionStore.new_seed``, which is used up with this."""
         seed = seed or new_seed()
         self.facts.voices = voices_of(self.pools)
         return Session(
-            self.calls.session_id_of(seed),
+            self.session_store.session_id_of(seed),
             self.settings,
             self.facts,
             input_rate_hz=codec.input_rate_hz,
             output_rate_hz=codec.output_rate_hz,
-            resume_token=self.calls.token_of(seed) if hasattr(codec, "is_resumable") else "",
+            resume_token=self.session_store.token_of(seed) if hasattr(codec, "is_resumable") else "",
         )
 
     def greeting(self, codec: Codec, seed: bytes) -> SessionReady:
         """What ``make_session`` of the same seed would say first."""
         return SessionReady(
-            session_id=self.calls.session_id_of(seed),
+            session_id=self.session_store.session_id_of(seed),
             input_rate_hz=codec.input_rate_hz,
             output_rate_hz=codec.output_rate_hz,
-            resume_token=self.calls.token_of(seed),
+            resume_token=self.session_store.token_of(seed),
             credit_ms=float(self.settings.backpressure.max_backlog_ms),
         )
 
@@ -242,7 +242,7 @@ class Services:
         """The books of the open sessions that have heard something."""
         for books in (
             *(member.books() for member in self.connections),
-            *(call.books() for call in self.calls.kept()),
+            *(call.books() for call in self.session_store.kept()),
         ):
             if books is not None:
                 yield books

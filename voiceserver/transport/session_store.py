@@ -28,7 +28,7 @@ import msgspec
 from voiceserver.events.events import ErrorEvent, ServerBusy, ServerReady
 from voiceserver.session.weight import session_bytes
 from voiceserver.transport.call import Pump
-from voiceserver.transport.http import Caller, Elsewhere, Response, error_response
+from voiceserver.transport.http import Caller, OtherProcess, Response, error_response
 from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _PROCESS_IN: Final = re.compile(r"sess_([0-9]{1,4})_")
 _TOKEN_IN: Final = {"native": "resume", "openai": "conversation_id"}  # the query parameter of each wire
 
 
-class Said:
+class ReplayBuffer:
     """What one call was told and is not known to have received. ``count``: messages ever; ``cut``: how many had left when the
     connection broke; ``heard``: text messages that it has sent, ever."""
 
@@ -111,7 +111,7 @@ class Resumable(Pump):
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)
-        self._said: Said | None = None
+        self._replay_buffer: ReplayBuffer | None = None
         self._shared = 0  # messages that were said to all, before there was a session
         self._detached_ms = 0.0  # since when; 0 while there is a connection
 
@@ -135,25 +135,25 @@ class Resumable(Pump):
         return self._codec.input_rate_hz, self._codec.output_rate_hz
 
     @property
-    def said(self) -> Said:
-        if self._said is None:
-            self._said = Said(self._shared)
-        return self._said
+    def replay_buffer(self) -> ReplayBuffer:
+        if self._replay_buffer is None:
+            self._replay_buffer = ReplayBuffer(self._shared)
+        return self._replay_buffer
 
     def is_claimed_by(self, token: str) -> bool:
-        session, said = self._session, self._said
+        session, replay_buffer = self._session, self._replay_buffer
         if session is None:
             return False
         is_current = hmac.compare_digest(token.encode(), session.resume_token.encode())
-        spare = said.spare_token if said is not None else ""
+        spare = replay_buffer.spare_token if replay_buffer is not None else ""
         return is_current or (bool(spare) and hmac.compare_digest(token.encode(), spare.encode()))
 
     def kept_bytes(self) -> int:
         """About what the call costs in memory."""
         conversation = getattr(self._codec, "conversation", None)  # of a wire that shows it
         total = conversation.kept_bytes if conversation is not None else 0
-        if self._said is not None:
-            total += self._said.memory_bytes
+        if self._replay_buffer is not None:
+            total += self._replay_buffer.memory_bytes
         return total + (session_bytes(self._session) if self._session is not None else 0)
 
     # ------------------------------------------------------------------------------------------------ messages out
@@ -163,14 +163,14 @@ class Resumable(Pump):
         if session is None or not session.resume_token or not getattr(self._codec, "is_resumable", False):
             self.write_frames(frames)
             return
-        said = self.said
+        replay_buffer = self.replay_buffer
         for frame in frames:
             data = build_frame(frame)
-            said.add(data)
+            replay_buffer.add(data)
             self.write(data)
-        if said.size > ASK_BYTES and not self.is_detached:
-            said.forget_oldest()
-            asked = said.ask()
+        if replay_buffer.size > ASK_BYTES and not self.is_detached:
+            replay_buffer.forget_oldest()
+            asked = replay_buffer.ask()
             if asked:
                 self.write(asked)
 
@@ -182,31 +182,31 @@ class Resumable(Pump):
 
     def receive_text(self, payload: bytes) -> None:
         if self.is_countable:
-            self.said.heard += 1
+            self.replay_buffer.heard += 1
         super().receive_text(payload)
 
     def receive_pong(self, payload: bytes) -> None:
-        if self._said is not None and len(payload) == 8:
-            self._said.acknowledge(int.from_bytes(payload, "big"))
-            self._said.spare_token = ""  # the ping came after the new one
+        if self._replay_buffer is not None and len(payload) == 8:
+            self._replay_buffer.acknowledge(int.from_bytes(payload, "big"))
+            self._replay_buffer.spare_token = ""  # the ping came after the new one
 
     # -------------------------------------------------------------------------------------------------- transitions
 
     @property
     def is_countable(self) -> bool:
         """Its wire is one whose calls can be resumed."""
-        return self._services.calls.window_ms > 0 and getattr(self._codec, "is_resumable", False)
+        return self._services.session_store.window_ms > 0 and getattr(self._codec, "is_resumable", False)
 
     def detach(self, session: Session, now_ms: float) -> bool:
         """The connection is lost: keep the call for whoever shows its token. False: there is nothing to keep."""
-        calls = self._services.calls
+        store = self._services.session_store
         if not self.is_kept_if_lost(session):
-            calls.forget(session.session_id)
+            store.forget(session.session_id)
             return False
         self._detached_ms = now_ms
-        self.said.cut = self.said.count
+        self.replay_buffer.cut = self.replay_buffer.count
         session.hold_output(True, now_ms)
-        calls.detach(session.session_id, self, now_ms)
+        store.detach(session.session_id, self, now_ms)
         self._pump(now_ms)
         self.wake_at(now_ms + HOLD_MS)
         return True
@@ -226,9 +226,9 @@ class Resumable(Pump):
 
     def serve_detached(self, session: Session, now_ms: float) -> None:
         """Time passes for a call that nobody listens to."""
-        calls = self._services.calls
-        if now_ms >= self._detached_ms + calls.window_ms:
-            calls.end(session.session_id, "expired", now_ms)
+        store = self._services.session_store
+        if now_ms >= self._detached_ms + store.window_ms:
+            store.end(session.session_id, "expired", now_ms)
             return
         if now_ms >= session.deadline_ms:
             session.handle_timer(now_ms)
@@ -236,37 +236,37 @@ class Resumable(Pump):
             self.leave_places(now_ms)
             session.rest(now_ms)
         self._pump(now_ms)
-        if self.said.size > MAX_CALL_BYTES:
-            calls.end(session.session_id, "too_much_unheard", now_ms)
+        if self.replay_buffer.size > MAX_CALL_BYTES:
+            store.end(session.session_id, "too_much_unheard", now_ms)
             return
-        calls.weigh(session.session_id, self, now_ms)
+        store.weigh(session.session_id, self, now_ms)
         if not self.is_detached:  # it was the oldest, and they were too many bytes
             return
-        due_ms = self._detached_ms + (calls.window_ms if session.is_resting else HOLD_MS)
+        due_ms = self._detached_ms + (store.window_ms if session.is_resting else HOLD_MS)
         self.wake_at(due_ms)
 
     def attach(self, session: Session, after: int | None, now_ms: float) -> None:
         """The caller is back, with ``after`` messages received (None: it does not count). Say what it missed."""
-        said, codec = self.said, self._codec
+        replay_buffer, codec = self.replay_buffer, self._codec
         assert codec is not None
         self._detached_ms = 0.0
-        self._services.calls.attach(session.session_id)
+        self._services.session_store.attach(session.session_id)
         self._services.metrics.calls_resumed.inc()
-        said.spare_token = session.resume_token
-        token = self._services.calls.new_token(session.session_id)
-        ready = msgspec.structs.replace(session.resume(token, now_ms), received_events=said.heard)
+        replay_buffer.spare_token = session.resume_token
+        token = self._services.session_store.new_token(session.session_id)
+        ready = msgspec.structs.replace(session.resume(token, now_ms), received_events=replay_buffer.heard)
         self.write_frames(codec.encode(ready))
-        heard = said.cut if after is None else after
-        missing = said.acknowledged - max(heard, said.base)
-        for data in said.after(heard):
+        heard = replay_buffer.cut if after is None else after
+        missing = replay_buffer.acknowledged - max(heard, replay_buffer.base)
+        for data in replay_buffer.after(heard):
             self.write(data)
         if missing > 0:
             message = f"{missing} messages before these are no longer kept."
             self._queue(codec.encode(ErrorEvent(code="messages_lost", message=message)))
-        self.write(said.ask(is_always=True))
+        self.write(replay_buffer.ask(is_always=True))
 
     def end_detached(self, reason: str, now_ms: float) -> None:
-        """Nobody came back. For ``Calls``."""
+        """Nobody came back. For ``SessionStore``."""
         session = self._session
         if session is None:
             return
@@ -280,14 +280,14 @@ class Resumable(Pump):
         self._session = self._codec = None
 
 
-class Claim(NamedTuple):
+class ResumeTarget(NamedTuple):
     """A request that may go on with ``call``. ``after``: messages that its caller has received, None if it does not count."""
 
     call: Resumable
     after: int | None
 
 
-class Calls:
+class SessionStore:
     """Calls of one server that can be resumed, by session. ``window_ms`` 0: none is. process, processes: which of how many
     this is; a session's id names its process."""
 
@@ -344,7 +344,7 @@ class Calls:
     def add(self, session_id: str, call: Resumable) -> None:
         self._of_session[session_id] = call
 
-    def claim(self, caller: Caller, codec: Codec, key: str) -> Claim | Elsewhere | Response | None:
+    def claim(self, caller: Caller, codec: Codec, key: str) -> ResumeTarget | OtherProcess | Response | None:
         """The call that a request wants to go on with; None if it wants a new one. ``key``: the API key's name."""
         token = caller.query.get(_TOKEN_IN.get(codec.name, ""), "")
         if not token:
@@ -355,7 +355,7 @@ class Calls:
             return error_response(400, "bad_parameter", message, param="after")
         process = self.elsewhere(token)
         if process is not None:
-            return Elsewhere(process)
+            return OtherProcess(process)
         call = self.find(token)
         if isinstance(call, Resumable) and call.key != key:
             call = "unknown"
@@ -370,7 +370,7 @@ class Calls:
         if "rate" in caller.query and codec.name == "native" and codec.input_rate_hz != call.rates_hz[0]:
             message = f"The session's rate is {call.rates_hz[0]} Hz; a resume cannot change it."
             return error_response(400, "bad_parameter", message, param="rate")
-        return Claim(call, None if after is None else int(after))
+        return ResumeTarget(call, None if after is None else int(after))
 
     def find(self, token: str) -> Resumable | str:
         """The call of ``token``, or why there is none: unknown, used, expired, ..."""

@@ -15,7 +15,7 @@ from voiceserver.events.events import ServerReady
 from voiceserver.transport.handshake import HEAD_END, MAX_HEAD_BYTES, BadRequest, body_length, is_tls_hello
 from voiceserver.transport.http import (
     CALL_IS_ELSEWHERE,
-    Elsewhere,
+    OtherProcess,
     Response,
     Upgrade,
     error_response,
@@ -119,7 +119,7 @@ class Door(Resumable):
         if isinstance(answer, Response):
             self._answer(answer)
             return
-        if isinstance(answer, Elsewhere):
+        if isinstance(answer, OtherProcess):
             if not self.hand_on(answer.process, head + rest):
                 self._answer(CALL_IS_ELSEWHERE)
             return
@@ -162,7 +162,7 @@ class Door(Resumable):
         if ticket is not None:
             ticket.owner = self
         if codec.is_shared and not is_waiting and not upgrade.key:
-            self._seed = seed = services.calls.new_seed(self)
+            self._seed = seed = services.session_store.new_seed(self)
             self._greet(services.greeting(codec, seed))
         else:
             self._begin(upgrade, now_ms)
@@ -179,7 +179,7 @@ class Door(Resumable):
             services.auth.enter(session.key)
         session.open(now_ms)
         if session.resume_token:
-            services.calls.add(session.session_id, self)
+            services.session_store.add(session.session_id, self)
             for event in session.events_to_send():
                 self._greet(event)
         if ticket is not None and ticket.is_waiting:
@@ -198,7 +198,7 @@ class Door(Resumable):
             session.open(services.now_ms)
             session.events_to_send()  # was said by ``_open``
             session.gone = services.outage.silent.pop(self, "")
-            services.calls.grow(seed, session.session_id, self)
+            services.session_store.grow(seed, session.session_id, self)
         return self._session
 
     def _tell(self, refusal: Refusal, now_ms: float) -> None:

@@ -11,7 +11,7 @@ from websockets.frames import Opcode
 from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
 from voiceserver.config.schema import BackpressureConfig, SessionConfig
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS
-from voiceserver.transport.session_store import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, Said
+from voiceserver.transport.session_store import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, ReplayBuffer
 from voiceserver.wire.native import NativeCodec
 from voiceserver.wire.openai.items import Conversation, Item, Part
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
@@ -259,7 +259,7 @@ def test_a_drain_ends_what_nobody_listens_to_and_keeps_nothing_more() -> None:
     first, second = begin(shell), begin(shell)
     first.lose()
     shell.router.is_draining = True
-    shell.services.calls.end_all("draining", shell.loop.now_ms)
+    shell.services.session_store.end_all("draining", shell.loop.now_ms)
     second.lose()
     assert [entry["event"] for entry in shell.logged].count("session closed") == 2
     assert shell.admission.taken == 0
@@ -280,7 +280,7 @@ def test_kept_bytes_are_bounded_for_all_calls_together(monkeypatch: pytest.Monke
     lines = [begin(shell) for _ in range(3)]
     for line in lines:
         line.lose()
-    assert shell.services.calls.detached < 3
+    assert shell.services.session_store.detached < 3
     assert resume(shell, token_of(lines[-1])).status == 101
 
 
@@ -309,7 +309,7 @@ def test_what_a_client_gave_its_call_counts_as_kept(
         line.receive(text(event))
         assert "error" not in line.types()
         line.lose()
-    assert shell.services.calls.detached in (1, 2)
+    assert shell.services.session_store.detached in (1, 2)
     assert resume(shell, token_of(lines[-1])).status == 101
 
 
@@ -320,10 +320,10 @@ def test_what_is_said_while_nobody_is_there_counts_as_kept(monkeypatch: pytest.M
     for line in (first, second):
         commit(line)
         line.lose()
-    assert shell.services.calls.detached == 2
+    assert shell.services.session_store.detached == 2
     answer_last(shell, "word " * 30_000)
     shell.loop.advance(HOLD_MS + 100)
-    assert shell.services.calls.detached == 1
+    assert shell.services.session_store.detached == 1
     assert resume(shell, token_of(first)).status == 410
     assert transcripts(resume(shell, token_of(second)))
 
@@ -336,7 +336,7 @@ def test_the_oldest_call_may_be_the_one_that_grew(monkeypatch: pytest.MonkeyPatc
         commit(line)
         line.lose()
     answer_last(shell, "word " * 30_000)
-    shell.loop.advance(shell.services.calls.window_ms - 1_000)
+    shell.loop.advance(shell.services.session_store.window_ms - 1_000)
     assert resume(shell, token_of(first)).status == 410
     assert resume(shell, token_of(second)).status == 101
     assert [entry["reason"] for entry in shell.logged if entry["event"] == "session closed"] == ["evicted"]
@@ -354,11 +354,11 @@ def test_a_codec_that_keeps_a_conversation_of_its_own_tells_how_much(monkeypatch
     lines = [begin(shell) for _ in range(3)]
     for line in lines:
         line.lose()
-    assert shell.services.calls.detached == 1
+    assert shell.services.session_store.detached == 1
 
 
 def test_messages_are_kept_until_a_pong_says_that_they_arrived() -> None:
-    said = Said()
+    said = ReplayBuffer()
     for number in range(ASK_BYTES // 1_000 + 2):
         said.add(b"%04d" % number * 250)
     ping = said.ask()
@@ -371,7 +371,7 @@ def test_messages_are_kept_until_a_pong_says_that_they_arrived() -> None:
 
 
 def test_what_is_kept_of_one_call_is_bounded() -> None:
-    said = Said()
+    said = ReplayBuffer()
     for _ in range(5_000):
         said.add(bytes(1_000))
         said.forget_oldest()
@@ -453,7 +453,7 @@ def test_metrics_tell_what_became_of_broken_calls() -> None:
     assert figures(shell)["detached"] == 3
     back = resume(shell, token_of(calls[0]))
     assert (figures(shell)["detached"], figures(shell)["resumed_total"]) == (2, 1)
-    shell.loop.advance(shell.services.calls.window_ms + 1_000)
+    shell.loop.advance(shell.services.session_store.window_ms + 1_000)
     told = figures(shell)
     assert (told["detached"], told['given_up_total{reason="expired"}']) == (0, 2)
     assert back.close_code is None
@@ -461,7 +461,7 @@ def test_metrics_tell_what_became_of_broken_calls() -> None:
 
 def test_a_token_names_the_process_that_keeps_its_call() -> None:
     shell = Shell("stt")
-    calls = shell.services.calls
+    calls = shell.services.session_store
     calls.process, calls.processes = 1, 3
     first = begin(shell)
     token = token_of(first)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from voiceserver.events.events import ErrorEvent
 from voiceserver.transport.upgrade import LINGER_MS, TOLD_MS, Door
-from voiceserver.transport.websocket import Inbox
+from voiceserver.transport.websocket import ReceiveBuffer
 from voiceserver.wire.frames import PING, build_head
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Connection(Door, asyncio.Protocol):
     def __init__(self, services: Services, head: bytes = b"") -> None:
         """head: what came before another process handed the connection on."""
         super().__init__(services)
-        self._inbox = Inbox(head) if head else None
+        self._receive_buffer = ReceiveBuffer(head) if head else None
         self._transport: asyncio.Transport | None = None
         self._outbox: list[bytes] | None = None
         self._close_by_ms = math.inf  # times in monotonic ms; 0 is "not so"
@@ -191,7 +191,7 @@ class Connection(Door, asyncio.Protocol):
         if transport is None or exchange is None or not exchange.hand_on(transport, process, data):
             return False
         self._services.metrics.calls_handed_on.inc()
-        self._is_ended, self._inbox = True, None
+        self._is_ended, self._receive_buffer = True, None
         self.connection_lost(None)
         return True
 

@@ -40,7 +40,7 @@ _ACCEPTED: Final = (
 _JUDGED: Final = ("Upgrade", "Allow")  # of the judge's headers, those that say what to do instead
 _VERSION: Final = ("Sec-WebSocket-Version", "13")
 # Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
-_judge: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
+_strict_parser: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
 
 
 class BadRequest(Exception):
@@ -75,11 +75,13 @@ class Handshake:
         if self._key:  # it offers no subprotocols
             return f"{_ACCEPTED}{accept_key(self._key)}\r\n\r\n".encode()
         is_offered = subprotocol is not None and _is_offered(subprotocol, self.headers)
-        _judge.available_subprotocols = [Subprotocol(subprotocol)] if subprotocol and is_offered else None
-        _judge.handshake_exc = None
-        response = _judge.accept(self._request)
+        _strict_parser.available_subprotocols = (
+            [Subprotocol(subprotocol)] if subprotocol and is_offered else None
+        )
+        _strict_parser.handshake_exc = None
+        response = _strict_parser.accept(self._request)
         if response.status_code != 101:
-            error = cast("Exception | None", _judge.handshake_exc)
+            error = cast("Exception | None", _strict_parser.handshake_exc)
             status: int = response.status_code
             headers = [(name, response.headers[name]) for name in _JUDGED if name in response.headers]
             if isinstance(error, InvalidHeaderValue) and error.name == _VERSION[0]:  # RFC 6455, 4.4

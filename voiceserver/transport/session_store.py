@@ -220,7 +220,7 @@ class Resumable(Pump):
             or session.options is not session.settings.options
         )
         if session.is_closed:  # said, and perhaps not heard
-            is_told = self._judge is not None and self._judge.close_rcvd is not None
+            is_told = self._strict_parser is not None and self._strict_parser.close_rcvd is not None
             is_used = is_used and session.close_code == 1000 and not is_told
         return is_used and getattr(self._codec, "is_resumable", False)
 

@@ -22,7 +22,7 @@ from voiceserver.transport.http import (
     refusal_events,
 )
 from voiceserver.transport.session_store import Resumable
-from voiceserver.transport.websocket import Inbox
+from voiceserver.transport.websocket import ReceiveBuffer
 
 if TYPE_CHECKING:
     from voiceserver.errors import Refusal
@@ -81,10 +81,10 @@ class Door(Resumable):
     # ---------------------------------------------------------------------------------------------- the handshake
 
     def receive_head(self, data: bytes, now_ms: float) -> None:
-        inbox = self._inbox
+        receive_buffer = self._receive_buffer
         if self._is_ended:
             return
-        if inbox is None:
+        if receive_buffer is None:
             if is_tls_hello(data):
                 self._services.log.warning("a client speaks TLS to the plain port", peer=self.peer())
                 self.abort()
@@ -93,25 +93,30 @@ class Door(Resumable):
             if end == len(data) <= MAX_HEAD_BYTES and data.startswith(b"GET "):
                 self._ask(data, b"", b"", now_ms)  # all of it in one read and nothing else, as nearly always
                 return
-            inbox = self._inbox = Inbox()
-        inbox += data
-        end = inbox.find(HEAD_END)
-        if end < 0 and len(inbox) <= MAX_HEAD_BYTES:
+            receive_buffer = self._receive_buffer = ReceiveBuffer()
+        receive_buffer += data
+        end = receive_buffer.find(HEAD_END)
+        if end < 0 and len(receive_buffer) <= MAX_HEAD_BYTES:
             return
         if not 0 <= end <= MAX_HEAD_BYTES:
             self._answer(error_response(431, "request_too_large", "The request head is too large."))
             return
         end += len(HEAD_END)
         try:
-            length = body_length(bytes(inbox[:end]))
+            length = body_length(bytes(receive_buffer[:end]))
         except BadRequest as error:
             self._answer(error_response(error.status, error.code, error.message))
             return
-        if len(inbox) < end + length:
+        if len(receive_buffer) < end + length:
             return
         body_end = end + length
-        self._inbox = None
-        self._ask(bytes(inbox[:end]), bytes(inbox[end:body_end]), bytes(inbox[end:]), now_ms)
+        self._receive_buffer = None
+        self._ask(
+            bytes(receive_buffer[:end]),
+            bytes(receive_buffer[end:body_end]),
+            bytes(receive_buffer[end:]),
+            now_ms,
+        )
 
     def _ask(self, head: bytes, body: bytes, rest: bytes, now_ms: float) -> None:
         """Have the router answer a whole request. ``rest``: all that came after its head."""
@@ -133,7 +138,7 @@ class Door(Resumable):
             call.data_received(rest)
 
     def _answer(self, response: Response) -> None:
-        self._inbox = None
+        self._receive_buffer = None
         self._services.metrics.count_http(response.status)
         self.write(response.to_bytes())
         if response.refused:

@@ -41,11 +41,11 @@ _AUDIO_HEAD_BYTES: Final = 8
 _read_audio_head: Final = struct.Struct(">HH4s").unpack_from
 
 # The judge reports every connection at info level; its only news for us is a fault of its own.
-_judge_log: Final = logging.getLogger("voiceserver.websockets")
-_judge_log.setLevel(logging.ERROR)
+_strict_parser_log: Final = logging.getLogger("voiceserver.websockets")
+_strict_parser_log.setLevel(logging.ERROR)
 
 
-class Judge(ServerProtocol):
+class StrictParser(ServerProtocol):
     """``ServerProtocol`` from an open connection on, which also puts fragments together and checks text for UTF-8.
 
     It reads no further than to the end of a message until told to: whoever hears it may close, and then all that follows is
@@ -53,7 +53,7 @@ class Judge(ServerProtocol):
     """
 
     def __init__(self, max_message_bytes: int) -> None:
-        super().__init__(state=State.OPEN, max_size=max_message_bytes, logger=_judge_log)
+        super().__init__(state=State.OPEN, max_size=max_message_bytes, logger=_strict_parser_log)
         self.message: tuple[int, bytes] | None = None  # (TEXT, BINARY or PONG, payload)
         self._unread = bytearray()  # what came after the message
         self.is_own_close = False
@@ -109,7 +109,7 @@ class Judge(ServerProtocol):
             next(self.parser)
 
 
-class Inbox(bytearray):
+class ReceiveBuffer(bytearray):
     """Bytes that are not yet a frame, or wait for their connection's turn. ``needed``: how long it must be to be worth a look."""
 
     __slots__ = ("needed",)
@@ -126,8 +126,8 @@ class Framing:
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes
-        self._inbox: Inbox | None = None
-        self._judge: Judge | None = None
+        self._receive_buffer: ReceiveBuffer | None = None
+        self._strict_parser: StrictParser | None = None
 
     # ------------------------------------------------------------------------------------------------------- hooks
 
@@ -175,21 +175,21 @@ class Framing:
 
     @property
     def is_closing(self) -> bool:
-        return self._judge is not None and self._judge.state is not State.OPEN
+        return self._strict_parser is not None and self._strict_parser.state is not State.OPEN
 
     @property
     def has_partial_message(self) -> bool:
-        return self._inbox is not None or self._judge is not None
+        return self._receive_buffer is not None or self._strict_parser is not None
 
     def feed(self, data: bytes | bytearray) -> int:  # hot
         """Read what arrived; the number of frames that were complete. Never raises for what a peer sent."""
-        inbox = self._inbox
-        if inbox is not None:
-            inbox += data
-            if len(inbox) < inbox.needed:
+        receive_buffer = self._receive_buffer
+        if receive_buffer is not None:
+            receive_buffer += data
+            if len(receive_buffer) < receive_buffer.needed:
                 return 0
-            self._inbox = None
-            data = inbox
+            self._receive_buffer = None
+            data = receive_buffer
         at = 0
         size = len(data)
         limit = self.max_message_bytes
@@ -200,8 +200,8 @@ class Framing:
                 self._stash(data, at, 0)
                 self.wait_for_turn()
                 break
-            if self._judge is not None:
-                came, text_bytes = self._ask_judge(data[at : at + _JUDGE_SLICE_BYTES])
+            if self._strict_parser is not None:
+                came, text_bytes = self._ask_strict_parser(data[at : at + _JUDGE_SLICE_BYTES])
                 frames += came
                 at += _JUDGE_SLICE_BYTES
                 budget = self._charge(budget, text_bytes)
@@ -227,7 +227,7 @@ class Framing:
                 if start == INCOMPLETE:
                     self._stash(data, at, end - at)
                     break
-                self._judge = Judge(limit)
+                self._strict_parser = StrictParser(limit)
                 continue
             head = data[at]
             at = end
@@ -252,8 +252,8 @@ class Framing:
         return 0
 
     def _stash(self, data: bytes | bytearray, at: int, needed: int) -> None:
-        self._inbox = inbox = Inbox(data[at:])
-        inbox.needed = needed
+        self._receive_buffer = receive_buffer = ReceiveBuffer(data[at:])
+        receive_buffer.needed = needed
 
     def _receive_other(self, head: int, payload: bytes) -> None:
         if head == PING:
@@ -268,16 +268,16 @@ class Framing:
             else:
                 self.receive_text(payload)
 
-    def _ask_judge(self, data: bytes | bytearray) -> tuple[int, int]:
+    def _ask_strict_parser(self, data: bytes | bytearray) -> tuple[int, int]:
         """How many frames were complete, and how many bytes of text the messages had."""
-        judge = self._judge
-        assert judge is not None
-        was_open = judge.state is State.OPEN
-        judge.receive_data(data)
+        strict_parser = self._strict_parser
+        assert strict_parser is not None
+        was_open = strict_parser.state is State.OPEN
+        strict_parser.receive_data(data)
         text_bytes = 0
-        while judge.message is not None:
-            head, payload = judge.message
-            judge.message = None
+        while strict_parser.message is not None:
+            head, payload = strict_parser.message
+            strict_parser.message = None
             if head == BINARY:
                 self.receive_binary(payload)
             elif head == TEXT:
@@ -285,53 +285,53 @@ class Framing:
                 self.receive_text(payload)
             else:
                 self.receive_pong(payload)
-            judge.go_on()
-        frames = len(judge.events_received())
-        if was_open and judge.state is not State.OPEN and not judge.is_own_close:
-            self._tell_why(judge)
-        self._speak(judge)
-        if judge.is_between_messages:
-            self._judge = None
+            strict_parser.go_on()
+        frames = len(strict_parser.events_received())
+        if was_open and strict_parser.state is not State.OPEN and not strict_parser.is_own_close:
+            self._tell_why(strict_parser)
+        self._speak(strict_parser)
+        if strict_parser.is_between_messages:
+            self._strict_parser = None
         return frames, text_bytes
 
-    def _tell_why(self, judge: Judge) -> None:
-        if judge.close_rcvd is not None and judge.parser_exc is None:
-            self.receive_close(judge.close_rcvd.code, judge.close_rcvd.reason)
-        elif judge.close_sent is not None:
-            self.receive_violation(judge.close_sent.code, judge.close_sent.reason)
+    def _tell_why(self, strict_parser: StrictParser) -> None:
+        if strict_parser.close_rcvd is not None and strict_parser.parser_exc is None:
+            self.receive_close(strict_parser.close_rcvd.code, strict_parser.close_rcvd.reason)
+        elif strict_parser.close_sent is not None:
+            self.receive_violation(strict_parser.close_sent.code, strict_parser.close_sent.reason)
 
     def restart(self) -> None:
         """Another socket: what is left of a frame of the old one means nothing."""
-        self._inbox = self._judge = None
+        self._receive_buffer = self._strict_parser = None
 
     # -------------------------------------------------------------------------------------------------------- out
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake. Nothing is sent after it. Does nothing on a connection that is closing."""
-        judge = self._judge
-        if judge is None:
-            judge = self._judge = Judge(self.max_message_bytes)
-            if self._inbox is not None:
-                self._inbox.needed = 0
-        if judge.state is State.OPEN:
-            judge.is_own_close = True
-            judge.send_close(code, _fit(reason))
-            self._speak(judge)
+        strict_parser = self._strict_parser
+        if strict_parser is None:
+            strict_parser = self._strict_parser = StrictParser(self.max_message_bytes)
+            if self._receive_buffer is not None:
+                self._receive_buffer.needed = 0
+        if strict_parser.state is State.OPEN:
+            strict_parser.is_own_close = True
+            strict_parser.send_close(code, _fit(reason))
+            self._speak(strict_parser)
 
     def fail(self, code: int, reason: str) -> None:
         """Close because of the peer, without waiting for its answer."""
         if not self.is_closing:
             self.receive_violation(code, reason)
-        judge = self._judge
-        if judge is None:
-            judge = self._judge = Judge(self.max_message_bytes)
-        if not judge.eof_sent:
-            judge.is_own_close = True
-            judge.fail(code, _fit(reason))
-            self._speak(judge)
+        strict_parser = self._strict_parser
+        if strict_parser is None:
+            strict_parser = self._strict_parser = StrictParser(self.max_message_bytes)
+        if not strict_parser.eof_sent:
+            strict_parser.is_own_close = True
+            strict_parser.fail(code, _fit(reason))
+            self._speak(strict_parser)
 
-    def _speak(self, judge: Judge) -> None:
-        for data in judge.data_to_send():
+    def _speak(self, strict_parser: StrictParser) -> None:
+        for data in strict_parser.data_to_send():
             if data:
                 self.write(data)
             else:

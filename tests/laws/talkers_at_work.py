@@ -1,6 +1,6 @@
 """A server that recognises speech for people who take turns, as a fluid: what Learner and Admission see, and what callers get.
 
-Real: ``Admission``, ``Learner``, ``TalkerLimit``. Modelled: the workers, who share ``cores`` and divide their time among the
+Real: ``Admission``, ``CapacityController``, ``TalkerLimit``. Modelled: the workers, who share ``cores`` and divide their time among the
 streams that wait; the talkers, who speak, listen, and start their next turn on time whatever the server does; callers who
 come back until they are let in. Goodput is speech whose transcript came within ``IN_TIME_MS`` of its end, per second.
 """
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from voiceserver.capacity.admission import Admission, Ticket
-from voiceserver.capacity.controller import Learner
+from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.limit import CAUTION, LOOK_MS, PROCESSOR, Cost, calibrate, processor_of
 from voiceserver.events.events import ServerBusy
 from voiceserver.pool import Pool, PoolStats, WorkerStats
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 
 TICK_MS = 20.0
 IN_TIME_MS = 2_000.0
@@ -87,16 +87,16 @@ class TalkersAtWork:
         self._streams = [0] * machine.workers  # open, by worker
         self._heard: list[tuple[float, float]] = []  # speech in time: from, to
         self._ask_ms = 0.0
-        self.learner: Learner | None = None
+        self.controller: CapacityController | None = None
         if not limit:
             self._learn(start)
 
     def _learn(self, start: int) -> None:
         pools: dict[str, Pool] = {"stt": self}  # type: ignore[dict-item]
-        self.learner = Learner(
+        self.controller = CapacityController(
             pools,
             self.admission,
-            Facts(),
+            ServerSnapshot(),
             is_learned=True,
             windows_ms={},
             on_change=lambda name, fields: None,
@@ -105,7 +105,7 @@ class TalkersAtWork:
         cost = Cost("stt", self.machine.work, self.machine.workers, self.machine.places, True)
         first = start or int(calibrate([cost], self.machine.total) * CAUTION)
         costs = {"stt": cost, PROCESSOR: processor_of([cost], self.machine.total)}
-        self.learner.start_with(first, 0.0, costs)
+        self.controller.start_with(first, 0.0, costs)
 
     def stats(self) -> PoolStats:
         open_ = sum(self._streams)
@@ -216,16 +216,16 @@ class TalkersAtWork:
 
     def _look(self) -> None:
         self.counts.append(len(self.talkers))
-        if self.learner is None:
+        if self.controller is None:
             return
         for number, talker in enumerate(self.talkers):
             lag_ms = talker.pending_ms
             if lag_ms > BUSY_AFTER_MS + PREFIX_MS and self.now_ms - talker.told_ms >= BUSY_REPEAT_MS:
                 talker.told_ms = self.now_ms
                 busy = ServerBusy("stt", "slow", lag_ms, 0.0, lag_ms)
-                self.learner.note_busy(number, busy, self.now_ms)
+                self.controller.note_busy(number, busy, self.now_ms)
         cores_busy, self._cores_ms = self._cores_ms / LOOK_MS / self.machine.total, 0.0
-        self.learner.look(0.0, self.now_ms, cores_busy)
+        self.controller.look(0.0, self.now_ms, cores_busy)
 
 
 def mean_goodput(

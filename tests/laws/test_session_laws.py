@@ -19,7 +19,7 @@ from voiceserver.config.schema import BackpressureConfig
 from voiceserver.errors import ProtocolError, Refusal
 from voiceserver.events import events as ev
 from voiceserver.session.session import Session
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, pack_speech
 
 RATE_HZ = 8_000
@@ -52,7 +52,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
             preemptive=preemptive,
         )
         self.now_ms = 100.0
-        self.session = Session("s", options, Facts(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
+        self.session = Session("s", options, ServerSnapshot(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
         self.said = Audit(lambda text: audio_of(text.encode()))
         self.streams: dict[str, list[Request]] = {}
         self.spoken: dict[tuple[int, int], int] = {}

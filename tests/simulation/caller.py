@@ -220,7 +220,7 @@ class Caller:
         got.owner = self
         rate_hz = RATE_HZ
         self.session = Session(
-            self.name, world.settings, world.facts, input_rate_hz=rate_hz, output_rate_hz=rate_hz
+            self.name, world.settings, world.server_snapshot, input_rate_hz=rate_hz, output_rate_hz=rate_hz
         )
         self.session.open(world.now_ms)
         if got.is_waiting:

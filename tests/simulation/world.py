@@ -34,7 +34,7 @@ from voiceserver.pool.fallback import FallbackPool
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerState
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.engine import EngineError, Item
 from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
@@ -147,7 +147,7 @@ class World:
         self.workers: dict[str, list[DoomedWorker]] = {stage: [] for stage in ENGINES}
         self.raises: set[str] = set()
         self.pools = {stage: self._pool(stage) for stage in ENGINES}
-        self.facts = Facts()
+        self.server_snapshot = ServerSnapshot()
         # Of its own, so that a world with a lighter engine is the same world otherwise.
         self.retreats = self._draw_retreats(random.Random(f"retreat {seed}"))
         self.tiers: dict[str, InlinePool | FallbackPool] = dict(self.pools)
@@ -223,8 +223,8 @@ class World:
 
     def _retreat(self, level: int) -> None:
         self.diary.append(f"ladder {level} at {self.now_ms}")
-        self.facts.degrade_level = level
-        self.facts.lighter = frozenset({"stt"} if level >= 3 else ())
+        self.server_snapshot.degrade_level = level
+        self.server_snapshot.lighter = frozenset({"stt"} if level >= 3 else ())
         tiered = self.tiers["stt"]
         assert isinstance(tiered, FallbackPool)
         tiered.set_lighter(level >= 3)

@@ -16,7 +16,7 @@ from voiceserver.config.schema import Config
 from voiceserver.errors import Refusal
 from voiceserver.events import events as ev
 from voiceserver.session.session import Session
-from voiceserver.session.settings import Facts, Settings
+from voiceserver.session.settings import ServerSnapshot, SessionSettings
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams, pack_speech
 
 RATE_HZ = 16_000
@@ -26,8 +26,8 @@ CHUNK_MS = 32
 E = TypeVar("E", bound=msgspec.Struct)
 
 
-def settings_of(**changes: object) -> Settings:
-    base = Settings.from_config(Config())
+def settings_of(**changes: object) -> SessionSettings:
+    base = SessionSettings.from_config(Config())
     return msgspec.structs.replace(base, check_laws=True, **changes)
 
 
@@ -38,12 +38,12 @@ def speech_of(probability: float, seq: int, windows: int = 1, rate_hz: int = RAT
 
 
 class Bench:
-    def __init__(self, settings: Settings | None = None, **options: object) -> None:
+    def __init__(self, settings: SessionSettings | None = None, **options: object) -> None:
         settings = settings or settings_of()
         if options:
             changed = msgspec.structs.replace(settings.options, **options)
             settings = msgspec.structs.replace(settings, options=changed)
-        self.session = Session("s1", settings, Facts(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
+        self.session = Session("s1", settings, ServerSnapshot(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
         self.now_ms = 1_000.0
         self.sent: dict[str, list[tuple[int, int, int, bytes]]] = {}
         self.open_stages: set[str] = set()

@@ -15,7 +15,7 @@ from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.limit import PROCESSOR, SPEECH_SHARE, Cost, Ladder, Load, TalkerLimit, talkers_for
 from voiceserver.events.events import ServerBusy
 from voiceserver.pool import Pool, PoolStats
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 
 # A caller that was told to be late counts as late for so long; the signal repeats every second.
 LATE_FOR_MS: Final = 1_200.0
@@ -30,7 +30,7 @@ _OF_LOAD: Final = ("slow", "degraded", "shed")
 OnChange = Callable[[str, Mapping[str, object]], None]
 
 
-class Learner:
+class CapacityController:
     """``is_learned`` False: the limit is the operator's, and only the ladder is climbed. windows_ms: the configured batch window
     of each stage; on_change(name, fields): for the log."""
 
@@ -38,7 +38,7 @@ class Learner:
         self,
         pools: Mapping[str, Pool],
         admission: Admission,
-        facts: Facts,
+        server_snapshot: ServerSnapshot,
         *,
         is_learned: bool,
         windows_ms: Mapping[str, float],
@@ -47,7 +47,7 @@ class Learner:
     ) -> None:
         self._pools = pools
         self._admission = admission
-        self._facts = facts
+        self._server_snapshot = server_snapshot
         self._is_learned = is_learned
         self._windows_ms = windows_ms
         self._on_change = on_change
@@ -133,15 +133,15 @@ class Learner:
     def _lag_of_callers(self, now_ms: float) -> float:
         """The median lag of those that are late, when they are more than a few."""
         self._late = {who: late for who, late in self._late.items() if now_ms - late[1] <= LATE_FOR_MS}
-        talkers = max(self._admission.talkers, self._facts.talkers)
+        talkers = max(self._admission.talkers, self._server_snapshot.talkers)
         if len(self._late) < max(LATE_AT_LEAST, talkers * LATE_SHARE):
             return 0.0
         return median(lag_ms for lag_ms, _ in self._late.values())
 
     def _retreat(self) -> None:
         level = self._ladder.level
-        self._facts.degrade_level = level
-        self._facts.lighter = frozenset(self._tiered) if level >= 3 else frozenset()
+        self._server_snapshot.degrade_level = level
+        self._server_snapshot.lighter = frozenset(self._tiered) if level >= 3 else frozenset()
         self._on_change("degrade", {"degrade_level": level, "step": Ladder.STEPS[level]})
         for stage, pool in self._pools.items():
             widen = getattr(pool, "set_max_wait_ms", None)

@@ -15,7 +15,7 @@ is a model first, and a correction by delay second:
   people's turns are: that many of them speak at once for a moment is no sign of too many callers.
 
 Time is as the wall has it: a step that another process kept from the processor took long, and fewer callers will do. The
-processor itself is one more stage (``learner``).
+processor itself is one more stage (``controller``).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
     from voiceserver.pool import Pool
-    from voiceserver.session.settings import Options
+    from voiceserver.session.settings import SessionOptions
     from voiceserver.session.state import SessionState
     from voiceserver.wire import Codec
 
@@ -72,7 +72,7 @@ class Outage:
             self._told_ms = now_ms
         return is_due
 
-    def gone_of(self, options: Options) -> Gone | None:
+    def gone_of(self, options: SessionOptions) -> Gone | None:
         """What a caller with these options goes without; of several stages the first that its audio meets."""
         gone = self.gone
         if not gone:

@@ -22,12 +22,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from voiceserver.events import events as ev
-from voiceserver.observability.process_metrics import Vitals
+from voiceserver.observability.process_metrics import ProcessMetrics
 from voiceserver.pool import PoolStats, WorkerStats
 
 if TYPE_CHECKING:
     from voiceserver.capacity.admission import Admission
-    from voiceserver.capacity.controller import Learner
+    from voiceserver.capacity.controller import CapacityController
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REFUSAL_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -53,7 +53,7 @@ class Metrics(Collector):
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
         registry = self._registry = CollectorRegistry(auto_describe=False)
         self.merge: Callable[[Iterable[Metric]], Iterable[Metric]] | None = None
-        registry.register(Vitals())
+        registry.register(ProcessMetrics())
 
         self.connections = Gauge(
             "voiceserver_connections", "Open connections, of any kind.", registry=registry
@@ -137,10 +137,13 @@ class Metrics(Collector):
         self._registry.register(_PoolCollector(stats))
 
     def observe_admission(
-        self, admission: Admission, learner: Learner, live: Callable[[], Iterable[ev.Accounting]]
+        self,
+        admission: Admission,
+        controller: CapacityController,
+        live: Callable[[], Iterable[ev.Accounting]],
     ) -> None:
         """Read who is in, who waits, and the books of ``live`` sessions at every scrape."""
-        self._registry.register(_AdmissionCollector(admission, learner, live))
+        self._registry.register(_AdmissionCollector(admission, controller, live))
 
     def count_opened(self, wire: str) -> None:
         self.sessions.inc()
@@ -207,27 +210,30 @@ class Metrics(Collector):
 
 class _AdmissionCollector(Collector):
     def __init__(
-        self, admission: Admission, learner: Learner, live: Callable[[], Iterable[ev.Accounting]]
+        self,
+        admission: Admission,
+        controller: CapacityController,
+        live: Callable[[], Iterable[ev.Accounting]],
     ) -> None:
         self._admission = admission
-        self._learner = learner
+        self._controller = controller
         self._live = live
 
     def collect(self) -> Iterator[Metric]:
-        admission, learner = self._admission, self._learner
+        admission, controller = self._admission, self._controller
         gauges = {
             "talkers": ("Callers with a talker's place.", admission.talkers),
             "talkers_limit": ("Talkers that are let in at once; 0: no limit.", admission.limit),
             "waiting": ("Callers in the waiting room.", admission.waiting),
             "degrade_level": (
                 "How far the server has retreated: an index of Ladder.STEPS.",
-                learner.level,
+                controller.level,
             ),
             "standing_delay_seconds": (
                 "Delay that has not gone away for half a second.",
-                learner.standing_ms / 1e3,
+                controller.standing_ms / 1e3,
             ),
-            "busiest_stage_ratio": ("Working time of the busiest stage, smoothed.", learner.busy),
+            "busiest_stage_ratio": ("Working time of the busiest stage, smoothed.", controller.busy),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"voiceserver_{name}", text, value=value)

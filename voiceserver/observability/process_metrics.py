@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 
-class Vitals(Collector):
+class ProcessMetrics(Collector):
     def __init__(self) -> None:
         self._page_bytes = resource.getpagesize()
         self._started_s = _started_s()

@@ -16,7 +16,7 @@ from voiceserver.events.voices import voices_of
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool
 from voiceserver.pool.remote_pool import RemotePool
-from voiceserver.session.settings import Settings
+from voiceserver.session.settings import SessionSettings
 from voiceserver.transport.handshake import BadRequest
 from voiceserver.transport.http import Caller, Response, Router, json_response
 from voiceserver.wire import Codec, mulaw, native, openai, twilio, whisperlive
@@ -53,7 +53,7 @@ def build_router(
     jitter: random.Random,
 ) -> Router:
     router = Router(admission, jitter)
-    turn_detection = Settings.from_config(config).options.turn_detection
+    turn_detection = SessionSettings.from_config(config).options.turn_detection
 
     def stream(caller: Caller) -> Codec:
         return native.codec_from_query(caller.query, config.session.output_rate_hz)

@@ -25,7 +25,7 @@ from websockets.datastructures import Headers
 from voiceserver.announcements.earcons import Cues
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.calibration import Calibration
-from voiceserver.capacity.controller import Learner
+from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.limit import CAUTION, LOOK_MS, PROCESSOR, calibrate, processor_of
 from voiceserver.config.cores import Cores
 from voiceserver.config.schema import Config, Loaded, StageConfig
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 STAGES: Final = ("vad", "stt", "reply", "tts")
 PROBE_MS: Final = 50.0
-FACTS_MS: Final = 1_000.0
+SNAPSHOT_MS: Final = 1_000.0
 _SPARE_FILES: Final = 256  # descriptors that are not callers: workers, rings, logs
 NOBODY: Final = Caller("", {}, Headers())
 _FREEZE_STEP: Final = 1_000  # new connections after which the collector is told to leave the old ones alone
@@ -213,16 +213,16 @@ class Server:
         self.services.auth = self._auth if self._auth.has_keys else None
         self._join_exchange()
         self._cues = self.services.cues = Cues(LINES, config.session.output_rate_hz)
-        self._learner = self.services.learner = Learner(
+        self._controller = self.services.controller = CapacityController(
             self._pools,
             admission,
-            self.services.facts,
+            self.services.server_snapshot,
             is_learned=limits.max_talkers == 0,
             windows_ms={name: getattr(config.stages, name).max_wait_ms for name in self._pools},
             on_change=self._on_pool_event,
             now_ms=self.services.now_ms,
         )
-        self.metrics.observe_admission(admission, self._learner, self.services.live_books)
+        self.metrics.observe_admission(admission, self._controller, self.services.live_books)
         self.metrics.observe_pools(lambda: [pool.stats() for pool in self._pools.values()])
         await self._listen()
         self._probe(self._loop.time())
@@ -309,7 +309,7 @@ class Server:
         if self._has_lines and services.settings.fillers is not None:
             services.settings.fillers.make(self._pools.get("tts"))
         now_ms = services.clock()
-        self._learner.look(self._loop_lag_ms, now_ms, self._cores.busy(self._learner.workers, now_ms))
+        self._controller.look(self._loop_lag_ms, now_ms, self._cores.busy(self._controller.workers, now_ms))
         services.place_freed()
         self._timers["learn"] = self._loop.call_later(LOOK_MS / 1000.0, self._learn)
 
@@ -329,7 +329,7 @@ class Server:
                     costs, cores = found.costs, self._cores.share
                     limit = calibrate(costs.values(), cores) * CAUTION
                     costs = {**costs, PROCESSOR: processor_of(costs.values(), cores)}
-                    self._learner.start_with(math.ceil(limit), self.services.clock(), costs)
+                    self._controller.start_with(math.ceil(limit), self.services.clock(), costs)
                 work = {stage: round(cost.work, 4) for stage, cost in found.costs.items()}
                 self._server_log("calibrated", talkers=self.services.admission.limit, work=work)
 
@@ -361,12 +361,12 @@ class Server:
 
     def _refresh(self) -> None:
         self._reload()
-        facts = self.services.facts
-        facts.sessions = self.services.sessions
+        server_snapshot = self.services.server_snapshot
+        server_snapshot.sessions = self.services.sessions
         stats = [pool.stats() for pool in self._pools.values()]
-        facts.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
-        facts.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
-        facts.local_time = time.strftime("%Y-%m-%d %H:%M")
+        server_snapshot.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
+        server_snapshot.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
+        server_snapshot.local_time = time.strftime("%Y-%m-%d %H:%M")
         if self._share is not None:
             self._share.publish(self.metrics.own_families(), self._own_capacity(NOBODY).body)
         connections = len(self.services.connections)
@@ -376,7 +376,7 @@ class Server:
             gc.unfreeze()
             gc.collect()  # what became garbage while it was frozen is in the oldest generation
             self._freeze()
-        self._timers["refresh"] = self._loop.call_later(FACTS_MS / 1000.0, self._refresh)
+        self._timers["refresh"] = self._loop.call_later(SNAPSHOT_MS / 1000.0, self._refresh)
 
     def _merged_capacity(self, caller: Caller) -> Response:
         assert self._share is not None

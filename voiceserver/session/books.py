@@ -7,7 +7,7 @@ from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.outbox import Outbox
 
 
-def accounting(audio_input: AudioInput | None, hears_with: str) -> Accounting:
+def accounting(audio_input: AudioInput | None, audio_stage: str) -> Accounting:
     """``received = consumed + dropped + discarded``, exact to the sample.
 
     Audio that vad consumed but that stt shed or never got is not consumed: it moves to dropped or discarded. What is
@@ -22,7 +22,7 @@ def accounting(audio_input: AudioInput | None, hears_with: str) -> Accounting:
         consumed_ms=round(ms(outbox.consumed - late_dropped - late_discarded), 3),
         dropped_ms=round(ms(outbox.dropped + late_dropped), 3),
         discarded_ms=round(ms(outbox.discarded + outbox.backlog + late_discarded), 3),
-        stages={"vad": _of_stage(outbox, audio_input), hears_with: _of_stage(capture, audio_input)},
+        stages={"vad": _of_stage(outbox, audio_input), audio_stage: _of_stage(capture, audio_input)},
     )
 
 

@@ -52,7 +52,7 @@ def _delay(session: SessionState, stage: str) -> StageDelay | None:
     outbox = session.outbox_of(stage)
     if outbox is None:
         return None
-    hears = stage in ("vad", settings.hears_with)
+    hears = stage in ("vad", settings.audio_stage)
     lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
     patience_ms = float(settings.backpressure.busy_after_ms)
     stream_loss = stage_streams.stream_loss(stage) if stage_streams is not None else None
@@ -156,7 +156,7 @@ def evaluate(session: SessionState, now_ms: float) -> None:
     waiting = delays(session)
     if session.busy_monitor is None and all(now_ms < delay.due_ms for delay in waiting):
         return
-    is_retreating = session.facts.degrade_level > 0
+    is_retreating = session.server_snapshot.degrade_level > 0
     busy_monitor = session.the_busy_monitor
     was_degraded = busy_monitor.is_degraded
     said = busy_monitor.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
@@ -191,7 +191,7 @@ def _stop_partials(session: SessionState, now_ms: float) -> None:
     if (
         audio_input is None
         or stage_streams is None
-        or session.settings.hears_with != "stt"
+        or session.settings.audio_stage != "stt"
         or not stage_streams.is_opened("stt")
     ):
         return
@@ -230,7 +230,7 @@ def _send_again(session: SessionState, stage: str) -> None:
     """The stage's stream is gone, and what was not committed is for the next one."""
     reply = session.reply
     outbox = session.outbox_of(stage)
-    is_audio = stage in ("vad", session.settings.hears_with)
+    is_audio = stage in ("vad", session.settings.audio_stage)
     if reply is not None and (stage == "tts" or (stage == "reply" and is_audio)):
         reply.replay_say()
     elif reply is not None and stage == "reply":
@@ -246,7 +246,7 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
     if reason == "moved":
         return
     outbox = session.outbox_of(stage)
-    is_audio = stage in ("vad", session.settings.hears_with)
+    is_audio = stage in ("vad", session.settings.audio_stage)
     until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
     session.the_stage_streams.lose(stage, StreamLoss(reason, now_ms, until_seq))
     delay = _delay(session, stage)
@@ -265,6 +265,6 @@ def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None
     if dropped_ms:
         session.is_settled = False
         session.the_busy_monitor.dropped_ms += dropped_ms
-        session.the_busy_monitor.dropped_stage = session.settings.hears_with if is_late else "vad"
+        session.the_busy_monitor.dropped_stage = session.settings.audio_stage if is_late else "vad"
         evaluate(session, now_ms)
         session.lower_deadline(next_deadline_ms(session))

@@ -32,7 +32,7 @@ HELD_BYTES = 1 << 20  # of results; a guess that grows beyond is given up
 
 
 class RequestKey(NamedTuple):
-    """All that an answer follows from, but for ``Facts``, which may be a few hundred ms old."""
+    """All that an answer follows from, but for ``ServerSnapshot``, which may be a few hundred ms old."""
 
     request: bytes
     speaks: bool
@@ -107,7 +107,7 @@ def _may_preempt(session: SessionState, text: str) -> bool:
         and transcripts is not None
         and not transcripts.is_pending
         and not (session.busy_monitor is not None and session.busy_monitor.is_busy)
-        and session.facts.degrade_level == 0
+        and session.server_snapshot.degrade_level == 0
     )
 
 
@@ -191,7 +191,7 @@ def request_fields(
 
 
 def encode_request(session: SessionState, fields: dict[str, object]) -> bytes:
-    return msgspec.json.encode({**fields, "context": session.facts})
+    return msgspec.json.encode({**fields, "context": session.server_snapshot})
 
 
 def encode_again(request: bytes, turn: int) -> bytes:

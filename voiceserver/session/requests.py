@@ -53,7 +53,7 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
     if changes.get("replies") and "reply" not in settings.stages:
         raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
     if changes.get("voice"):
-        _check_voice(changes["voice"], session.facts.voices)
+        _check_voice(changes["voice"], session.server_snapshot.voices)
     _settle_tools(session, changes)
     detection = changes.get("turn_detection")
     if detection is not None:
@@ -116,7 +116,7 @@ def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
     if audio_input is not None and transcripts is not None and audio_input.capturing_turn:
         transcripts.forget(audio_input.capturing_turn)
         audio_input.capture.discard_turn(audio_input.capturing_turn)
-        session.the_stage_streams.reset(session.settings.hears_with)
+        session.the_stage_streams.reset(session.settings.audio_stage)
         audio_input.clear()
         preemptive.drop(session)
     session.emit(ev.InputCleared())
@@ -136,7 +136,7 @@ def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
 
 
 def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
-    hears = session.settings.hears_with == "reply"
+    hears = session.settings.audio_stage == "reply"
     event = _with_tools(session, event)
     if "reply" not in session.settings.stages or (
         hears and (event.is_out_of_band or event.items is not None)

@@ -233,7 +233,7 @@ class Session(SessionState):
             self._receive_vad(audio_input, record, now_ms)
             if not self.outgoing and self.phase is OPEN and self.is_well:
                 return
-        elif stage == self.settings.hears_with:
+        elif stage == self.settings.audio_stage:
             if audio_input is not None:
                 is_alone = self.is_settled and turns.is_partial(self, audio_input, stage, record)
                 turns.receive_hearing(self, audio_input, stage, record, now_ms)
@@ -332,7 +332,7 @@ class Session(SessionState):
 
     def stream_params(self, stage: str) -> StreamParams:
         options = self.options
-        if stage in ("vad", self.settings.hears_with):
+        if stage in ("vad", self.settings.audio_stage):
             outbox = self.outbox_of(stage)
             return StreamParams(
                 rate_hz=self.input_rate_hz,

@@ -16,7 +16,7 @@ def words_of(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
-class Facts(msgspec.Struct):
+class ServerSnapshot(msgspec.Struct):
     """What a reply may tell about the server; shared by all its sessions, refreshed about once a second."""
 
     sessions: int = 0
@@ -28,7 +28,7 @@ class Facts(msgspec.Struct):
     lighter: frozenset[str] = frozenset()  # stages whose new streams open on their lighter engine
 
 
-class Options(msgspec.Struct, frozen=True):
+class SessionOptions(msgspec.Struct, frozen=True):
     """What a client may change of its session; see ``SessionUpdate``."""
 
     turn_detection: TurnDetection | None
@@ -46,14 +46,14 @@ class Options(msgspec.Struct, frozen=True):
     audible_busy: bool = False
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """``stages``: those that have an engine. ``hears_with``: the stage that takes a turn's audio, "stt", or "reply" where a
+class SessionSettings(msgspec.Struct, frozen=True):
+    """``stages``: those that have an engine. ``audio_stage``: the stage that takes a turn's audio, "stt", or "reply" where a
     speech-to-speech engine answers."""
 
-    options: Options
+    options: SessionOptions
     backpressure: BackpressureConfig
     stages: tuple[str, ...]
-    hears_with: str = "stt"
+    audio_stage: str = "stt"
     history_items: int = 200
     reply_timeout_ms: float = 10_000
     reply_slow_ms: float = 1_000
@@ -67,14 +67,14 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def can_hear(self) -> bool:
-        return self.hears_with in self.stages
+        return self.audio_stage in self.stages
 
     @property
     def can_speak(self) -> bool:
-        return "tts" in self.stages or self.hears_with == "reply"
+        return "tts" in self.stages or self.audio_stage == "reply"
 
     @classmethod
-    def from_config(cls, config: Config, *, reply_takes_audio: bool = False) -> Settings:
+    def from_config(cls, config: Config, *, reply_takes_audio: bool = False) -> SessionSettings:
         names = ("vad", "stt", "reply", "tts")
         stages = tuple(name for name in names if getattr(config.stages, name).engine not in ("", "none"))
         session = config.session
@@ -88,7 +88,7 @@ class Settings(msgspec.Struct, frozen=True):
             max_turn_ms=session.max_turn_ms,
         )
         return cls(
-            options=Options(
+            options=SessionOptions(
                 turn_detection=detection if "vad" in stages else None,
                 instructions=session.instructions,
                 voice=session.voice,
@@ -100,7 +100,7 @@ class Settings(msgspec.Struct, frozen=True):
             ),
             backpressure=config.backpressure,
             stages=stages,
-            hears_with="reply" if reply_takes_audio else "stt",
+            audio_stage="reply" if reply_takes_audio else "stt",
             history_items=session.history_items,
             reply_timeout_ms=session.reply_timeout_ms,
             close_timeout_ms=config.server.drain_timeout_ms,

@@ -19,7 +19,7 @@ from voiceserver.session.history import History
 from voiceserver.session.outbox import Outbox
 from voiceserver.session.preemptive import PreemptiveReply
 from voiceserver.session.reply import Interrupted, Reply
-from voiceserver.session.settings import Facts, Settings
+from voiceserver.session.settings import ServerSnapshot, SessionSettings
 from voiceserver.session.speech_output import SpeechOutput
 from voiceserver.session.stage_streams import StageStreams
 from voiceserver.session.transcripts import Transcripts
@@ -44,7 +44,7 @@ class SessionState:
         "close_reason",
         "deadline_ms",
         "audio_input",
-        "facts",
+        "server_snapshot",
         "busy_monitor",
         "gone",
         "preemptive_reply",
@@ -76,8 +76,8 @@ class SessionState:
     def __init__(
         self,
         session_id: str,
-        settings: Settings,
-        facts: Facts,
+        settings: SessionSettings,
+        server_snapshot: ServerSnapshot,
         *,
         input_rate_hz: int,
         output_rate_hz: int,
@@ -90,7 +90,7 @@ class SessionState:
         self.resume_token = resume_token
         self.settings = settings
         self.options = settings.options
-        self.facts = facts
+        self.server_snapshot = server_snapshot
         self.phase = Phase.OPENING
         self.close_code = 1000
         self.close_reason = ""
@@ -175,7 +175,7 @@ class SessionState:
         audio_input = self.audio_input
         if stage == "vad":
             return audio_input.outbox if audio_input is not None else None
-        if stage == self.settings.hears_with:
+        if stage == self.settings.audio_stage:
             return audio_input.capture if audio_input is not None else None
         reply = self.reply
         if reply is not None:
@@ -206,7 +206,7 @@ class SessionState:
                 and audio_input.endpointer is not None
                 and (not self.is_resting or audio_input.outbox.backlog > 0)
             )
-        if stage == self.settings.hears_with:
+        if stage == self.settings.audio_stage:
             transcripts = self.transcripts
             return (
                 audio_input is not None
@@ -279,7 +279,7 @@ class SessionState:
     @property
     def goes_without_partials(self) -> bool:
         """Partial transcripts are the first thing that a server under pressure leaves undone."""
-        return self.facts.degrade_level > 0 or (
+        return self.server_snapshot.degrade_level > 0 or (
             self.busy_monitor is not None and self.busy_monitor.is_degraded
         )
 
@@ -293,7 +293,7 @@ class SessionState:
         self.outgoing.append(event)
 
     def accounting(self) -> ev.Accounting:
-        return accounting(self.audio_input, self.settings.hears_with)
+        return accounting(self.audio_input, self.settings.audio_stage)
 
     def counters(self) -> dict[str, float]:
         """Every counter of the session, for its closing log line."""

@@ -100,7 +100,7 @@ def decide(session: SessionState, audio_input: AudioInput, decision: Decision, n
     elif isinstance(decision, Stop):
         end_speech(session, audio_input, decision, now_ms)
     elif isinstance(decision, Pause):
-        if session.settings.hears_with == "stt" and session.settings.can_hear:
+        if session.settings.audio_stage == "stt" and session.settings.can_hear:
             audio_input.pause(decision.decided_ms, now_ms)
     elif isinstance(decision, Resume) and audio_input.is_paused:
         audio_input.resume(decision.decided_ms, now_ms)
@@ -153,7 +153,7 @@ def end_speech(
     assert transcripts is not None
     if creates_reply is None:
         creates_reply = detection is not None and detection.creates_reply
-    hears_itself = session.settings.can_hear and session.settings.hears_with == "reply"
+    hears_itself = session.settings.can_hear and session.settings.audio_stage == "reply"
     is_held = hears_itself and session.options.replies and not creates_reply and stop.reason != "close"
     turn = audio_input.end(stop.decided_ms, now_ms, is_held=is_held)
     utterance = transcripts.latest
@@ -238,7 +238,7 @@ def _drop_turn(session: SessionState, turn: int) -> None:
 def give_up_transcripts(session: SessionState, now_ms: float) -> None:
     """The session ends now: say of which turns there will be no transcript, and how much of them stt had not heard."""
     audio_input, transcripts = session.audio_input, session.transcripts
-    if audio_input is None or transcripts is None or session.settings.hears_with != "stt":
+    if audio_input is None or transcripts is None or session.settings.audio_stage != "stt":
         return
     if audio_input.capturing_turn and not session.is_open and session.close_code != LOST:
         end_turn(session, "close", now_ms)
@@ -288,7 +288,7 @@ def _change_engine(session: SessionState, stage: str) -> None:
         (degradations.is_lighter, degradations.has_partials) if degradations is not None else (False, True)
     )
     is_better = stage == "stt" and not has_partials and not session.goes_without_partials
-    if is_lighter != (stage in session.facts.lighter) or is_better:
+    if is_lighter != (stage in session.server_snapshot.lighter) or is_better:
         stage_streams.reset(stage)
 
 
@@ -348,7 +348,7 @@ def abandon(session: SessionState, reply: Reply) -> None:
     session.the_stage_streams.reset("reply")
     session.the_stage_streams.reset("tts")
     if (
-        session.settings.hears_with == "reply"
+        session.settings.audio_stage == "reply"
         and session.audio_input is not None
         and session.transcripts is not None
     ):
@@ -369,7 +369,7 @@ def start_reply(
         turn = _next_turn(session)
     session.replied_turn = max(session.replied_turn, turn)
     speaks = session.speaks(create)
-    hears = settings.hears_with == "reply"
+    hears = settings.audio_stage == "reply"
     fields = (
         {} if hears else preemptive.request_fields(session, turn, create, session.speech_output.history.items)
     )
@@ -407,7 +407,7 @@ def _may_resume(session: SessionState, reply: Reply) -> bool:
     detection = session.options.turn_detection
     return (
         session.settings.false_interruption_ms > 0
-        and session.settings.hears_with != "reply"
+        and session.settings.audio_stage != "reply"
         and detection is not None
         and detection.creates_reply
         and reply.speaks

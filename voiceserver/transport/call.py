@@ -323,7 +323,7 @@ class Pump(Framing):
             self._services.place_freed()
 
     def _is_heard(self, session: Session) -> bool:
-        return self._streams is not None and session.settings.hears_with in self._streams
+        return self._streams is not None and session.settings.audio_stage in self._streams
 
     def _may_talk(self, session: Session, stage: str, now_ms: float) -> bool:
         """Whether there is a place for this speech; otherwise the session knows now that it waits."""
@@ -345,7 +345,7 @@ class Pump(Framing):
     def _open_stream(self, session: Session, stage: str, now_ms: float) -> None:
         if (
             self._services.admission.holds_speech
-            and stage == session.settings.hears_with
+            and stage == session.settings.audio_stage
             and not self._may_talk(session, stage, now_ms)
         ):
             return
@@ -370,7 +370,7 @@ class Pump(Framing):
             if not streams:
                 self._streams = None
         session.stream_closed(stage)
-        if self._speech is not None and stage == session.settings.hears_with:
+        if self._speech is not None and stage == session.settings.audio_stage:
             self._leave_speech(self._services.now_ms)
 
     def _send_requests(

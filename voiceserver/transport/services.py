@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from voiceserver.announcements.earcons import Cues
 from voiceserver.capacity.admission import Admission
-from voiceserver.capacity.controller import Learner
+from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.outage import Outage, slices
 from voiceserver.config.schema import Config
 from voiceserver.events.events import Accounting, ServerBusy, SessionReady
@@ -20,7 +20,7 @@ from voiceserver.events.voices import voices_of
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import Pool, StreamOwner
 from voiceserver.session.session import Session
-from voiceserver.session.settings import Facts, Settings
+from voiceserver.session.settings import ServerSnapshot, SessionSettings
 from voiceserver.transport.http import Router
 from voiceserver.transport.session_store import SessionStore, new_seed
 from voiceserver.transport.timers import Wheel
@@ -105,8 +105,8 @@ class Services:
         "connections",
         "exchange",
         "cues",
-        "facts",
-        "learner",
+        "server_snapshot",
+        "controller",
         "log",
         "metrics",
         "now_ms",
@@ -134,8 +134,8 @@ class Services:
         self._loop = loop
         self.config = config
         takes_audio = registry.takes_audio(config.stages.reply.engine)
-        self.settings = Settings.from_config(config, reply_takes_audio=takes_audio)
-        self.facts = Facts()
+        self.settings = SessionSettings.from_config(config, reply_takes_audio=takes_audio)
+        self.server_snapshot = ServerSnapshot()
         self.pools = pools
         self.admission = admission
         self.router = router
@@ -151,7 +151,7 @@ class Services:
         self.connections: dict[Member, None] = {}  # a set takes twice the memory at 15,000
         self.sessions = 0  # upgraded connections
         self.on_empty: Callable[[], None] | None = None
-        self.learner: Learner | None = None
+        self.controller: CapacityController | None = None
         self.cues: Cues | None = None
         self.outage = Outage(pools, config.backpressure.busy_after_ms)
         self._round: Iterator[Sequence[Member]] | None = None  # of those who are told of an outage
@@ -168,11 +168,11 @@ class Services:
     def make_session(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``SessionStore.new_seed``, which is used up with this."""
         seed = seed or new_seed()
-        self.facts.voices = voices_of(self.pools)
+        self.server_snapshot.voices = voices_of(self.pools)
         return Session(
             self.session_store.session_id_of(seed),
             self.settings,
-            self.facts,
+            self.server_snapshot,
             input_rate_hz=codec.input_rate_hz,
             output_rate_hz=codec.output_rate_hz,
             resume_token=self.session_store.token_of(seed) if hasattr(codec, "is_resumable") else "",
@@ -248,8 +248,8 @@ class Services:
                 yield books
 
     def note_busy(self, caller: object, event: ServerBusy) -> None:
-        if self.learner is not None and event.lag_ms:  # else the caller waits for nothing
-            self.learner.note_busy(id(caller), event, self.now_ms)
+        if self.controller is not None and event.lag_ms:  # else the caller waits for nothing
+            self.controller.note_busy(id(caller), event, self.now_ms)
 
     # ---------------------------------------------------------------------------------------------------- outages
 

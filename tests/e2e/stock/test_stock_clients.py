@@ -147,8 +147,8 @@ class Stage:
         assert scenario in found, f"the program ended before it: {found}"
         line = found[scenario]
         assert "facts" in line, line["failure"]
-        facts: dict[str, Any] = line["facts"]
-        return facts
+        server_snapshot: dict[str, Any] = line["facts"]
+        return server_snapshot
 
     def _run(self, client: Client) -> dict[str, dict[str, Any]]:
         idle, full = self.servers(is_tls=client.is_script)
@@ -180,58 +180,58 @@ def stage(speech: Speech) -> Iterator[Stage]:
     stage.close()
 
 
-def check_voice(client: Client, facts: dict[str, Any], words: str) -> None:
-    if "transcript" in facts:
-        assert words in facts["transcript"]
+def check_voice(client: Client, server_snapshot: dict[str, Any], words: str) -> None:
+    if "transcript" in server_snapshot:
+        assert words in server_snapshot["transcript"]
     if client.program == "whisperlive.py":
-        assert words in facts["subtitles"]
-        assert all(segment["completed"] for segment in facts["segments"])
+        assert words in server_snapshot["subtitles"]
+        assert all(segment["completed"] for segment in server_snapshot["segments"])
         return
     if client.program == "twilio_serializer.py":
-        assert facts["loudness"] > 300
+        assert server_snapshot["loudness"] > 300
     else:
-        assert facts["reply"] == f"You said {words}."
-    assert facts["audio_ms"] > 1_000
+        assert server_snapshot["reply"] == f"You said {words}."
+    assert server_snapshot["audio_ms"] > 1_000
 
 
-def check_text(client: Client, facts: dict[str, Any], words: str) -> None:
-    assert facts["reply"] == "You said good morning."
-    assert facts["audio_ms"] == 0
+def check_text(client: Client, server_snapshot: dict[str, Any], words: str) -> None:
+    assert server_snapshot["reply"] == "You said good morning."
+    assert server_snapshot["audio_ms"] == 0
 
 
-def check_barge_in(client: Client, facts: dict[str, Any], words: str) -> None:
-    assert facts["interrupted"] in (True, "cancelled")
-    assert facts.get("errors", []) == []
-    check_voice(client, facts, words)
+def check_barge_in(client: Client, server_snapshot: dict[str, Any], words: str) -> None:
+    assert server_snapshot["interrupted"] in (True, "cancelled")
+    assert server_snapshot.get("errors", []) == []
+    check_voice(client, server_snapshot, words)
 
 
-def check_function(client: Client, facts: dict[str, Any], words: str) -> None:
-    assert facts["name"] == "get_weather"
-    assert facts.get("arguments", {"city": "Paris"}) == {"city": "Paris"}
-    assert "rainy" in facts["reply"]
-    assert facts["audio_ms"] > 500
+def check_function(client: Client, server_snapshot: dict[str, Any], words: str) -> None:
+    assert server_snapshot["name"] == "get_weather"
+    assert server_snapshot.get("arguments", {"city": "Paris"}) == {"city": "Paris"}
+    assert "rainy" in server_snapshot["reply"]
+    assert server_snapshot["audio_ms"] > 500
 
 
-def check_error(client: Client, facts: dict[str, Any], words: str) -> None:
+def check_error(client: Client, server_snapshot: dict[str, Any], words: str) -> None:
     """It is told, and the conversation goes on."""
-    if "reply" not in facts:
-        check_voice(client, facts, words)
+    if "reply" not in server_snapshot:
+        check_voice(client, server_snapshot, words)
         return
-    assert facts["errors"]
-    assert facts["reply"] in ("You said good morning.", f"You said {words}.")
-    assert facts["audio_ms"] > 500
+    assert server_snapshot["errors"]
+    assert server_snapshot["reply"] in ("You said good morning.", f"You said {words}.")
+    assert server_snapshot["audio_ms"] > 500
 
 
-def check_busy(client: Client, facts: dict[str, Any], words: str) -> None:
+def check_busy(client: Client, server_snapshot: dict[str, Any], words: str) -> None:
     if client.program == "whisperlive.py":
-        assert facts["told"]["status"] == "WAIT"
-        assert facts["told"]["message"] > 0
+        assert server_snapshot["told"]["status"] == "WAIT"
+        assert server_snapshot["told"]["message"] > 0
     elif client.program == "twilio_serializer.py":
-        assert facts["code"] == 1013
-        assert facts["audio_ms"] > 900
-        assert facts["loudness"] > 300
+        assert server_snapshot["code"] == 1013
+        assert server_snapshot["audio_ms"] > 900
+        assert server_snapshot["loudness"] > 300
     else:
-        assert re.search(r"\b503\b", facts["error"])
+        assert re.search(r"\b503\b", server_snapshot["error"])
 
 
 CHECKS: dict[str, Callable[[Client, dict[str, Any], str], None]] = {
@@ -253,8 +253,8 @@ def test_a_stock_client(client: Client, scenario: str, stage: Stage) -> None:
         pytest.skip(missing)
     if scenario in SPOKEN and not (recordings.FOLDER / "goforward.wav").is_file():
         pytest.skip("the recordings in ../shared/audio are not here")
-    facts = stage.result(client, scenario)
-    CHECKS[scenario](client, facts, stage.speech.words)
+    server_snapshot = stage.result(client, scenario)
+    CHECKS[scenario](client, server_snapshot, stage.speech.words)
 
 
 @pytest.mark.timeout(120)
@@ -287,11 +287,11 @@ def test_a_client_is_bridged_while_the_answer_is_late_and_hears_it_to_its_end_wh
             answer()
             line = next(lines)
         assert "facts" in line, line["failure"]
-        facts = line["facts"]
-        assert facts["reply"].endswith("".join(LATE))
-        assert facts["audio_ms"] > 2_000
-        assert not facts.get("errors")
-        assert "error" not in facts
+        server_snapshot = line["facts"]
+        assert server_snapshot["reply"].endswith("".join(LATE))
+        assert server_snapshot["audio_ms"] > 2_000
+        assert not server_snapshot.get("errors")
+        assert "error" not in server_snapshot
         assert server.wait() == 0
         assert server.plain == []
 

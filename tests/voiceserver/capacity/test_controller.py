@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from tests.voiceserver.shell import AnsweredPool
 from voiceserver.capacity.admission import Admission, Ticket
-from voiceserver.capacity.controller import FIRST_TALKERS_PER_WORKER, Learner
+from voiceserver.capacity.controller import FIRST_TALKERS_PER_WORKER, CapacityController
 from voiceserver.capacity.limit import LOOK_MS, SPEECH_SHARE, Cost, talkers_for
 from voiceserver.events.events import ServerBusy
 from voiceserver.pool import PoolStats, WorkerStats
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 
 
 class MeasuredPool(AnsweredPool):
@@ -38,13 +38,13 @@ class Bench:
     def __init__(self, *pools: MeasuredPool, is_learned: bool = True) -> None:
         self.pools = {pool.stage: pool for pool in pools}
         self.admission = Admission(0, 0, "connection", 2_000.0, room=4)
-        self.facts = Facts()
+        self.server_snapshot = ServerSnapshot()
         self.told: list[Mapping[str, object]] = []
         self.now_ms = 0.0
-        self.learner = Learner(
+        self.controller = CapacityController(
             self.pools,
             self.admission,
-            self.facts,
+            self.server_snapshot,
             is_learned=is_learned,
             windows_ms={"vad": 3.0},
             on_change=lambda name, fields: self.told.append({"name": name, **fields}),
@@ -56,7 +56,7 @@ class Bench:
             self.now_ms += LOOK_MS
             for pool in self.pools.values():
                 pool.busy_ms += LOOK_MS * busy
-            self.learner.look(0.0, self.now_ms)
+            self.controller.look(0.0, self.now_ms)
 
 
 def test_the_first_limit_comes_from_the_places_and_waits_for_a_worker() -> None:
@@ -101,7 +101,7 @@ def test_talkers_that_fill_the_workers_lower_the_limit_and_nobody_is_sent_away()
     stt = MeasuredPool("stt", places=None)
     stt.open = 12
     bench = Bench(stt)
-    bench.learner.start_with(20, 0.0, {"stt": Cost("stt", 0.09, 2, None, True)})
+    bench.controller.start_with(20, 0.0, {"stt": Cost("stt", 0.09, 2, None, True)})
     inside = [bench.admission.try_enter(0.0) for _ in range(20)]
     bench.look(90.0, busy=1.0)
     assert 15 <= bench.admission.limit < 20
@@ -113,12 +113,12 @@ def test_the_ladder_widens_the_windows_at_its_second_step_and_narrows_them_again
     bench = Bench(vad)
     vad.lag_ms = 2_000.0
     bench.look(1.2)
-    assert (bench.facts.degrade_level, vad.windows) == (1, [3.0])
+    assert (bench.server_snapshot.degrade_level, vad.windows) == (1, [3.0])
     bench.look(1.2)
-    assert (bench.facts.degrade_level, vad.windows) == (2, [3.0, 20.0])
+    assert (bench.server_snapshot.degrade_level, vad.windows) == (2, [3.0, 20.0])
     vad.lag_ms = 0.0
     bench.look(7.0)
-    assert (bench.facts.degrade_level, vad.windows[-1]) == (0, 3.0)
+    assert (bench.server_snapshot.degrade_level, vad.windows[-1]) == (0, 3.0)
     assert [one["step"] for one in bench.told] == [
         "fewer_partials",
         "wider_batches",
@@ -131,14 +131,14 @@ def test_one_caller_who_sends_too_fast_is_no_sign_of_too_many() -> None:
     late = ServerBusy("stt", "slow", 3_000.0, 0.0, 3_000.0)
     bench = Bench(MeasuredPool("stt"))
     for _ in range(30):
-        bench.learner.note_busy(1, late, bench.now_ms)
+        bench.controller.note_busy(1, late, bench.now_ms)
         bench.look()
-    assert bench.facts.degrade_level == 0
+    assert bench.server_snapshot.degrade_level == 0
     for _ in range(30):
-        bench.learner.note_busy(1, late, bench.now_ms)
-        bench.learner.note_busy(2, late, bench.now_ms)
+        bench.controller.note_busy(1, late, bench.now_ms)
+        bench.controller.note_busy(2, late, bench.now_ms)
         bench.look()
-    assert bench.facts.degrade_level == 2
+    assert bench.server_snapshot.degrade_level == 2
 
 
 def test_waiting_for_a_place_or_for_a_new_worker_is_no_delay_of_the_stage() -> None:
@@ -146,9 +146,9 @@ def test_waiting_for_a_place_or_for_a_new_worker_is_no_delay_of_the_stage() -> N
     for _ in range(30):
         for caller, step in enumerate(("waiting", "lost", "waiting")):
             event = ServerBusy("stt", "slow", 3_000.0, 0.0, 3_000.0, step=step)  # type: ignore[arg-type]
-            bench.learner.note_busy(caller, event, bench.now_ms)
+            bench.controller.note_busy(caller, event, bench.now_ms)
         bench.look()
-    assert bench.facts.degrade_level == 0
+    assert bench.server_snapshot.degrade_level == 0
 
 
 def test_who_waits_too_long_is_found_by_the_look() -> None:
@@ -175,10 +175,14 @@ def test_the_last_step_of_the_ladder_is_the_lighter_engine_where_there_is_one() 
     bench = Bench(stt, vad)
     stt.lag_ms = 2_000.0
     bench.look(5.0)
-    assert (bench.facts.degrade_level, bench.facts.lighter) == (3, frozenset({"stt"}))
+    assert (bench.server_snapshot.degrade_level, bench.server_snapshot.lighter) == (3, frozenset({"stt"}))
     assert stt.tiers == [False, False, True]
     stt.lag_ms = 0.0
     bench.look(9.0)
-    assert bench.facts.degrade_level == 3, "calm proves little there"
+    assert bench.server_snapshot.degrade_level == 3, "calm proves little there"
     bench.look(8.0)
-    assert (bench.facts.degrade_level, bench.facts.lighter, stt.tiers[-1]) == (0, frozenset(), False)
+    assert (bench.server_snapshot.degrade_level, bench.server_snapshot.lighter, stt.tiers[-1]) == (
+        0,
+        frozenset(),
+        False,
+    )

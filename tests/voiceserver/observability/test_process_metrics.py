@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import ProcessCollector
 from prometheus_client.core import Metric
 
-from voiceserver.observability.process_metrics import Vitals
+from voiceserver.observability.process_metrics import ProcessMetrics
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 
@@ -20,7 +20,7 @@ def values(families: Iterable[Metric]) -> dict[str, float]:
 
 
 def test_it_tells_what_the_library_tells() -> None:
-    ours, theirs = values(Vitals().collect()), values(ProcessCollector(registry=None).collect())
+    ours, theirs = values(ProcessMetrics().collect()), values(ProcessCollector(registry=None).collect())
     assert ours.keys() == theirs.keys()
     for name in ("process_max_fds", "process_start_time_seconds"):
         assert ours[name] == pytest.approx(theirs[name])
@@ -31,10 +31,10 @@ def test_it_tells_what_the_library_tells() -> None:
 
 
 def test_every_open_file_counts() -> None:
-    before = values(Vitals().collect())["process_open_fds"]
+    before = values(ProcessMetrics().collect())["process_open_fds"]
     opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(25)]
     try:
-        assert values(Vitals().collect())["process_open_fds"] == before + 25
+        assert values(ProcessMetrics().collect())["process_open_fds"] == before + 25
     finally:
         for fd in opened:
             os.close(fd)

@@ -11,14 +11,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from voiceserver.capacity.admission import Admission
-from voiceserver.capacity.controller import Learner
+from voiceserver.capacity.controller import CapacityController
 from voiceserver.config.schema import AuthConfig, ServerConfig
 from voiceserver.events.events import Accounting, ReplyDone, ServerBusy, Timings
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import PoolStats, WorkerStats
 from voiceserver.server import pages
 from voiceserver.server.auth import Auth, hash_of
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 from voiceserver.transport.http import Response, Router, json_response
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,16 +66,16 @@ def observed() -> Metrics:
     worker = WorkerStats(0, 17, "ready", 1, 3, 2, 40.0, 10, 25, 12.5)
     metrics.observe_pools(lambda: [PoolStats("stt", "echo", (worker,), 3, 1, 40.0, 1, 2.5)])
     admission = Admission(0, 0, "connection", 1_000.0)
-    learner = Learner(
+    controller = CapacityController(
         {},
         admission,
-        Facts(),
+        ServerSnapshot(),
         is_learned=False,
         windows_ms={},
         on_change=lambda name, fields: None,
         now_ms=0.0,
     )
-    metrics.observe_admission(admission, learner, list)
+    metrics.observe_admission(admission, controller, list)
     metrics.count_opened("native")
     metrics.count_closed("native", 1000, Accounting(100.0, 80.0, 20.0, 0.0))
     metrics.count_refused("at_capacity")

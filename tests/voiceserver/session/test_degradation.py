@@ -11,7 +11,7 @@ from voiceserver_workers.ipc.messages import RequestKind, ResultKind
 
 def degraded(level: int = 1, **options: object) -> Bench:
     bench = Bench(**options)
-    bench.session.facts.degrade_level = level
+    bench.session.server_snapshot.degrade_level = level
     return bench
 
 
@@ -54,7 +54,7 @@ def test_it_is_repeated_as_long_as_the_turn_lasts() -> None:
 def test_the_next_turn_of_a_server_that_has_recovered_has_partials_again() -> None:
     bench = degraded()
     bench.converse()
-    bench.session.facts.degrade_level = 0
+    bench.session.server_snapshot.degrade_level = 0
     bench.take()
     bench.say()
     partial(bench, "one")
@@ -130,7 +130,7 @@ def test_a_stream_that_is_lost_takes_what_it_went_without_with_it() -> None:
     bench.lighter = {"stt"}
     bench.say()
     bench.lighter = set()
-    bench.session.facts.degrade_level = 0
+    bench.session.server_snapshot.degrade_level = 0
     bench.lose("stt")
     lost = bench.all(ev.ServerBusy)[-1]
     assert (lost.step, lost.degraded) == ("lost", ())
@@ -140,11 +140,11 @@ def test_a_stream_that_is_lost_takes_what_it_went_without_with_it() -> None:
 
 def test_without_partials_silence_does_not_mean_that_there_were_no_words() -> None:
     bench = degraded()
-    bench.session.facts.degrade_level = 0
+    bench.session.server_snapshot.degrade_level = 0
     bench.converse()
     bench.answer("A long answer.")
     bench.speak(1, 4_000)
-    bench.session.facts.degrade_level = 1
+    bench.session.server_snapshot.degrade_level = 1
     bench.say()
     bench.pause()
     bench.take_stt()
@@ -167,7 +167,7 @@ def test_who_is_behind_comes_to_the_lighter_engine_with_the_next_turn() -> None:
     bench = Bench()
     two_turns(bench)
     bench.lighter = {"stt"}
-    bench.session.facts.degrade_level, bench.session.facts.lighter = 3, frozenset({"stt"})
+    bench.session.server_snapshot.degrade_level, bench.session.server_snapshot.lighter = 3, frozenset({"stt"})
     sent = len(bench.sent["stt"])
     assert bench.opened.count("stt") == 1
     bench.transcribe("the first", turn=1)
@@ -183,11 +183,11 @@ def test_who_is_behind_comes_to_the_lighter_engine_with_the_next_turn() -> None:
 
 def test_and_back_from_it_with_a_turn_too() -> None:
     bench = degraded(3)
-    bench.session.facts.lighter = frozenset({"stt"})
+    bench.session.server_snapshot.lighter = frozenset({"stt"})
     bench.lighter = {"stt"}
     two_turns(bench)
     bench.lighter = set()
-    bench.session.facts.degrade_level, bench.session.facts.lighter = 0, frozenset()
+    bench.session.server_snapshot.degrade_level, bench.session.server_snapshot.lighter = 0, frozenset()
     bench.session.the_busy_monitor.is_degraded = False
     bench.transcribe("the first", turn=1)
     assert bench.opened.count("stt") == 2

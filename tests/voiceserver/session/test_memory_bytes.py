@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.voiceserver.session_bench import RATE_HZ, Bench, settings_of
 from voiceserver.events import events as ev
-from voiceserver.session.settings import Options
+from voiceserver.session.settings import SessionOptions
 from voiceserver.session.weight import OBJECT_BYTES, item_bytes, session_bytes, text_bytes, tool_bytes
 
 WIDE = "\u4f60"
@@ -18,7 +18,7 @@ def test_a_character_costs_one_byte_or_the_most_that_it_may() -> None:
 
 
 def test_what_all_sessions_share_is_not_counted_and_what_is_their_own_is() -> None:
-    common = Options(turn_detection=None, instructions="x" * 1_000, tools=(ev.Tool(name="t"),))
+    common = SessionOptions(turn_detection=None, instructions="x" * 1_000, tools=(ev.Tool(name="t"),))
     bench = Bench(settings_of(options=common))
     assert session_bytes(bench.session) == 0
     bench.do(ev.SessionUpdate(instructions="y" * 500))

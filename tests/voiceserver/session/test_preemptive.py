@@ -281,7 +281,7 @@ def test_without_the_setting_nothing_is_asked_ahead() -> None:
 
 def test_a_server_that_is_late_guesses_nothing() -> None:
     bench = Bench(settings_of(preemptive=True))
-    bench.session.facts.degrade_level = 1
+    bench.session.server_snapshot.degrade_level = 1
     bench.say()
     bench.pause(PAUSE_MS)
     hear(bench, "what time is it")

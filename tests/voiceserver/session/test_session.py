@@ -9,7 +9,7 @@ from tests.voiceserver.session_bench import OUT_HZ, RATE_HZ, Bench, settings_of
 from voiceserver.errors import IllegalTransition, ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.session.session import Phase, Session
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
 
 # ------------------------------------------------------------------------------------------------------- lifecycle
@@ -17,7 +17,7 @@ from voiceserver_workers.ipc.messages import RequestKind, ResultKind
 
 def test_opening_says_ready_with_rates_and_credit() -> None:
     session = Session(
-        "s1", settings_of(), Facts(), input_rate_hz=8000, output_rate_hz=24_000, resume_token="t"
+        "s1", settings_of(), ServerSnapshot(), input_rate_hz=8000, output_rate_hz=24_000, resume_token="t"
     )
     session.open(0.0)
     assert session.events_to_send() == [
@@ -59,7 +59,7 @@ def test_an_empty_chunk_of_audio_is_harmless() -> None:
 
 
 def test_events_before_open_and_after_close_are_refused() -> None:
-    session = Session("s1", settings_of(), Facts(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
+    session = Session("s1", settings_of(), ServerSnapshot(), input_rate_hz=RATE_HZ, output_rate_hz=OUT_HZ)
     with pytest.raises(ProtocolError) as caught:
         session.receive_event(ev.InputClear(), 0.0)
     assert caught.value.code == "session_not_open"
@@ -436,7 +436,7 @@ def test_what_no_engine_can_do_cannot_be_switched_on(
 
 def test_a_voice_that_the_speech_engine_does_not_have_is_refused_with_near_ones() -> None:
     bench = Bench()
-    bench.session.facts.voices = frozenset({"en-us", "en-gb", "de"})
+    bench.session.server_snapshot.voices = frozenset({"en-us", "en-gb", "de"})
     bench.do(ev.SessionUpdate(voice="en-us+f3"))  # a variant of one that there is
     before = bench.session.options
     with pytest.raises(ProtocolError, match="en-us") as caught:

@@ -654,7 +654,7 @@ def test_tts_stops_running_ahead_of_a_slow_reader() -> None:
 
 
 def speech_to_speech() -> Bench:
-    bench = Bench(settings_of(hears_with="reply", stages=("vad", "reply")))
+    bench = Bench(settings_of(audio_stage="reply", stages=("vad", "reply")))
     bench.stt_answers = False
     return bench
 

@@ -10,7 +10,7 @@ import math
 from array import array
 from typing import TYPE_CHECKING, Final
 
-from voiceserver.announcements.prerendered import Clips
+from voiceserver.announcements.prerendered import Prerendered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,24 +24,24 @@ TONE_AMPLITUDE: Final = 6_000
 _RAMP_MS: Final = 10
 
 
-class Cues:
+class Earcons:
     """``lines``: by cue, and ``waiting_N`` for place N; rate_hz: of the lines, the server's own output rate."""
 
     def __init__(self, lines: Mapping[str, str], rate_hz: int) -> None:
         self._rate_hz = rate_hz
-        self._clips = Clips(lines, rate_hz, bytes)
+        self._prerendered = Prerendered(lines, rate_hz, bytes)
 
     @property
     def made(self) -> Mapping[str, bytes]:
-        return self._clips.made
+        return self._prerendered.made
 
     def make(self, pool: Pool | None) -> None:
         """Have the lines spoken. May be called again for what is missing."""
-        self._clips.make(pool)
+        self._prerendered.make(pool)
 
     def audio_of(self, cue: BusyCue, rate_hz: int) -> bytes:
         """PCM16 little-endian mono at ``rate_hz``."""
-        made = self._clips.made
+        made = self._prerendered.made
         spoken = made.get(f"{cue.cue}_{cue.position}") or made.get(cue.cue)
         return spoken if spoken and rate_hz == self._rate_hz else tone(rate_hz)
 

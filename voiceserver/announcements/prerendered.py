@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_TRIES = 5
 
 
-class Clips:
+class Prerendered:
     """``made``: clips by name, as ``encode`` makes them of PCM16 at ``rate_hz``. A ``StreamOwner``."""
 
     __slots__ = ("_encode", "_lines", "_pcm", "_rate_hz", "_stream", "_tries", "_unsent", "made")

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from voiceserver.announcements.prerendered import Clips
+from voiceserver.announcements.prerendered import Prerendered
 from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import Config
 from voiceserver.events.voices import voices_of
@@ -67,9 +67,9 @@ def build_router(
             request, secrets.token_hex(8), turn_detection, voices_of(pools), session=router.session_of(caller)
         )
 
-    clips = Clips(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
+    prerendered = Prerendered(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
 
-    router.prepare = lambda: clips.make(pools.get("tts"))
+    router.prepare = lambda: prerendered.make(pools.get("tts"))
 
     def telephone(caller: Caller) -> Codec:
         token = config.twilio.auth_token
@@ -81,8 +81,8 @@ def build_router(
             raise BadRequest(
                 403, "bad_signature", f"{twilio.SIGNATURE_HEADER} is missing, or not of this account and URL."
             )
-        clips.make(pools.get("tts"))
-        return twilio.TwilioCodec(clips.made, voices_of(pools))
+        prerendered.make(pools.get("tts"))
+        return twilio.TwilioCodec(prerendered.made, voices_of(pools))
 
     def transcription(caller: Caller) -> Codec:
         return whisperlive.WhisperLiveCodec()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from websockets.datastructures import Headers
 
-from voiceserver.announcements.earcons import Cues
+from voiceserver.announcements.earcons import Earcons
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.calibration import Calibration
 from voiceserver.capacity.controller import CapacityController
@@ -212,7 +212,7 @@ class Server:
         )
         self.services.auth = self._auth if self._auth.has_keys else None
         self._join_exchange()
-        self._cues = self.services.cues = Cues(LINES, config.session.output_rate_hz)
+        self._earcons = self.services.earcons = Earcons(LINES, config.session.output_rate_hz)
         self._controller = self.services.controller = CapacityController(
             self._pools,
             admission,
@@ -302,7 +302,7 @@ class Server:
         services = self.services
         if not self._has_lines and self.is_ready:
             self._has_lines = True
-            self._cues.make(self._pools.get("tts"))
+            self._earcons.make(self._pools.get("tts"))
             self.router.prepare()
         elif self.config.backpressure.max_talkers == 0:
             self._calibrate()

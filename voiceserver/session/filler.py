@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from voiceserver.announcements.earcons import tone
-from voiceserver.announcements.prerendered import Clips
+from voiceserver.announcements.prerendered import Prerendered
 
 if TYPE_CHECKING:
     from voiceserver.pool import Pool
@@ -43,26 +43,26 @@ class Fillers:
         self.after_ms = after_ms
         self._language = _primary(language or DEFAULT_LANGUAGE)
         self._lines = {text: text for text in self.texts if text != TONE}
-        self._by_rate: dict[int, Clips] = {}
+        self._by_rate: dict[int, Prerendered] = {}
         for rate_hz in rates_hz:
-            self._clips(rate_hz)
+            self._prerendered(rate_hz)
 
-    def _clips(self, rate_hz: int) -> Clips | None:
-        clips = self._by_rate.get(rate_hz)
-        if clips is None and self._lines and len(self._by_rate) < RATES:
-            clips = self._by_rate[rate_hz] = Clips(self._lines, rate_hz, bytes)
-        return clips
+    def _prerendered(self, rate_hz: int) -> Prerendered | None:
+        prerendered = self._by_rate.get(rate_hz)
+        if prerendered is None and self._lines and len(self._by_rate) < RATES:
+            prerendered = self._by_rate[rate_hz] = Prerendered(self._lines, rate_hz, bytes)
+        return prerendered
 
     def make(self, pool: Pool | None) -> None:
         """Have spoken what is missing. To be called again now and then."""
-        for clips in self._by_rate.values():
-            clips.make(pool)
+        for prerendered in self._by_rate.values():
+            prerendered.make(pool)
 
     def audio(self, at: int, rate_hz: int, language: str = "") -> tuple[str, bytes]:
         """The text of filler ``at`` ("" for a tone) and its PCM16 little-endian mono at ``rate_hz``."""
-        clips, text = self._clips(rate_hz), self.texts[at]
+        prerendered, text = self._prerendered(rate_hz), self.texts[at]
         is_understood = not language or _primary(language) == self._language
-        spoken = clips.made.get(text) if clips is not None and is_understood else None
+        spoken = prerendered.made.get(text) if prerendered is not None and is_understood else None
         return (text, spoken) if spoken else ("", tone(rate_hz))
 
 

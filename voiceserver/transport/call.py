@@ -406,8 +406,8 @@ class Pump(Framing):
 
     def _say_aloud(self, cue: BusyCue, codec: Codec) -> None:
         """On a wire whose binary messages are the reply's audio; others have their own way to say it."""
-        if self._services.cues is not None and codec.name == "native":
-            pcm = self._services.cues.audio_of(cue, codec.output_rate_hz)
+        if self._services.earcons is not None and codec.name == "native":
+            pcm = self._services.earcons.audio_of(cue, codec.output_rate_hz)
             self._queue(codec.encode(ReplyAudio(turn=0, pcm=pcm)))
 
     def books(self) -> Accounting | None:

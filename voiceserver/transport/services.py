@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from voiceserver.announcements.earcons import Cues
+from voiceserver.announcements.earcons import Earcons
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.outage import Outage, slices
@@ -104,7 +104,7 @@ class Services:
         "config",
         "connections",
         "exchange",
-        "cues",
+        "earcons",
         "server_snapshot",
         "controller",
         "log",
@@ -152,7 +152,7 @@ class Services:
         self.sessions = 0  # upgraded connections
         self.on_empty: Callable[[], None] | None = None
         self.controller: CapacityController | None = None
-        self.cues: Cues | None = None
+        self.earcons: Earcons | None = None
         self.outage = Outage(pools, config.backpressure.busy_after_ms)
         self._round: Iterator[Sequence[Member]] | None = None  # of those who are told of an outage
         self._has_news = False

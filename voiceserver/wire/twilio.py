@@ -12,7 +12,7 @@ stop               SessionClose                               the caller has hun
 =================  =========================================  =================================================
 
 A caller on a phone reads nothing, so what matters is audible, from clips that need no engine: a busy tone for ServerBusy and
-the ``LINES`` that the server had spoken at its start (``clips``, mu-law) for BusyCue. What was sent and not yet played is known
+the ``LINES`` that the server had spoken at its start (``prerendered``, mu-law) for BusyCue. What was sent and not yet played is known
 by its marks. ``clear`` is sent when that should not be heard any more; the marks that Twilio returns because of it are not taken
 for played audio. All numbers on this wire are strings. Query strings do not pass; data about a call comes in ``parameters``.
 
@@ -50,7 +50,7 @@ MAX_MARKS: Final = 4_096
 MAX_HELD: Final = 256
 BAD_START: Final = 1003  # nobody would hear of it: without a start a call is silence until somebody hangs up
 
-# What to have spoken once at the start, for ``clips``. ``waiting_N`` is for place N of the waiting room.
+# What to have spoken once at the start, for ``prerendered``. ``waiting_N`` is for place N of the waiting room.
 LINES: Final[Mapping[str, str]] = {
     "busy": "One moment, please.",
     "waiting": "All our lines are busy. Please hold the line.",
@@ -134,7 +134,7 @@ class TwilioCodec:
     """One call. ``stream_sid``, ``call_sid``, ``account_sid`` and ``parameters`` are empty before Twilio's ``start``."""
 
     __slots__ = (
-        "_clips",
+        "_prerendered",
         "_held",
         "_line",
         "_mark",
@@ -159,12 +159,12 @@ class TwilioCodec:
     output_rate_hz = mulaw.RATE_HZ
 
     def __init__(
-        self, clips: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
+        self, prerendered: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
     ) -> None:
-        """``clips``: the spoken ``LINES`` that there are, as mu-law; shared by all calls. ``voices``: of the speech engine; a
+        """``prerendered``: the spoken ``LINES`` that there are, as mu-law; shared by all calls. ``voices``: of the speech engine; a
         call that names another is answered in the server's own, for nobody would hear the error. Empty: unknown."""
         self._voices = voices
-        self._clips: Mapping[str, bytes] = {} if clips is None else clips
+        self._prerendered: Mapping[str, bytes] = {} if prerendered is None else prerendered
         self.stream_sid = ""
         self.call_sid = ""
         self.account_sid = ""
@@ -348,7 +348,7 @@ class TwilioCodec:
         if line == self._line and self.linger_ms:
             return []  # it is being said
         self._line = line
-        spoken = self._clips.get(line) or self._clips.get(cue)
+        spoken = self._prerendered.get(line) or self._prerendered.get(cue)
         if spoken:
             return [*(self._clear() if self._is_clip_only() else []), *self._clip(spoken)]
         return self._clip(mulaw.tones()[_TONE_OF_CUE[cue]]) if not self.linger_ms else []

@@ -3,7 +3,7 @@ from __future__ import annotations
 from array import array
 
 from tests.voiceserver.shell import AnsweredPool, Shell, text
-from voiceserver.announcements.earcons import Cues, tone
+from voiceserver.announcements.earcons import Earcons, tone
 from voiceserver.config.schema import BackpressureConfig
 from voiceserver.events.events import BusyCue
 from voiceserver_workers.ipc.messages import ResultKind
@@ -11,22 +11,22 @@ from voiceserver_workers.ipc.messages import ResultKind
 LINES = {"busy": "One moment.", "waiting": "Please hold.", "waiting_2": "You are number 2."}
 
 
-def spoken() -> Cues:
+def spoken() -> Earcons:
     """Cues whose lines a tts pool has spoken."""
-    pool, cues = AnsweredPool("tts"), Cues(LINES, 24_000)
-    cues.make(pool)
+    pool, earcons = AnsweredPool("tts"), Earcons(LINES, 24_000)
+    earcons.make(pool)
     for at, name in enumerate(LINES, 1):
         pool.streams[0].answer(ResultKind.AUDIO, 1, at, name.encode() * 2)
         pool.streams[0].answer(ResultKind.DONE, 1, at, b"{}")
-    return cues
+    return earcons
 
 
 def test_the_line_of_the_place_comes_before_the_general_one_and_a_tone_before_silence() -> None:
-    cues = spoken()
-    assert cues.audio_of(BusyCue("waiting", 2), 24_000) == b"waiting_2" * 2
-    assert cues.audio_of(BusyCue("waiting", 5), 24_000) == b"waiting" * 2
-    assert cues.audio_of(BusyCue("failed"), 24_000) == tone(24_000)
-    assert cues.audio_of(BusyCue("busy"), 8_000) == tone(8_000)
+    earcons = spoken()
+    assert earcons.audio_of(BusyCue("waiting", 2), 24_000) == b"waiting_2" * 2
+    assert earcons.audio_of(BusyCue("waiting", 5), 24_000) == b"waiting" * 2
+    assert earcons.audio_of(BusyCue("failed"), 24_000) == tone(24_000)
+    assert earcons.audio_of(BusyCue("busy"), 8_000) == tone(8_000)
 
 
 def test_the_tone_is_audible_and_begins_and_ends_softly() -> None:
@@ -39,7 +39,7 @@ def test_the_tone_is_audible_and_begins_and_ends_softly() -> None:
 
 def test_who_asked_for_it_hears_the_place_in_line_without_any_stage() -> None:
     shell = Shell("vad", limits=BackpressureConfig(max_talkers=1, waiting_room=4, tenant_share=1.0))
-    shell.services.cues = spoken()
+    shell.services.earcons = spoken()
     first, waiting = shell.call(), shell.call()
     waiting.receive(text({"type": "session.update", "audible_busy": True}))
     third = shell.call()

@@ -33,8 +33,8 @@ BUSY = ev.ServerBusy("stt", "slow", 400.0, 0.0, 500.0)
 SPOKEN = {"busy": b"\x01" * 800, "waiting_2": b"\x02" * 1600, "draining": b"\x03" * 2400}
 
 
-def started(clips: dict[str, bytes] | None = None) -> TwilioCodec:
-    codec = TwilioCodec(clips)
+def started(prerendered: dict[str, bytes] | None = None) -> TwilioCodec:
+    codec = TwilioCodec(prerendered)
     assert receive(codec, {"event": "connected", "protocol": "Call", "version": "1.0.0"}) == []
     receive(codec, START)
     return codec

@@ -22,20 +22,20 @@ from voiceserver.server.multiprocess.constants import DRAIN
 from voiceserver.server.server import Server, check_engines
 
 if TYPE_CHECKING:
-    from voiceserver.server.multiprocess.child import Share
+    from voiceserver.server.multiprocess.child import Peer
 
 
-async def _serve(config: Config, share: Share | None = None) -> int:
+async def _serve(config: Config, peer: Peer | None = None) -> int:
     log = get_logger()
-    server = Server(config, log=log if share is None else log.bind(process=share.index), share=share)
+    server = Server(config, log=log if peer is None else log.bind(process=peer.index), peer=peer)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT) if share is None else (signal.SIGTERM,):
+    for number in (signal.SIGTERM, signal.SIGINT) if peer is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, signals.put_nowait, number)
     server.on_drain_asked = lambda: signals.put_nowait(signal.SIGTERM)
-    if share is not None:
-        server.on_drain_asked = functools.partial(share.say, DRAIN)
-        loop.add_reader(share.lifeline, share.on_readable, functools.partial(_end_at_once, signals, share))
+    if peer is not None:
+        server.on_drain_asked = functools.partial(peer.say, DRAIN)
+        loop.add_reader(peer.lifeline, peer.on_readable, functools.partial(_end_at_once, signals, peer))
     starting = asyncio.ensure_future(server.start())
     asked = asyncio.ensure_future(signals.get())
     await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -61,17 +61,17 @@ async def _serve(config: Config, share: Share | None = None) -> int:
     return 128 + again.result()
 
 
-def _end_at_once(signals: asyncio.Queue[int], share: Share) -> None:
+def _end_at_once(signals: asyncio.Queue[int], peer: Peer) -> None:
     """The supervisor is gone. A second signal does not wait for callers."""
-    asyncio.get_running_loop().remove_reader(share.lifeline)
+    asyncio.get_running_loop().remove_reader(peer.lifeline)
     signals.put_nowait(signal.SIGTERM)
     signals.put_nowait(signal.SIGTERM)
 
 
-def serve_share(config: Config, share: Share) -> int:
+def serve_peer(config: Config, peer: Peer) -> int:
     """``serve`` for one of several processes; its supervisor has checked the configuration."""
     configure(config.server.log_level, config.server.log_format)
-    return uvloop.run(_serve(config, share))
+    return uvloop.run(_serve(config, peer))
 
 
 def serve(loaded: Loaded) -> int:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from voiceserver.pool import Pool
-    from voiceserver.server.multiprocess.child import Share
+    from voiceserver.server.multiprocess.child import Peer
 
 STAGES: Final = ("vad", "stt", "reply", "tts")
 PROBE_MS: Final = 50.0
@@ -129,11 +129,11 @@ class Server:
         *,
         make_pool: MakePool = make_pool,
         log: FilteringBoundLogger | None = None,
-        share: Share | None = None,
+        share: Peer | None = None,
     ) -> None:
         """share: what this process has of others on the same port."""
         self.config = config
-        self._share = share
+        self._peer = share
         self.metrics = Metrics()
         self.log = log if log is not None else get_logger()
         self._make_pool = make_pool
@@ -197,8 +197,8 @@ class Server:
         self.router.session_of = self._auth.session_of
         self._auth.check_session = self._read_session
         self._own_capacity = self.router.pages["/v1/capacity"]
-        if self._share is not None:
-            self.metrics.merge = self._share.merged
+        if self._peer is not None:
+            self.metrics.merge = self._peer.merged
             self.router.pages["/v1/capacity"] = self._merged_capacity
         pages.add(self.router, self.metrics, lambda: self.on_drain_asked())
         self.services = Services(
@@ -211,7 +211,7 @@ class Server:
             log=self.log,
         )
         self.services.auth = self._auth if self._auth.has_keys else None
-        self._join_exchange()
+        self._join_handoff()
         self._earcons = self.services.earcons = Earcons(LINES, config.session.output_rate_hz)
         self._controller = self.services.controller = CapacityController(
             self._pools,
@@ -236,8 +236,8 @@ class Server:
             raise
         self._freeze()
         self._server_log("started", is_ready=self.is_ready)
-        if self._share is not None:
-            self._share.say(READY)
+        if self._peer is not None:
+            self._peer.say(READY)
 
     def _read_session(self, body: bytes) -> object:
         """What a client token is to be made for, held against what this server can do."""
@@ -250,16 +250,16 @@ class Server:
             return pool
         return FallbackPool(pool, self._make_pool(name, lighter, self._on_lighter_event))
 
-    def _join_exchange(self) -> None:
+    def _join_handoff(self) -> None:
         """With several processes: callers who come back here belong to the process that their token names."""
-        exchange = self._share.exchange if self._share is not None else None
-        if exchange is not None:
-            self.services.exchange = exchange
+        handoff = self._peer.handoff if self._peer is not None else None
+        if handoff is not None:
+            self.services.handoff = handoff
             self.services.session_store.process, self.services.session_store.processes = (
-                exchange.index,
-                exchange.processes,
+                handoff.index,
+                handoff.processes,
             )
-            exchange.listen(self._loop, lambda data: Connection(self.services, data))
+            handoff.listen(self._loop, lambda data: Connection(self.services, data))
 
     async def _listen(self) -> None:
         server = self.config.server
@@ -271,7 +271,7 @@ class Server:
                 server.port,
                 backlog=server.backlog,
                 reuse_address=True,
-                reuse_port=self._share is not None,
+                reuse_port=self._peer is not None,
                 ssl=self._tls,
             )
         except OSError as error:
@@ -367,8 +367,8 @@ class Server:
         server_snapshot.talkers = max((pool.streams for pool in stats if pool.stage == "vad"), default=0)
         server_snapshot.lag_ms = round(max((pool.lag_ms for pool in stats), default=0.0), 1)
         server_snapshot.local_time = time.strftime("%Y-%m-%d %H:%M")
-        if self._share is not None:
-            self._share.publish(self.metrics.own_families(), self._own_capacity(NOBODY).body)
+        if self._peer is not None:
+            self._peer.publish(self.metrics.own_families(), self._own_capacity(NOBODY).body)
         connections = len(self.services.connections)
         if connections >= self._frozen + _FREEZE_STEP:
             self._freeze()
@@ -379,9 +379,9 @@ class Server:
         self._timers["refresh"] = self._loop.call_later(SNAPSHOT_MS / 1000.0, self._refresh)
 
     def _merged_capacity(self, caller: Caller) -> Response:
-        assert self._share is not None
+        assert self._peer is not None
         own = self._own_capacity(caller)
-        return dataclasses.replace(own, body=self._share.merged_capacity(own.body))
+        return dataclasses.replace(own, body=self._peer.merged_capacity(own.body))
 
     def _freeze(self) -> None:
         """Have the collector pass over what is here to stay: thousands of sessions would make each full collection long."""
@@ -414,8 +414,8 @@ class Server:
             async with asyncio.timeout((within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS) / 1000.0):
                 if self.services.sessions:
                     await empty.wait()
-                if self.services.exchange is not None:
-                    await self.services.exchange.wait_idle()
+                if self.services.handoff is not None:
+                    await self.services.handoff.wait_idle()
         await self.stop()
 
     async def stop(self) -> None:
@@ -427,8 +427,8 @@ class Server:
         for timer in self._timers.values():
             timer.cancel()
         self.services.session_store.end_all("stopped", self.services.clock())
-        if self.services.exchange is not None:
-            self.services.exchange.close()
+        if self.services.handoff is not None:
+            self.services.handoff.close()
         self.services.stop()
         await asyncio.gather(*(pool.stop() for pool in self._pools.values()))
         gc.unfreeze()

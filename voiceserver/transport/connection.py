@@ -187,8 +187,8 @@ class Connection(Door, asyncio.Protocol):
         self._ping_ms = self._held_ms = 0.0
 
     def hand_on(self, process: int, data: bytes) -> bool:
-        transport, exchange = self._transport, self._services.exchange
-        if transport is None or exchange is None or not exchange.hand_on(transport, process, data):
+        transport, handoff = self._transport, self._services.handoff
+        if transport is None or handoff is None or not handoff.hand_on(transport, process, data):
             return False
         self._services.metrics.calls_handed_on.inc()
         self._is_ended, self._receive_buffer = True, None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from voiceserver.server.auth import Auth
-    from voiceserver.server.multiprocess.handoff import Exchange
+    from voiceserver.server.multiprocess.handoff import Handoff
 
 DEADLINE_TICK_MS = 2.0
 KEEPALIVE_TICK_MS = 250.0
@@ -103,7 +103,7 @@ class Services:
         "clock",
         "config",
         "connections",
-        "exchange",
+        "handoff",
         "earcons",
         "server_snapshot",
         "controller",
@@ -144,7 +144,7 @@ class Services:
         self.log = log
         self.clock = clock
         self.session_store = SessionStore(config.session.resume_window_ms)
-        self.exchange: Exchange | None = None  # with the other processes, where there are some
+        self.handoff: Handoff | None = None  # with the other processes, where there are some
         router.claim = self.session_store.claim
         metrics.calls_detached.set_function(lambda: self.session_store.detached)
         self.now_ms = clock()  # of the callback that runs; each one sets it first

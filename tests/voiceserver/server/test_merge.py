@@ -9,24 +9,24 @@ import msgspec
 import pytest
 from prometheus_client.core import Metric
 
-from voiceserver.server.multiprocess.child import Share
+from voiceserver.server.multiprocess.child import Peer
 from voiceserver.server.multiprocess.merge import decode, figures_of, lasting, merge, restarts
-from voiceserver.server.multiprocess.shared_stats import PLACE_BYTES, Board
+from voiceserver.server.multiprocess.shared_stats import PLACE_BYTES, SharedStats
 
 PROCESSES = 2
 
 
 @pytest.fixture
-def board() -> Iterator[Board]:
-    board = Board.create(PROCESSES + 1)
-    yield board
-    board.close()
+def shared_stats() -> Iterator[SharedStats]:
+    shared_stats = SharedStats.create(PROCESSES + 1)
+    yield shared_stats
+    shared_stats.close()
 
 
 @pytest.fixture
-def shares(board: Board) -> Iterator[list[Share]]:
+def shares(shared_stats: SharedStats) -> Iterator[list[Peer]]:
     ends = [socket.socketpair() for _ in range(PROCESSES)]
-    yield [Share(index, end, board) for index, (end, _) in enumerate(ends)]
+    yield [Peer(index, end, shared_stats) for index, (end, _) in enumerate(ends)]
     for pair in ends:
         for end in pair:
             end.close()
@@ -46,7 +46,7 @@ def told(families: list[Metric]) -> dict[tuple[str, str], float]:
     }
 
 
-def test_a_counter_seen_at_one_process_is_never_seen_lower_at_another(shares: list[Share]) -> None:
+def test_a_counter_seen_at_one_process_is_never_seen_lower_at_another(shares: list[Peer]) -> None:
     first, second = shares
     first.publish([family("calls", "counter", 3)], b"{}")
     second.publish([family("calls", "counter", 4)], b"{}")
@@ -55,7 +55,7 @@ def test_a_counter_seen_at_one_process_is_never_seen_lower_at_another(shares: li
     assert told(first.merged([family("calls", "counter", 30)]))["calls_total", ""] == 35
 
 
-def test_a_scrape_leaves_the_capacity_that_was_told_in_place(shares: list[Share]) -> None:
+def test_a_scrape_leaves_the_capacity_that_was_told_in_place(shares: list[Peer]) -> None:
     first, second = shares
     first.publish([], b'{"sessions":3,"lag_ms":9.0}')
     first.merged([])
@@ -85,15 +85,15 @@ def test_only_counts_outlive_their_process() -> None:
     assert told(merge([kept])) == {("calls_total", ""): 7}
 
 
-def test_the_board_gives_what_was_put_last_and_refuses_what_is_too_long(board: Board) -> None:
-    assert board.get(0) == b""
-    assert board.put(0, b"abc")
-    assert board.put(0, b"de")
-    assert not board.put(0, bytes(PLACE_BYTES))
-    assert board.get(0) == b"de"
-    assert board.get(1) == b""
-    assert decode(board.get(1)) is None
-    assert decode(board.get(0)) is None
+def test_the_board_gives_what_was_put_last_and_refuses_what_is_too_long(shared_stats: SharedStats) -> None:
+    assert shared_stats.get(0) == b""
+    assert shared_stats.put(0, b"abc")
+    assert shared_stats.put(0, b"de")
+    assert not shared_stats.put(0, bytes(PLACE_BYTES))
+    assert shared_stats.get(0) == b"de"
+    assert shared_stats.get(1) == b""
+    assert decode(shared_stats.get(1)) is None
+    assert decode(shared_stats.get(0)) is None
 
 
 def test_restarts_of_processes_add_up_and_outlive_them() -> None:

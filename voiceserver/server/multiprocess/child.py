@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from voiceserver.config.schema import Config
-from voiceserver.server.multiprocess.handoff import Exchange
+from voiceserver.server.multiprocess.handoff import Handoff
 from voiceserver.server.multiprocess.merge import Figures, decode, figures_of, merge, merge_capacity
-from voiceserver.server.multiprocess.shared_stats import Board
+from voiceserver.server.multiprocess.shared_stats import SharedStats
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 _LENGTH_BYTES: Final = 8
 
 
-class Share:
+class Peer:
     """What a process has of the others. One more place than processes: for those that have ended."""
 
     def __init__(
-        self, index: int, lifeline: socket.socket, board: Board, exchange: Exchange | None = None
+        self, index: int, lifeline: socket.socket, shared_stats: SharedStats, handoff: Handoff | None = None
     ) -> None:
         self.index = index
-        self.exchange = exchange
+        self.handoff = handoff
         self.lifeline = lifeline
-        self._board = board
+        self._shared_stats = shared_stats
         self._capacity = b"null"
 
     def publish(self, families: Iterable[Metric], capacity: bytes) -> None:
@@ -46,11 +46,15 @@ class Share:
 
     def _tell(self, families: Iterable[Metric]) -> Figures:
         figures = figures_of(families, self._capacity, str(self.index))
-        self._board.put(self.index, msgspec.json.encode(figures))
+        self._shared_stats.put(self.index, msgspec.json.encode(figures))
         return figures
 
     def _others(self) -> list[Figures]:
-        found = [decode(self._board.get(place)) for place in range(self._board.places) if place != self.index]
+        found = [
+            decode(self._shared_stats.get(place))
+            for place in range(self._shared_stats.places)
+            if place != self.index
+        ]
         return [figures for figures in found if figures is not None]
 
     def merged(self, families: Iterable[Metric]) -> list[Metric]:
@@ -103,19 +107,19 @@ def _read(sock: socket.socket, size: int) -> bytes:
 
 
 def main() -> int:
-    index, lifeline_fd, board_fd, *mail_fds = map(int, sys.argv[1:])
+    index, lifeline_fd, shared_stats_fd, *mail_fds = map(int, sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor
     lifeline = socket.socket(fileno=lifeline_fd)
     config = receive_config(lifeline)
     lifeline.setblocking(False)
-    board = Board(board_fd, config.server.processes + 1)
+    shared_stats = SharedStats(shared_stats_fd, config.server.processes + 1)
     inbox, *mailboxes = (socket.socket(fileno=fd) for fd in mail_fds)
-    exchange = Exchange(index, inbox, mailboxes)
+    handoff = Handoff(index, inbox, mailboxes)
     from voiceserver.errors import VoiceServerError
-    from voiceserver.server.run import serve_share
+    from voiceserver.server.run import serve_peer
 
     try:
-        return serve_share(config, Share(index, lifeline, board, exchange))
+        return serve_peer(config, Peer(index, lifeline, shared_stats, handoff))
     except VoiceServerError as error:
         print(f"voiceserver: error: {error}", file=sys.stderr)
         return 2

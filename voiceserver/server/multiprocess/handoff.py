@@ -36,7 +36,7 @@ def mailbox() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-class Exchange:
+class Handoff:
     """``index``: this process; ``mailboxes``: where to write to each; ``inbox``: the read end of its own."""
 
     def __init__(self, index: int, inbox: socket.socket, mailboxes: Sequence[socket.socket]) -> None:

@@ -24,7 +24,7 @@ _HEAD_BYTES: Final = 16
 _TRIES: Final = 5
 
 
-class Board:
+class SharedStats:
     """``fd``: of a file with ``places`` places, which stays open as long as the board."""
 
     def __init__(self, fd: int, places: int) -> None:
@@ -34,7 +34,7 @@ class Board:
         self._words = memoryview(self._memory).cast("Q")
 
     @classmethod
-    def create(cls, places: int) -> Board:
+    def create(cls, places: int) -> SharedStats:
         """Raises OSError."""
         with tempfile.TemporaryFile() as file:
             file.truncate(places * PLACE_BYTES)

@@ -26,7 +26,7 @@ from voiceserver.server.multiprocess.child import send_config
 from voiceserver.server.multiprocess.constants import DRAIN, READY
 from voiceserver.server.multiprocess.handoff import mailbox
 from voiceserver.server.multiprocess.merge import Figures, decode, lasting, restarts
-from voiceserver.server.multiprocess.shared_stats import Board
+from voiceserver.server.multiprocess.shared_stats import SharedStats
 from voiceserver.server.tls import tls_context
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Supervisor:
         )
         self._log = get_logger()
         self._children = [_Child(index) for index in range(config.server.processes)]
-        self._board = Board.create(len(self._children) + 1)
+        self._shared_stats = SharedStats.create(len(self._children) + 1)
         self._keep([restarts(0)])
         self._mailboxes = [mailbox() for _ in self._children]
         self._selector = selectors.DefaultSelector()
@@ -101,7 +101,7 @@ class Supervisor:
                 if child.process is not None:
                     child.process.kill()
                     child.process.wait()
-            self._board.close()
+            self._shared_stats.close()
             self._port.close()
             for end in (end for ends in self._mailboxes for end in ends):
                 end.close()
@@ -180,7 +180,7 @@ class Supervisor:
     def _start(self, child: _Child, now_ms: float) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "voiceserver.server.multiprocess.child", str(child.index)]
-        fds = [theirs.fileno(), self._board.fd, self._mailboxes[child.index][0].fileno()]
+        fds = [theirs.fileno(), self._shared_stats.fd, self._mailboxes[child.index][0].fileno()]
         fds += [write_end.fileno() for _, write_end in self._mailboxes]
         with theirs:
             child.process = subprocess.Popen(
@@ -222,15 +222,17 @@ class Supervisor:
 
     def _retire(self, index: int) -> None:
         """Keep the counts of a process that has ended, and nothing else of it."""
-        ended = decode(self._board.get(index))
+        ended = decode(self._shared_stats.get(index))
         if ended is not None:
             self._keep([ended])
-        self._board.put(index, b"")
+        self._shared_stats.put(index, b"")
 
     def _keep(self, figures: list[Figures]) -> None:
         place = len(self._children)
-        kept = decode(self._board.get(place))
-        self._board.put(place, msgspec.json.encode(lasting(figures if kept is None else [kept, *figures])))
+        kept = decode(self._shared_stats.get(place))
+        self._shared_stats.put(
+            place, msgspec.json.encode(lasting(figures if kept is None else [kept, *figures]))
+        )
 
 
 def _hold_port(host: str, port: int) -> socket.socket:

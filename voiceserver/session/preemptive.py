@@ -19,7 +19,7 @@ import msgspec
 from voiceserver.events import events as ev
 from voiceserver.session.history import chat_messages
 from voiceserver.session.outbox import Outbox
-from voiceserver.session.settings import words_of
+from voiceserver.session.settings import normalise
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def receive_text(session: SessionState, audio_input: AudioInput, record: Record,
 
 def _may_preempt(session: SessionState, text: str) -> bool:
     """Only where the answer is sure to be wanted if the turn ends here, and nobody else needs the worker more."""
-    detection, words = session.options.turn_detection, words_of(text)
+    detection, words = session.options.turn_detection, normalise(text)
     transcripts = session.transcripts
     return (
         session.settings.preemptive

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from voiceserver.events.events import HistoryItem, ReplyCreate, Timings
 from voiceserver.session.outbox import Outbox
-from voiceserver.session.text import join, split, words_of
+from voiceserver.session.text import count_words, join, split
 from voiceserver_workers.ipc.messages import RequestKind
 
 WORD_MS: Final = (
@@ -240,7 +240,7 @@ class Reply:
             if (
                 words and not rest and not is_whole and self.needs_tts
             ):  # the engine has yet to say that this was all
-                words, rest = split(sentence, 1.0 - 1.0 / words_of(sentence))
+                words, rest = split(sentence, 1.0 - 1.0 / count_words(sentence))
             heard.append(words)
             unheard.append(rest)
             begin = end
@@ -251,7 +251,7 @@ class Reply:
         it. By the pace of the sentences before it."""
         if not self.needs_tts or index > len(self._audio_ends):
             return self.samples_sent
-        before, words = sum(map(words_of, self._sentences[:index])), words_of(self._sentences[index])
+        before, words = sum(map(count_words, self._sentences[:index])), count_words(self._sentences[index])
         pace = (begin - self.filler_samples) / before if before else WORD_MS * self.output_rate_hz / 1000.0
         return max(self.samples_sent, begin + int(pace * words))
 

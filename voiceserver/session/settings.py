@@ -11,7 +11,7 @@ from voiceserver.session.filler import Fillers
 FILLER_RATES_HZ = (24_000, 8_000)  # of the Realtime wire, and of telephones
 
 
-def words_of(text: str) -> str:
+def normalise(text: str) -> str:
     """The words alone, for comparing: no case, no punctuation."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
@@ -105,7 +105,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
             reply_timeout_ms=session.reply_timeout_ms,
             close_timeout_ms=config.server.drain_timeout_ms,
             false_interruption_ms=session.false_interruption_ms,
-            backchannels=frozenset(filter(None, map(words_of, session.backchannels.split(",")))),
+            backchannels=frozenset(filter(None, map(normalise, session.backchannels.split(",")))),
             preemptive=session.preemptive,
             fillers=_fillers(session),
             max_manual_turn_ms=session.max_manual_turn_ms,

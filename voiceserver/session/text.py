@@ -36,7 +36,7 @@ def join(pieces: list[str]) -> str:
     return text
 
 
-def words_of(text: str) -> int:
+def count_words(text: str) -> int:
     """How many words ``text`` has, as ``split`` counts them."""
     return sum(1 for _ in _units(text))
 

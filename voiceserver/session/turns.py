@@ -21,7 +21,7 @@ from voiceserver.events import events as ev
 from voiceserver.session import preemptive
 from voiceserver.session.endpointing import Decision, Pause, Resume, Start, Stop
 from voiceserver.session.reply import Interrupted, Reply
-from voiceserver.session.settings import words_of
+from voiceserver.session.settings import normalise
 from voiceserver.session.transcripts import Transcripts, Utterance
 from voiceserver_workers.ipc.messages import Record, ResultKind
 
@@ -296,7 +296,7 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
     """``text`` None: it could not be transcribed."""
     cut = session.interrupted
     if cut is not None and cut.since_turn <= utterance.turn:
-        words = words_of(text or "")
+        words = normalise(text or "")
         if words and words not in session.settings.backchannels:
             session.interrupted = None
             if cut.resumed is not None and cut.resumed is session.reply:

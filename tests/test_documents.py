@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from voiceserver.capacity.admission import Admission
-from voiceserver.capacity.controller import Learner
+from voiceserver.capacity.controller import CapacityController
 from voiceserver.config.schema import Config, load
 from voiceserver.events import events
 from voiceserver.observability.metrics import Metrics
 from voiceserver.server.multiprocess.merge import RESTARTS
-from voiceserver.session.settings import Facts
+from voiceserver.session.settings import ServerSnapshot
 from voiceserver_workers.engine import Item
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
@@ -88,7 +88,9 @@ def test_metrics_table_is_complete() -> None:
     metrics = Metrics()
     metrics.observe_pools(list)
     admission = Admission(0, 1, "connection", 1.0)
-    learner = Learner({}, admission, Facts(), is_learned=True, windows_ms={}, on_change=print, now_ms=0.0)
+    learner = CapacityController(
+        {}, admission, ServerSnapshot(), is_learned=True, windows_ms={}, on_change=print, now_ms=0.0
+    )
     metrics.observe_admission(admission, learner, list)
     exported = set(re.findall(r"^# TYPE (voiceserver_\w+)", metrics.to_text().decode(), re.MULTILINE))
     assert told == {name.removesuffix("_total") for name in exported} | {RESTARTS}

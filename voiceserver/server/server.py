@@ -129,11 +129,11 @@ class Server:
         *,
         make_pool: MakePool = make_pool,
         log: FilteringBoundLogger | None = None,
-        share: Peer | None = None,
+        peer: Peer | None = None,
     ) -> None:
-        """share: what this process has of others on the same port."""
+        """peer: what this process has of others on the same port."""
         self.config = config
-        self._peer = share
+        self._peer = peer
         self.metrics = Metrics()
         self.log = log if log is not None else get_logger()
         self._make_pool = make_pool

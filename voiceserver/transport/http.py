@@ -102,7 +102,7 @@ class OtherProcess:
 Page = Callable[[Caller], Response]
 CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
 ClaimHook = Callable[
-    [Caller, Codec, str], "Claim | Elsewhere | Response | None"
+    [Caller, Codec, str], "ResumeTarget | OtherProcess | Response | None"
 ]  # which call a request goes on with
 
 

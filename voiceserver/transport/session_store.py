@@ -107,7 +107,7 @@ class ReplayBuffer:
 class Resumable(Pump):
     """A call that can be kept. ``Connection`` adds the socket."""
 
-    __slots__ = ("_detached_ms", "_said", "_shared")
+    __slots__ = ("_detached_ms", "_replay_buffer", "_shared")
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)

@@ -122,7 +122,7 @@ class ReceiveBuffer(bytearray):
 class Framing:
     """Bytes in by ``feed``, messages out by the ``receive_*`` hooks, bytes out by ``write``. Subclasses give the hooks."""
 
-    __slots__ = ("_inbox", "_judge", "max_message_bytes")
+    __slots__ = ("_receive_buffer", "_strict_parser", "max_message_bytes")
 
     def __init__(self, max_message_bytes: int) -> None:
         self.max_message_bytes = max_message_bytes

@@ -12,8 +12,8 @@ stop               SessionClose                               the caller has hun
 =================  =========================================  =================================================
 
 A caller on a phone reads nothing, so what matters is audible, from clips that need no engine: a busy tone for ServerBusy and
-the ``LINES`` that the server had spoken at its start (``prerendered``, mu-law) for BusyCue. What was sent and not yet played is known
-by its marks. ``clear`` is sent when that should not be heard any more; the marks that Twilio returns because of it are not taken
+the ``LINES`` that the server had spoken at its start (``prerendered``, mu-law) for BusyCue. Its marks tell
+what was sent and not yet played. ``clear`` is sent when that should not be heard any more; the marks that Twilio returns because of it are not taken
 for played audio. All numbers on this wire are strings. Query strings do not pass; data about a call comes in ``parameters``.
 
 The TwiML that leads here::
@@ -161,8 +161,8 @@ class TwilioCodec:
     def __init__(
         self, prerendered: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
     ) -> None:
-        """``prerendered``: the spoken ``LINES`` that there are, as mu-law; shared by all calls. ``voices``: of the speech engine; a
-        call that names another is answered in the server's own, for nobody would hear the error. Empty: unknown."""
+        """``prerendered``: the spoken ``LINES`` that there are, as mu-law; shared by all calls. ``voices``: of the speech
+        engine; a call that names another is answered in the server's own, for nobody would hear the error. Empty: unknown."""
         self._voices = voices
         self._prerendered: Mapping[str, bytes] = {} if prerendered is None else prerendered
         self.stream_sid = ""

@@ -3,9 +3,9 @@
 ::
 
     supervisor --config, lifeline--> child 0 \\
-        |                       |--> child 1  > one port (SO_REUSEPORT), one board with everybody's figures
+        |                       |--> child 1  > one port (SO_REUSEPORT), shared figures of everybody's figures
         '-- restarts the dead --'--> ...     /
 
-The supervisor serves nobody. Each child puts its figures on the ``shared_stats`` once a second, and whichever is asked for ``/metrics``
-or ``/v1/capacity`` answers for all (``rollup``). A child whose supervisor is gone ends at once.
+The supervisor serves nobody. Each child writes its figures to ``shared_stats`` once a second. Whichever is asked for
+``/metrics`` or ``/v1/capacity`` answers for all (``merge``). A child whose supervisor is gone ends at once.
 """

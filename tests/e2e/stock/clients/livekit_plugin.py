@@ -12,7 +12,7 @@ from livekit.agents import APIConnectionError
 from livekit.agents import llm as lk
 from livekit.agents.types import APIConnectOptions
 from livekit.plugins.openai.realtime import RealtimeModel
-from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, ServerSnapshot, has_begun, play, spoken
+from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 
 @lk.function_tool
@@ -48,28 +48,26 @@ class Talk:
 
     async def answer(self, generation) -> dict[str, object]:
         """All of a response."""
-        server_snapshot: dict[str, object] = {"audio_ms": 0.0, "reply": ""}
+        facts: dict[str, object] = {"audio_ms": 0.0, "reply": ""}
 
         async def read_audio(message) -> None:
             async for frame in message.audio_stream:
-                server_snapshot["audio_ms"] += frame.samples_per_channel * 1000 / frame.sample_rate
+                facts["audio_ms"] += frame.samples_per_channel * 1000 / frame.sample_rate
 
         async def read_messages() -> None:
             async for message in generation.message_stream:
-                server_snapshot["modalities"] = await message.modalities
+                facts["modalities"] = await message.modalities
                 audio = asyncio.create_task(read_audio(message))
                 async for piece in message.text_stream:
-                    server_snapshot["reply"] += piece
+                    facts["reply"] += piece
                 await audio
 
         async def read_calls() -> None:
             async for call in generation.function_stream:
-                server_snapshot.update(
-                    name=call.name, arguments=json.loads(call.arguments), call_id=call.call_id
-                )
+                facts.update(name=call.name, arguments=json.loads(call.arguments), call_id=call.call_id)
 
         await asyncio.gather(read_messages(), read_calls())
-        return server_snapshot
+        return facts
 
 
 @contextlib.asynccontextmanager
@@ -83,20 +81,20 @@ async def talk(url: str = URL, **options):
         await model.aclose()
 
 
-async def voice() -> ServerSnapshot:
+async def voice() -> Facts:
     async with talk() as call:
         await call.say()
-        server_snapshot = await call.answer(await call.generations.get())
-        return {"transcript": await call.transcripts.get(), **server_snapshot}
+        facts = await call.answer(await call.generations.get())
+        return {"transcript": await call.transcripts.get(), **facts}
 
 
-async def text() -> ServerSnapshot:
+async def text() -> Facts:
     async with talk(modalities=["text"]) as call:
         await call.ask("good morning")
         return await call.answer(await call.session.generate_reply())
 
 
-async def barge_in() -> ServerSnapshot:
+async def barge_in() -> Facts:
     async with talk() as call:
         await call.ask(STORY)
         first = await call.session.generate_reply()
@@ -106,16 +104,16 @@ async def barge_in() -> ServerSnapshot:
         await call.say()
         await call.started.wait()
         call.session.truncate(message_id=message.message_id, modalities=["audio"], audio_end_ms=20)
-        server_snapshot = await call.answer(await call.generations.get())
+        facts = await call.answer(await call.generations.get())
         return {
             "interrupted": call.started.is_set(),
             "transcript": await call.transcripts.get(),
             "errors": [str(call.errors.get_nowait()) for _ in range(call.errors.qsize())],
-            **server_snapshot,
+            **facts,
         }
 
 
-async def function() -> ServerSnapshot:
+async def function() -> Facts:
     async with talk() as call:
         await call.session.update_tools([get_weather])
         await call.ask(WEATHER)
@@ -130,7 +128,7 @@ async def function() -> ServerSnapshot:
         return {**called, **answered}
 
 
-async def error() -> ServerSnapshot:
+async def error() -> Facts:
     async with talk() as call:
         call.session.send_event({"type": "conversation.item.delete", "item_id": "none"})
         said = str(await call.errors.get())
@@ -138,7 +136,7 @@ async def error() -> ServerSnapshot:
         return {"errors": [said], **await call.answer(await call.session.generate_reply())}
 
 
-async def busy() -> ServerSnapshot:
+async def busy() -> Facts:
     began = time.monotonic()
     once = APIConnectOptions(max_retry=1, retry_interval=0.1)
     try:
@@ -150,17 +148,14 @@ async def busy() -> ServerSnapshot:
     raise AssertionError("let in")
 
 
-async def drain() -> ServerSnapshot:
+async def drain() -> Facts:
     async with talk() as call:
         await call.ask(STORY)
         generation = await call.session.generate_reply()
         reading = asyncio.create_task(call.answer(generation))
         has_begun()  # the response has a message, so there is audio
-        server_snapshot = await reading
-        return {
-            **server_snapshot,
-            "errors": [str(call.errors.get_nowait()) for _ in range(call.errors.qsize())],
-        }
+        facts = await reading
+        return {**facts, "errors": [str(call.errors.get_nowait()) for _ in range(call.errors.qsize())]}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 from agents import function_tool
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.model_inputs import RealtimeModelSendRawMessage
-from scenarios import FULL_URL, STORY, URL, WEATHER, ServerSnapshot, has_begun, play, spoken
+from scenarios import FULL_URL, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 
 @function_tool
@@ -23,7 +23,7 @@ async def connect(url: str = URL, tools=(), **settings):
     return await runner.run(model_config={"api_key": "sk-test", "url": socket_url})
 
 
-def read_history(history, server_snapshot: dict[str, object]) -> None:
+def read_history(history, facts: dict[str, object]) -> None:
     for item in history:
         if item.type != "message":
             continue
@@ -32,46 +32,46 @@ def read_history(history, server_snapshot: dict[str, object]) -> None:
             if not said:
                 continue
             if item.role == "assistant":
-                server_snapshot["reply"] = said
+                facts["reply"] = said
             elif part.type == "input_audio":
-                server_snapshot["transcript"] = said
+                facts["transcript"] = said
 
 
-async def answer(session, server_snapshot: dict[str, object], ends: int = 1) -> dict[str, object]:
+async def answer(session, facts: dict[str, object], ends: int = 1) -> dict[str, object]:
     """Up to the end of ``ends`` answers."""
-    server_snapshot.setdefault("audio_ms", 0.0)
+    facts.setdefault("audio_ms", 0.0)
     async for event in session:
         if event.type == "audio":
-            server_snapshot["audio_ms"] += len(event.audio.data) / 48
+            facts["audio_ms"] += len(event.audio.data) / 48
         elif event.type == "history_updated":
-            read_history(event.history, server_snapshot)
+            read_history(event.history, facts)
         elif event.type == "tool_end":
-            server_snapshot["name"], server_snapshot["output"] = event.tool.name, event.output
+            facts["name"], facts["output"] = event.tool.name, event.output
         elif event.type == "audio_interrupted":
-            server_snapshot["interrupted"] = True
+            facts["interrupted"] = True
         elif event.type == "error":
-            server_snapshot["error"] = str(event.error)
+            facts["error"] = str(event.error)
         elif event.type == "agent_end":
             ends -= 1
             if not ends:
-                return server_snapshot
+                return facts
     raise AssertionError(f"the session ended: {facts}")
 
 
-async def voice() -> ServerSnapshot:
+async def voice() -> Facts:
     async with await connect() as session:
         async for chunk in spoken():
             await session.send_audio(chunk)
         return await answer(session, {})
 
 
-async def text() -> ServerSnapshot:
+async def text() -> Facts:
     async with await connect(modalities=["text"]) as session:
         await session.send_message("good morning")
         return await answer(session, {})
 
 
-async def barge_in() -> ServerSnapshot:
+async def barge_in() -> Facts:
     async with await connect() as session:
         await session.send_message(STORY)
         async for event in session:
@@ -82,13 +82,13 @@ async def barge_in() -> ServerSnapshot:
         return await answer(session, {}, ends=2)
 
 
-async def function() -> ServerSnapshot:
+async def function() -> Facts:
     async with await connect(tools=[get_weather]) as session:
         await session.send_message(WEATHER)
         return await answer(session, {}, ends=2)
 
 
-async def error() -> ServerSnapshot:
+async def error() -> Facts:
     async with await connect() as session:
         wrong = {"type": "conversation.item.delete", "other_data": {"item_id": "none"}}
         await session.model.send_event(RealtimeModelSendRawMessage(message=wrong))
@@ -100,7 +100,7 @@ async def error() -> ServerSnapshot:
         return {"errors": [said], **await answer(session, {})}
 
 
-async def busy() -> ServerSnapshot:
+async def busy() -> Facts:
     began = time.monotonic()
     try:
         async with await connect(FULL_URL) as session:
@@ -110,7 +110,7 @@ async def busy() -> ServerSnapshot:
     raise AssertionError("let in")
 
 
-async def drain() -> ServerSnapshot:
+async def drain() -> Facts:
     async with await connect() as session:
         await session.send_message(STORY)
         async for event in session:

@@ -7,7 +7,7 @@ import json
 import time
 
 from openai import AsyncOpenAI
-from scenarios import FULL_URL, STORY, URL, WEATHER, ServerSnapshot, has_begun, play, spoken
+from scenarios import FULL_URL, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 TOOL = {
     "type": "function",
@@ -33,31 +33,31 @@ async def send_speech(connection) -> None:
         await connection.input_audio_buffer.append(audio=base64.b64encode(chunk).decode())
 
 
-async def answer(connection, server_snapshot: dict[str, object]) -> dict[str, object]:
+async def answer(connection, facts: dict[str, object]) -> dict[str, object]:
     """Collect events up to the end of a response."""
-    server_snapshot.setdefault("audio_ms", 0.0)
-    order = server_snapshot.setdefault("events", [])
+    facts.setdefault("audio_ms", 0.0)
+    order = facts.setdefault("events", [])
     async for event in connection:
         if not order or order[-1] != event.type:
             order.append(event.type)
         if event.type == "response.output_audio.delta":
-            server_snapshot["audio_ms"] += len(base64.b64decode(event.delta)) / 48
+            facts["audio_ms"] += len(base64.b64decode(event.delta)) / 48
         elif event.type == "conversation.item.input_audio_transcription.completed":
-            server_snapshot["transcript"] = event.transcript
+            facts["transcript"] = event.transcript
         elif event.type == "response.output_audio_transcript.done":
-            server_snapshot["reply"] = event.transcript
+            facts["reply"] = event.transcript
         elif event.type == "response.output_text.done":
-            server_snapshot["reply"] = event.text
+            facts["reply"] = event.text
         elif event.type == "error":
-            server_snapshot["error"] = event.error.code
+            facts["error"] = event.error.code
         elif event.type == "response.done":
-            server_snapshot["status"] = event.response.status
-            server_snapshot["tokens"] = event.response.usage.total_tokens if event.response.usage else 0
-            return server_snapshot
-    return server_snapshot
+            facts["status"] = event.response.status
+            facts["tokens"] = event.response.usage.total_tokens if event.response.usage else 0
+            return facts
+    return facts
 
 
-async def voice() -> ServerSnapshot:
+async def voice() -> Facts:
     async with connect() as connection:
         await connection.session.update(
             session={"type": "realtime", "instructions": "Be brief.", "audio": {"output": {"voice": "marin"}}}
@@ -66,14 +66,14 @@ async def voice() -> ServerSnapshot:
         return await answer(connection, {})
 
 
-async def text() -> ServerSnapshot:
+async def text() -> Facts:
     async with connect() as connection:
         await connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
         await say(connection, "good morning")
         return await answer(connection, {})
 
 
-async def barge_in() -> ServerSnapshot:
+async def barge_in() -> Facts:
     async with connect() as connection:
         await connection.session.update(session={"type": "realtime"})
         await say(connection, STORY)
@@ -94,7 +94,7 @@ async def barge_in() -> ServerSnapshot:
         }
 
 
-async def function() -> ServerSnapshot:
+async def function() -> Facts:
     async with connect() as connection:
         await connection.session.update(session={"type": "realtime", "tools": [TOOL]})
         await say(connection, WEATHER)
@@ -112,11 +112,11 @@ async def function() -> ServerSnapshot:
         output = {"type": "function_call_output", "call_id": call.call_id, "output": "rainy"}
         await connection.conversation.item.create(item=output)
         await connection.response.create()
-        server_snapshot = await answer(connection, {})
-        return {"name": call.name, "arguments": json.loads(call.arguments), **server_snapshot}
+        facts = await answer(connection, {})
+        return {"name": call.name, "arguments": json.loads(call.arguments), **facts}
 
 
-async def error() -> ServerSnapshot:
+async def error() -> Facts:
     async with connect() as connection:
         await connection.send({"type": "no.such.event", "event_id": "mine"})
         await connection.response.cancel()
@@ -127,11 +127,11 @@ async def error() -> ServerSnapshot:
                 if len(errors) == 2:
                     break
         await say(connection, "good morning")
-        server_snapshot = await answer(connection, {})
-        return {"errors": errors, **server_snapshot}
+        facts = await answer(connection, {})
+        return {"errors": errors, **facts}
 
 
-async def busy() -> ServerSnapshot:
+async def busy() -> Facts:
     began = time.monotonic()
     try:
         async with connect(FULL_URL) as connection:
@@ -142,7 +142,7 @@ async def busy() -> ServerSnapshot:
     raise AssertionError("let in")
 
 
-async def drain() -> ServerSnapshot:
+async def drain() -> Facts:
     async with connect() as connection:
         await connection.session.update(session={"type": "realtime"})
         await say(connection, STORY)
@@ -150,13 +150,13 @@ async def drain() -> ServerSnapshot:
             if event.type == "response.output_audio.delta":
                 break
         has_begun()
-        server_snapshot = await answer(connection, {})
+        facts = await answer(connection, {})
         try:
             async for _ in connection:
                 pass
         except Exception as error:
-            server_snapshot["end"] = str(error)
-        return server_snapshot
+            facts["end"] = str(error)
+        return facts
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.openai.realtime.events import ConversationItemDeleteEvent, SessionProperties
 from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
 from pipecat.workers.runner import WorkerRunner
-from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, ServerSnapshot, has_begun, play, spoken
+from scenarios import FULL_URL, RATE_HZ, STORY, URL, WEATHER, Facts, has_begun, play, spoken
 
 logger.remove()
 WEATHER_TOOL = FunctionSchema(
@@ -42,7 +42,7 @@ WEATHER_TOOL = FunctionSchema(
 )
 
 
-class AudioInput(FrameProcessor):
+class Ear(FrameProcessor):
     """Keeps what passes."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class AudioInput(FrameProcessor):
             self.changed.clear()
             await self.changed.wait()
 
-    def server_snapshot(self) -> dict[str, object]:
+    def facts(self) -> dict[str, object]:
         """Of the last response."""
         said = self.all(TranscriptionFrame)
         ends = [at for at, frame in enumerate(self.frames) if isinstance(frame, LLMFullResponseEndFrame)]
@@ -78,14 +78,9 @@ class AudioInput(FrameProcessor):
 
 
 class Talk:
-    def __init__(
-        self,
-        worker: PipelineWorker,
-        llm: OpenAIRealtimeLLMService,
-        audio_inputs: tuple[AudioInput, AudioInput],
-    ) -> None:
+    def __init__(self, worker: PipelineWorker, llm: OpenAIRealtimeLLMService, ears: tuple[Ear, Ear]) -> None:
         self.worker, self.llm = worker, llm
-        self.before, self.after = audio_inputs
+        self.before, self.after = ears
 
     async def say(self) -> None:
         async for chunk in spoken():
@@ -109,7 +104,7 @@ async def talk(
         [{"role": "user", "content": said}] if said else [], **({"tools": tools} if tools else {})
     )
     user, assistant = LLMContextAggregatorPair(context)
-    before, after = AudioInput(), AudioInput()
+    before, after = Ear(), Ear()
     pipeline = Pipeline([user, before, llm, after, assistant])
     params = PipelineParams(audio_in_sample_rate=RATE_HZ, audio_out_sample_rate=RATE_HZ)
     worker = PipelineWorker(pipeline, params=params)
@@ -126,40 +121,40 @@ async def talk(
         running.cancel()
 
 
-async def voice() -> ServerSnapshot:
+async def voice() -> Facts:
     async with talk() as call:
         await call.worker.queue_frame(LLMRunFrame())  # sets the conversation up, as in its examples
         await call.after.until(LLMFullResponseEndFrame)
         await call.say()
         await call.after.until(LLMFullResponseEndFrame, 2)
         await call.before.until(TranscriptionFrame)
-        return {**call.after.server_snapshot(), "transcript": call.before.server_snapshot()["transcript"]}
+        return {**call.after.facts(), "transcript": call.before.facts()["transcript"]}
 
 
-async def text() -> ServerSnapshot:
+async def text() -> Facts:
     async with talk("good morning", properties=SessionProperties(output_modalities=["text"])) as call:
         await call.after.until(LLMFullResponseEndFrame)
-        return call.after.server_snapshot()
+        return call.after.facts()
 
 
-async def barge_in() -> ServerSnapshot:
+async def barge_in() -> Facts:
     async with talk(STORY) as call:
         await call.after.until(TTSAudioRawFrame)
         await call.say()
         await call.before.until(TranscriptionFrame)
         await call.after.until(UserStartedSpeakingFrame)
-        while not str(call.after.server_snapshot()["reply"]).startswith("You said"):
+        while not str(call.after.facts()["reply"]).startswith("You said"):
             call.after.changed.clear()
             await call.after.changed.wait()
         return {
             "interrupted": bool(call.after.all(InterruptionFrame)),
-            **call.after.server_snapshot(),
-            "transcript": call.before.server_snapshot()["transcript"],
+            **call.after.facts(),
+            "transcript": call.before.facts()["transcript"],
             "errors": [one.error for one in call.before.all(ErrorFrame)],
         }
 
 
-async def function() -> ServerSnapshot:
+async def function() -> Facts:
     called: dict[str, object] = {}
 
     async def get_weather(params) -> None:
@@ -169,10 +164,10 @@ async def function() -> ServerSnapshot:
     tools = ToolsSchema(standard_tools=[WEATHER_TOOL])
     async with talk(WEATHER, tools=tools, handlers=[("get_weather", get_weather)]) as call:
         await call.after.until(LLMFullResponseEndFrame, 2)  # of the call, of the answer
-        return {**called, **call.after.server_snapshot()}
+        return {**called, **call.after.facts()}
 
 
-async def error() -> ServerSnapshot:
+async def error() -> Facts:
     """Any ``error`` that it does not know ends its connection: what matters is that it is told, and that the next one works."""
     async with talk("good morning") as call:
         await call.after.until(LLMFullResponseEndFrame)
@@ -187,22 +182,22 @@ async def error() -> ServerSnapshot:
         await call.llm.reset_conversation()
         await call.say()
         await call.after.until(LLMFullResponseEndFrame, before + 1)
-        return {"errors": said, **call.after.server_snapshot()}
+        return {"errors": said, **call.after.facts()}
 
 
-async def busy() -> ServerSnapshot:
+async def busy() -> Facts:
     began = time.monotonic()
     async with talk("good morning", url=FULL_URL) as call:
         await call.before.until(ErrorFrame)
         return {"error": call.before.all(ErrorFrame)[0].error, "seconds": time.monotonic() - began}
 
 
-async def drain() -> ServerSnapshot:
+async def drain() -> Facts:
     async with talk(STORY) as call:
         await call.after.until(TTSAudioRawFrame)
         has_begun()
         await call.after.until(LLMFullResponseEndFrame)
-        return {**call.after.server_snapshot(), "errors": [one.error for one in call.before.all(ErrorFrame)]}
+        return {**call.after.facts(), "errors": [one.error for one in call.before.all(ErrorFrame)]}
 
 
 if __name__ == "__main__":

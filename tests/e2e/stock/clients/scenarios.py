@@ -25,7 +25,7 @@ STORY = "Please tell me a story."
 WEATHER = "How is the weather in Paris?"
 LIMIT_S = 25.0
 
-ServerSnapshot = Mapping[str, object]
+Facts = Mapping[str, object]
 
 
 def speech() -> bytes:
@@ -46,7 +46,7 @@ async def spoken() -> AsyncIterator[bytes]:
         await asyncio.sleep(CHUNK_MS / 4000)
 
 
-async def _run(scenarios: tuple[Callable[[], Awaitable[ServerSnapshot]], ...]) -> None:
+async def _run(scenarios: tuple[Callable[[], Awaitable[Facts]], ...]) -> None:
     for scenario in scenarios:
         began = time.monotonic()
         line: dict[str, object] = {"scenario": scenario.__name__}
@@ -65,7 +65,7 @@ def has_begun() -> None:
     sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
-def play(*scenarios: Callable[[], Awaitable[ServerSnapshot]]) -> None:
+def play(*scenarios: Callable[[], Awaitable[Facts]]) -> None:
     """All of them, or those that are named as arguments. ``drain`` is only for who names it: it is the end of its server."""
     assert all(inspect.iscoroutinefunction(one) for one in scenarios)
     wanted = sys.argv[1:] or [one.__name__ for one in scenarios if one.__name__ != "drain"]

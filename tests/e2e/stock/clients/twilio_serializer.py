@@ -13,7 +13,7 @@ import time
 from loguru import logger
 from pipecat.frames.frames import InputAudioRawFrame, InterruptionFrame, OutputAudioRawFrame
 from pipecat.serializers.twilio import TwilioFrameSerializer
-from scenarios import FULL_URL, RATE_HZ, URL, ServerSnapshot, play, speech
+from scenarios import FULL_URL, RATE_HZ, URL, Facts, play, speech
 from websockets.asyncio.client import connect
 
 logger.remove()
@@ -91,7 +91,7 @@ class Call:
             while True:
                 await asyncio.wait_for(self.read(), quiet_s)
 
-    def server_snapshot(self) -> dict[str, object]:
+    def facts(self) -> dict[str, object]:
         samples = memoryview(self.pcm).cast("h")
         return {
             "audio_ms": len(samples) * 1000 / RATE_HZ,
@@ -112,14 +112,14 @@ async def call(url: str = URL):
         yield line
 
 
-async def voice() -> ServerSnapshot:
+async def voice() -> Facts:
     async with call() as line:
         await line.say()
         await line.reply()
-        return line.server_snapshot()
+        return line.facts()
 
 
-async def barge_in() -> ServerSnapshot:
+async def barge_in() -> Facts:
     async with call() as line:
         line.plays = False  # a caller hears the reply while this goes on
         await line.say()
@@ -131,27 +131,27 @@ async def barge_in() -> ServerSnapshot:
         line.plays, line.replied = True, False
         await speaking
         await line.reply()
-        return {"interrupted": True, "before_ms": before / 48, **line.server_snapshot()}
+        return {"interrupted": True, "before_ms": before / 48, **line.facts()}
 
 
-async def busy() -> ServerSnapshot:
+async def busy() -> Facts:
     began = time.monotonic()
     async with call(FULL_URL) as line:
         with contextlib.suppress(Exception):
             while True:
                 await line.read()
         told = {"error": f"closed {line.socket.close_code}", "code": line.socket.close_code}
-        return {**told, **line.server_snapshot(), "seconds": time.monotonic() - began}
+        return {**told, **line.facts(), "seconds": time.monotonic() - began}
 
 
-async def error() -> ServerSnapshot:
+async def error() -> Facts:
     """Twilio ends a stream for any message that it does not know, so a mistake is answered by going on."""
     async with call() as line:
         await line.socket.send("{")
         await line.socket.send(json.dumps({"event": "media", "streamSid": SID, "media": {"payload": "?"}}))
         await line.say()
         await line.reply()
-        return line.server_snapshot()
+        return line.facts()
 
 
 if __name__ == "__main__":

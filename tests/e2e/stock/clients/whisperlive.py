@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from scenarios import FULL_URL, URL, ServerSnapshot, play
+from scenarios import FULL_URL, URL, Facts, play
 from whisper_live import client as client_module
 from whisper_live.client import Client, TranscriptionClient
 
@@ -40,11 +40,11 @@ def transcribe(url: str, **options: object) -> dict[str, object]:
         }
 
 
-async def voice() -> ServerSnapshot:
+async def voice() -> Facts:
     return await asyncio.to_thread(transcribe, URL)
 
 
-async def error() -> ServerSnapshot:
+async def error() -> Facts:
     """What is not done here is said, and the rest is done."""
     return await asyncio.to_thread(transcribe, URL, translate=True)
 
@@ -61,10 +61,10 @@ told: list[dict[str, object]] = []
 client_module.Client = ListeningClient
 
 
-async def busy() -> ServerSnapshot:
+async def busy() -> Facts:
     began = time.monotonic()
-    server_snapshot = await asyncio.to_thread(transcribe, FULL_URL)
-    return {**server_snapshot, "error": str(told), "told": told[-1], "seconds": time.monotonic() - began}
+    facts = await asyncio.to_thread(transcribe, FULL_URL)
+    return {**facts, "error": str(told), "told": told[-1], "seconds": time.monotonic() - began}
 
 
 if __name__ == "__main__":

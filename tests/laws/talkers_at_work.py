@@ -2,7 +2,8 @@
 what CapacityController and Admission see, and what callers get.
 
 Real: ``Admission``, ``CapacityController``, ``TalkerLimit``. Modelled: the workers, who share ``cores`` and divide their
-time among the streams that wait; the talkers, who speak, listen, and start their next turn on time whatever the server does; callers who
+time among the streams that wait; the talkers, who speak, listen, and start their next turn on time whatever the server does;
+callers who
 come back until they are let in. Goodput is speech whose transcript came within ``IN_TIME_MS`` of its end, per second.
 """
 

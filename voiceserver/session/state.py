@@ -1,7 +1,7 @@
 """What a session remembers, and the plain questions about it. Transitions are in ``session`` and what it calls.
 
-The parts: ``audio_input``, ``speech_output``, ``stage_streams``, ``busy_monitor``. Each is made when the caller first needs it, so
-that an idle session stays small.
+The parts: ``audio_input``, ``speech_output``, ``stage_streams``, ``busy_monitor``. Each is made when the caller first needs
+it, so that an idle session stays small.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ stop               SessionClose                               the caller has hun
 
 A caller on a phone reads nothing, so what matters is audible, from clips that need no engine: a busy tone for ServerBusy and
 the ``LINES`` that the server had spoken at its start (``prerendered``, mu-law) for BusyCue. Its marks tell
-what was sent and not yet played. ``clear`` is sent when that should not be heard any more; the marks that Twilio returns because of it are not taken
+what was sent and not yet played. ``clear`` is sent when that should not be heard any more; the marks that Twilio returns
+because of it are not taken
 for played audio. All numbers on this wire are strings. Query strings do not pass; data about a call comes in ``parameters``.
 
 The TwiML that leads here::

@@ -109,6 +109,10 @@ class TalkersAtWork:
         costs = {"stt": cost, PROCESSOR: processor_of([cost], self.machine.total)}
         self.controller.start_with(first, 0.0, costs)
 
+    has_lighter = False
+
+    def set_max_wait_ms(self, max_wait_ms: float) -> None: ...
+
     def stats(self) -> PoolStats:
         open_ = sum(self._streams)
         workers = tuple(

@@ -24,7 +24,7 @@ from voiceserver.config.schema import (
 )
 from voiceserver.errors import Refusal
 from voiceserver.observability.metrics import Metrics
-from voiceserver.pool import PoolStats, StreamOwner
+from voiceserver.pool import Pool, PoolStats, StreamOwner
 from voiceserver.server.routes import build_router
 from voiceserver.transport.connection import Connection
 from voiceserver.transport.services import Services
@@ -166,26 +166,25 @@ class MemoryTransport:
         return ("192.0.2.1", 4711)
 
 
-class AnsweredPool:
+class AnsweredPool(Pool):
     """A pool whose streams remember what they were sent; the test gives the results."""
 
-    is_lighter = False
+    voices: frozenset[str] = frozenset()  # type: ignore[assignment]  # set by tests
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.refusal: Refusal | None = None
         self.streams: list[AnsweredStream] = []
         self.room = 10**9
-        self.voices: frozenset[str] = frozenset()
         self.ready = True
         self.forgotten: list[StreamOwner] = []
 
     def try_open(
-        self, owner: StreamOwner, params: StreamParams, *, key: str = ""
+        self, owner: StreamOwner, params: StreamParams, *, key: str = "", is_lighter: bool = False
     ) -> AnsweredStream | Refusal:
         if self.refusal is not None:
             return self.refusal
-        self.streams.append(AnsweredStream(self, owner, params))
+        self.streams.append(AnsweredStream(self, owner, params, is_lighter))
         return self.streams[-1]
 
     def forget(self, owner: StreamOwner) -> None:
@@ -206,16 +205,15 @@ class AnsweredPool:
 
 
 class AnsweredStream:
-    def __init__(self, pool: AnsweredPool, owner: StreamOwner, params: StreamParams) -> None:
+    def __init__(
+        self, pool: AnsweredPool, owner: StreamOwner, params: StreamParams, is_lighter: bool
+    ) -> None:
         self.pool = pool
         self.owner = owner
         self.params = params
+        self.is_lighter = is_lighter
         self.sent: list[tuple[RequestKind, int, int, bytes]] = []
         self.is_closed = False
-
-    @property
-    def is_lighter(self) -> bool:
-        return self.pool.is_lighter
 
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         assert not self.is_closed

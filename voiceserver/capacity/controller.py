@@ -52,7 +52,7 @@ class CapacityController:
         self._windows_ms = windows_ms
         self._on_change = on_change
         # The step of the lighter engines is there only where there is one.
-        self._tiered = {stage: pool for stage, pool in pools.items() if hasattr(pool, "set_lighter")}
+        self._tiered = {stage: pool for stage, pool in pools.items() if pool.has_lighter}
         self._ladder = Ladder(now_ms, top=3 if self._tiered else 2)
         self._limit = TalkerLimit(0, now_ms)
         self._has_start = False
@@ -144,10 +144,9 @@ class CapacityController:
         self._server_snapshot.lighter = frozenset(self._tiered) if level >= 3 else frozenset()
         self._on_change("degrade", {"degrade_level": level, "step": Ladder.STEPS[level]})
         for stage, pool in self._pools.items():
-            widen = getattr(pool, "set_max_wait_ms", None)
-            if widen is not None and self._computes(stage):
+            if self._computes(stage):
                 window_ms = self._windows_ms.get(stage, 0.0)
-                widen(max(window_ms, WIDE_WINDOW_MS) if level >= 2 else window_ms)
+                pool.set_max_wait_ms(max(window_ms, WIDE_WINDOW_MS) if level >= 2 else window_ms)
         for tiered in self._tiered.values():
             tiered.set_lighter(level >= 3)
 

@@ -1,14 +1,8 @@
-"""Which voices there are, for those who let a client name one."""
+"""Is there a voice of this name? For the wires and options where a client names one."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-
-
-def voices_of(pools: Mapping[str, object]) -> frozenset[str]:
-    """Those of the speech engine among a server's ``pools``; empty where there is none, or it does not tell them."""
-    return getattr(pools.get("tts"), "voices", frozenset())
 
 
 def near_voices(voice: str, voices: frozenset[str]) -> list[str] | None:

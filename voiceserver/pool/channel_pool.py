@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from voiceserver.errors import Refusal
-from voiceserver.pool import LossReason, PoolStats, Stream, StreamOwner
+from voiceserver.pool import LossReason, OnEvent, Pool, PoolStats, Stream, StreamOwner, ignore_event
 from voiceserver.pool.place_queue import PlaceQueue
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState, WorkerStream
@@ -28,7 +28,6 @@ from voiceserver_workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEn
 from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
 from voiceserver_workers.ipc.platform import Platform
 
-OnEvent = Callable[[str, Mapping[str, object]], None]
 CallSoon = Callable[[Callable[[], None]], object]
 
 RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
@@ -42,11 +41,7 @@ _BURSTS_PER_DRAIN = 8
 _SMOOTHING = 0.2
 
 
-def ignore_event(name: str, fields: Mapping[str, object]) -> None:
-    """The default ``on_event``."""
-
-
-class ChannelPool(ABC):
+class ChannelPool(Pool):
     """``on_event(name, fields)`` hears what happens to workers, for logs and metrics. ``call_soon(callback)`` runs it after
     the callbacks of this turn of the loop."""
 
@@ -87,13 +82,21 @@ class ChannelPool(ABC):
         self._turnover_ms = DEFAULT_TURNOVER_MS
         self._freed_ms = 0.0
         self.restarts = 0
-        self.is_lighter = False  # see ``fallback``
-        self._options: frozenset[str] = frozenset()  # of its engine, as a worker told
-        self.voices: frozenset[str] = frozenset()
+        # What the engine takes of a session and which voices it has, as a worker's hello says.
+        self._options: frozenset[str] = frozenset()
+        self._voices: frozenset[str] = frozenset()
 
     # For the sessions
 
-    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
+    @property
+    def voices(self) -> frozenset[str]:
+        """See ``Pool``."""
+        return self._voices
+
+    def try_open(
+        self, owner: StreamOwner, params: StreamParams, *, key: str = "", is_lighter: bool = False
+    ) -> Stream | Refusal:
+        """See ``Pool``."""
         now_ms = self._now_ms()
         left_ms = self.quarantine.left_ms(key, now_ms) if key else 0.0
         if left_ms:
@@ -106,7 +109,7 @@ class ChannelPool(ABC):
             stream = self._next_stream
             if handle.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
                 self._next_stream += 1
-                opened = handle.streams[stream] = WorkerStream(self, handle, stream, owner, key)
+                opened = handle.streams[stream] = WorkerStream(self, handle, stream, owner, key, is_lighter)
                 self._queue.forget(owner)
                 handle.ring_soon()
                 return opened
@@ -122,7 +125,7 @@ class ChannelPool(ABC):
         self._queue.forget(owner)
 
     def set_max_wait_ms(self, max_wait_ms: float) -> None:
-        """Widen or narrow the batch window of the running workers; a later worker starts with the configured one."""
+        """See ``Pool``."""
         payload = json.dumps({"max_wait_ms": max_wait_ms}).encode()
         for handle in self.all_handles():
             if handle.state is WorkerState.READY and handle.try_send(
@@ -368,7 +371,7 @@ class ChannelPool(ABC):
             limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
             handle.max_streams = min(limits, default=0)
             handle.state = WorkerState.READY
-            self._options, self.voices = frozenset(told["options"]), frozenset(told["voices"])
+            self._options, self._voices = frozenset(told["options"]), frozenset(told["voices"])
             if handle.end is not None:
                 handle.pid = handle.end.flight().worker_pid  # the hello may overtake the forkserver's answer
             self.on_ready(handle)

@@ -5,14 +5,13 @@
     full     try_open --> the stage's engine
     lighter  try_open --> the lighter engine; the stage's own where that has no place
 
-The server says which (``set_lighter``, a step of ``limit.Ladder``). Rule: a stream stays where it was opened, so a change is felt
-from the next turn on and nothing is lost by it. Both pools run all the time: what has to be loaded first relieves nobody.
+The server says which (``set_lighter``, a step of ``limit.Ladder``). Rule: a stream stays where it was opened, so a change takes
+effect with the next turn and loses nothing. Both pools run all the time: loading an engine under load would come too late.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 from voiceserver.errors import Refusal
@@ -20,33 +19,33 @@ from voiceserver.pool import Pool, PoolStats, Stream, StreamOwner
 from voiceserver_workers.ipc.messages import StreamParams
 
 
-class FallbackPool:
+class FallbackPool(Pool):
     """``own`` and ``lighter``: two pools of one stage; the second one's streams say ``is_lighter``."""
+
+    has_lighter = True
 
     def __init__(self, own: Pool, lighter: Pool) -> None:
         self.stage = own.stage
         self.own = own
         self.lighter = lighter
-        lighter.is_lighter = True
-        self.is_lighter = False
         self._prefers_lighter = False
 
     def set_lighter(self, is_lighter: bool) -> None:
-        """From now on open streams on the lighter engine, or on the stage's own again."""
+        """See ``Pool``."""
         self._prefers_lighter = is_lighter
 
     def set_max_wait_ms(self, max_wait_ms: float) -> None:
-        """See ``ChannelPool``."""
-        for pool in (self.own, self.lighter):
-            widen: Callable[[float], None] | None = getattr(pool, "set_max_wait_ms", None)
-            if widen is not None:
-                widen(max_wait_ms)
+        """See ``Pool``."""
+        self.own.set_max_wait_ms(max_wait_ms)
+        self.lighter.set_max_wait_ms(max_wait_ms)
 
-    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
-        """See ``Pool``. Who has killed workers of either engine is let into neither."""
+    def try_open(
+        self, owner: StreamOwner, params: StreamParams, *, key: str = "", is_lighter: bool = False
+    ) -> Stream | Refusal:
+        """See ``Pool``. A session in quarantine for either engine is refused by both."""
         if not self._prefers_lighter:
             return self.own.try_open(owner, params, key=key)
-        got = self.lighter.try_open(owner, params, key=key)
+        got = self.lighter.try_open(owner, params, key=key, is_lighter=True)
         if isinstance(got, Refusal) and got.reason != "quarantined":
             return self.own.try_open(owner, params, key=key)
         return got
@@ -59,7 +58,7 @@ class FallbackPool:
     @property
     def voices(self) -> frozenset[str]:
         """Of the stage's own engine."""
-        return getattr(self.own, "voices", frozenset())
+        return self.own.voices
 
     def is_ready(self) -> bool:
         """See ``Pool``: of the stage's own engine; the lighter one is an extra."""

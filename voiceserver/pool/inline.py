@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voiceserver.errors import engine_error
-from voiceserver.pool.channel_pool import ChannelPool, OnEvent, ignore_event
+from voiceserver.pool import OnEvent, ignore_event
+from voiceserver.pool.channel_pool import ChannelPool
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
 from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from voiceserver.errors import ConfigError, engine_error
-from voiceserver.pool.channel_pool import ChannelPool, OnEvent, ignore_event
+from voiceserver.pool import OnEvent, ignore_event
+from voiceserver.pool.channel_pool import ChannelPool
 from voiceserver.pool.forkserver_handle import ForkServerHandle
 from voiceserver.pool.hang_detector import HangDetector, Limits
 from voiceserver.pool.quarantine import Quarantine

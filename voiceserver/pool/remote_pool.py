@@ -21,8 +21,7 @@ from functools import partial
 from typing import Protocol
 
 from voiceserver.errors import Refusal
-from voiceserver.pool import PoolStats, Stream, StreamOwner, WorkerStats
-from voiceserver.pool.channel_pool import OnEvent, ignore_event
+from voiceserver.pool import OnEvent, Pool, PoolStats, Stream, StreamOwner, WorkerStats, ignore_event
 from voiceserver.pool.place_queue import PlaceQueue
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
@@ -108,20 +107,16 @@ class _Request:
 class RemoteStream:
     """The Stream of an HttpPool."""
 
-    __slots__ = ("_pool", "id", "is_closed", "owner", "request", "waiting")
+    __slots__ = ("_pool", "id", "is_closed", "is_lighter", "owner", "request", "waiting")
 
-    def __init__(self, pool: RemotePool, stream: int, owner: StreamOwner) -> None:
+    def __init__(self, pool: RemotePool, stream: int, owner: StreamOwner, is_lighter: bool) -> None:
         self._pool = pool
         self.id = stream
         self.owner = owner
+        self.is_lighter = is_lighter
         self.is_closed = False
         self.request: _Request | None = None  # on the way; records of one stream keep their order
         self.waiting: deque[tuple[int, int, bytes]] = deque()
-
-    @property
-    def is_lighter(self) -> bool:
-        """See ``voiceserver.pool.Stream``."""
-        return self._pool.is_lighter
 
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """See ``voiceserver.pool.Stream``."""
@@ -144,8 +139,10 @@ class RemoteStream:
             self._pool.close_stream(self)
 
 
-class RemotePool:
+class RemotePool(Pool):
     """``remote`` answers the requests of ``stage``. ``on_event(name, fields)``: reply_failed, owner_failed."""
+
+    is_remote = True
 
     def __init__(
         self,
@@ -166,7 +163,6 @@ class RemotePool:
         self._clock_ns = clock_ns
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
-        self.is_lighter = False  # see ``fallback``
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: set[RemoteStream] = set()
         self._requests: set[_Request] = set()  # on the way
@@ -203,7 +199,9 @@ class RemotePool:
         self._ready.clear()
         await self.remote.close()
 
-    def try_open(self, owner: StreamOwner, params: StreamParams, *, key: str = "") -> Stream | Refusal:
+    def try_open(
+        self, owner: StreamOwner, params: StreamParams, *, key: str = "", is_lighter: bool = False
+    ) -> Stream | Refusal:
         """See ``voiceserver.pool.Pool``. A remote side that is down is no reason to refuse: its answer says so at once."""
         if self._loop is None or self._is_stopping:
             return Refusal("no_worker", DEFAULT_TURNOVER_MS, self.stage)
@@ -214,7 +212,7 @@ class RemotePool:
             retry_ms = self._turnover_ms * waiting / self._max_concurrency
             return Refusal("full", max(MIN_RETRY_MS, retry_ms), self.stage)
         self._queue.forget(owner)
-        stream = RemoteStream(self, self._next_stream, owner)
+        stream = RemoteStream(self, self._next_stream, owner, is_lighter)
         self._next_stream += 1
         self._streams.add(stream)
         told = json.dumps({"engine": self.engine}).encode()

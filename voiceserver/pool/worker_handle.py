@@ -211,21 +211,23 @@ class WorkerHandle:
 class WorkerStream:
     """The Stream of a lane. ``key`` names the session for the quarantine."""
 
-    __slots__ = ("_pool", "id", "key", "handle", "owner")
+    __slots__ = ("_pool", "id", "is_lighter", "key", "handle", "owner")
 
     def __init__(
-        self, pool: ChannelPool, handle: WorkerHandle, stream: int, owner: StreamOwner, key: str
+        self,
+        pool: ChannelPool,
+        handle: WorkerHandle,
+        stream: int,
+        owner: StreamOwner,
+        key: str,
+        is_lighter: bool,
     ) -> None:
         self._pool = pool
         self.handle: WorkerHandle | None = handle
         self.id = stream
         self.owner = owner
         self.key = key
-
-    @property
-    def is_lighter(self) -> bool:
-        """See ``voiceserver.pool.Stream``."""
-        return self._pool.is_lighter
+        self.is_lighter = is_lighter
 
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """See ``voiceserver.pool.Stream``."""

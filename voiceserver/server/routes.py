@@ -12,10 +12,8 @@ import msgspec
 from voiceserver.announcements.prerendered import Prerendered
 from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import Config
-from voiceserver.events.voices import voices_of
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
-from voiceserver.pool import Pool
-from voiceserver.pool.remote_pool import RemotePool
+from voiceserver.pool import Pool, speech_voices
 from voiceserver.session.settings import SessionSettings
 from voiceserver.transport.handshake import BadRequest
 from voiceserver.transport.http import Caller, Response, Router, json_response
@@ -64,7 +62,11 @@ def build_router(
         beta = ",".join(headers.get_all("OpenAI-Beta"))
         request = openai.read_request(caller.query, beta, offered)
         return openai.codec_for(
-            request, secrets.token_hex(8), turn_detection, voices_of(pools), session=router.session_of(caller)
+            request,
+            secrets.token_hex(8),
+            turn_detection,
+            speech_voices(pools),
+            session=router.session_of(caller),
         )
 
     prerendered = Prerendered(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
@@ -82,7 +84,7 @@ def build_router(
                 403, "bad_signature", f"{twilio.SIGNATURE_HEADER} is missing, or not of this account and URL."
             )
         prerendered.make(pools.get("tts"))
-        return twilio.TwilioCodec(prerendered.made, voices_of(pools))
+        return twilio.TwilioCodec(prerendered.made, speech_voices(pools))
 
     def transcription(caller: Caller) -> Codec:
         return whisperlive.WhisperLiveCodec()
@@ -127,7 +129,7 @@ def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: f
     """Why no caller should be sent here now; empty when one may."""
     remote = "its endpoint does not answer"
     why = [
-        Unready(remote if isinstance(pool, RemotePool) else "no worker is ready", name)
+        Unready(remote if pool.is_remote else "no worker is ready", name)
         for name, pool in pools.items()
         if not pool.is_ready()
     ]

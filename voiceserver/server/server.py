@@ -30,9 +30,9 @@ from voiceserver.capacity.limit import CAUTION, LOOK_MS, PROCESSOR, calibrate, p
 from voiceserver.config.cores import Cores
 from voiceserver.config.schema import Config, Loaded, StageConfig
 from voiceserver.errors import ConfigError, StartError
-from voiceserver.events.voices import voices_of
 from voiceserver.observability.logs import get_logger, level_of
 from voiceserver.observability.metrics import Metrics
+from voiceserver.pool import OnEvent, Pool, speech_voices
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver.server import pages
 from voiceserver.server.auth import CLIENT_SECRETS, Auth
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from voiceserver.pool import Pool
     from voiceserver.server.multiprocess.child import Peer
 
 STAGES: Final = ("vad", "stt", "reply", "tts")
@@ -63,8 +62,7 @@ NOBODY: Final = Caller("", {}, Headers())
 _FREEZE_STEP: Final = 1_000  # new connections after which the collector is told to leave the old ones alone
 _FAREWELL_MS: Final = 500.0
 
-OnEvent = Callable[[str, Mapping[str, object]], None]
-MakePool = Callable[[str, StageConfig, OnEvent], "Pool"]
+MakePool = Callable[[str, StageConfig, OnEvent], Pool]
 
 
 def check_engines(loaded: Loaded) -> None:
@@ -241,7 +239,7 @@ class Server:
 
     def _read_session(self, body: bytes) -> object:
         """What a client token is to be made for, held against what this server can do."""
-        return openai.read_session(body, voices_of(self._pools))
+        return openai.read_session(body, speech_voices(self._pools))
 
     def _make_tiers(self, name: str, stage: StageConfig) -> Pool:
         pool = self._make_pool(name, stage, self._on_pool_event)

@@ -16,9 +16,8 @@ from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.outage import Outage, slices
 from voiceserver.config.schema import Config
 from voiceserver.events.events import Accounting, ServerBusy, SessionReady
-from voiceserver.events.voices import voices_of
 from voiceserver.observability.metrics import Metrics
-from voiceserver.pool import Pool, StreamOwner
+from voiceserver.pool import Pool, StreamOwner, speech_voices
 from voiceserver.session.session import Session
 from voiceserver.session.settings import ServerSnapshot, SessionSettings
 from voiceserver.transport.http import Router
@@ -168,7 +167,7 @@ class Services:
     def make_session(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``SessionStore.new_seed``, which is used up with this."""
         seed = seed or new_seed()
-        self.server_snapshot.voices = voices_of(self.pools)
+        self.server_snapshot.voices = speech_voices(self.pools)
         return Session(
             self.session_store.session_id_of(seed),
             self.settings,

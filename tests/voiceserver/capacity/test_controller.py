@@ -162,6 +162,8 @@ def test_who_waits_too_long_is_found_by_the_look() -> None:
 
 
 class TieredMeasuredPool(MeasuredPool):
+    has_lighter = True
+
     def __init__(self, stage: str) -> None:
         super().__init__(stage, places=None)
         self.tiers: list[bool] = []

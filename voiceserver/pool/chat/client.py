@@ -26,7 +26,7 @@ import msgspec
 
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError
-from voiceserver.pool.channel_pool import OnEvent, ignore_event
+from voiceserver.pool import OnEvent, ignore_event
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.chat.messages import (
     Choice,

@@ -95,9 +95,9 @@ async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str, asyn
         server = await asyncio.to_thread(manager.__enter__)
         try:
             async with asyncio.timeout(170):
-                yield endpoint, server.url, answer.busy_monitor
+                yield endpoint, server.url, answer.gate
         finally:
-            answer.busy_monitor.set()
+            answer.gate.set()
             await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
@@ -155,7 +155,7 @@ def noise(ms: int) -> Audio:
 
 
 async def interrupted_for_nothing(
-    endpoint: ChatEndpoint, url: str, busy_monitor: asyncio.Event, sound: Audio, transcript: str
+    endpoint: ChatEndpoint, url: str, gate: asyncio.Event, sound: Audio, transcript: str
 ) -> None:
     """``sound`` stops the story while its last sentence is not produced yet; then the story goes on to its end."""
     async with VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
@@ -169,7 +169,7 @@ async def interrupted_for_nothing(
         assert (await person.until(ev.TranscriptFinal, turn=2)).text == transcript
         resumed = await person.until(ev.ReplyStarted)
         cut = len(person.heard)
-        busy_monitor.set()
+        gate.set()
         done = await person.until(ev.ReplyDone, turn=resumed.turn)
         assert done.reason == "completed"
         story = "".join(STORY).strip()
@@ -184,25 +184,25 @@ async def interrupted_for_nothing(
 
 @pytest.mark.timeout(180)
 async def test_a_voice_without_words_stops_the_reply_which_then_goes_on_and_loses_nothing() -> None:
-    async with calling() as (endpoint, url, busy_monitor):
-        await interrupted_for_nothing(endpoint, url, busy_monitor, vowel(350), "")
+    async with calling() as (endpoint, url, gate):
+        await interrupted_for_nothing(endpoint, url, gate, vowel(350), "")
 
 
 @pytest.mark.timeout(180)
 async def test_an_interjection_that_was_named_does_not_end_the_reply() -> None:
     said = make_speech("okay", RATE_HZ)
     speech = np.asarray(np.frombuffer(said.pcm, np.int16) / 32_768, np.float32)
-    async with calling("session.backchannels=mm-hm, okay") as (endpoint, url, busy_monitor):
-        await interrupted_for_nothing(endpoint, url, busy_monitor, speech, "okay")
+    async with calling("session.backchannels=mm-hm, okay") as (endpoint, url, gate):
+        await interrupted_for_nothing(endpoint, url, gate, speech, "okay")
 
 
 @pytest.mark.timeout(180)
 async def test_a_burst_of_noise_interrupts_nothing() -> None:
-    async with calling() as (_, url, busy_monitor), VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
+    async with calling() as (_, url, gate), VoiceClient.connect(url, rate_hz=RATE_HZ) as client:
         person = Person(client)
         await person.ask()
         await person.send(np.concatenate((noise(350), silence(800))))
-        busy_monitor.set()
+        gate.set()
         done = await person.until(ev.ReplyDone, turn=1)
         assert (done.reason, done.text) == ("completed", "".join(STORY).strip())
         assert not person.all(ev.SpeechStarted)

@@ -43,9 +43,9 @@ async def late(*settings: str) -> AsyncIterator[tuple[ServerProcess, asyncio.Eve
         server = await asyncio.to_thread(manager.__enter__)
         try:
             async with asyncio.timeout(110):
-                yield server, answer.busy_monitor
+                yield server, answer.gate
         finally:
-            answer.busy_monitor.set()
+            answer.gate.set()
             await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
@@ -56,7 +56,7 @@ def is_speech(pcm: bytes) -> bool:
 
 @pytest.mark.timeout(120)
 async def test_on_the_native_wire_it_is_told_and_heard_before_the_answer() -> None:
-    async with late() as (server, busy_monitor), VoiceClient.connect(server.url, rate_hz=16_000) as client:
+    async with late() as (server, gate), VoiceClient.connect(server.url, rate_hz=16_000) as client:
         events = client.events()
         filler = None
         for _ in range(TRIES):
@@ -74,7 +74,7 @@ async def test_on_the_native_wire_it_is_told_and_heard_before_the_answer() -> No
         assert isinstance(audio, ev.ReplyAudio)
         assert is_speech(audio.pcm)
         assert len(audio.pcm) == round(filler.audio_ms * 48)
-        busy_monitor.set()
+        gate.set()
         while not isinstance(done := await anext(events), ev.ReplyDone):
             assert not isinstance(done, ev.ReplyFiller)
         assert (done.reason, done.text) == ("completed", ANSWER)
@@ -94,7 +94,7 @@ async def read(socket: ClientConnection, *kinds: str) -> tuple[dict[str, Any], l
 @pytest.mark.timeout(120)
 async def test_on_the_realtime_wire_it_is_audio_and_transcript_of_the_response() -> None:
     async with (
-        late() as (server, busy_monitor),
+        late() as (server, gate),
         connect(f"ws://127.0.0.1:{server.port}/v1/realtime", proxy=None) as socket,
     ):
         heard: list[dict[str, Any]] = []
@@ -107,7 +107,7 @@ async def test_on_the_realtime_wire_it_is_audio_and_transcript_of_the_response()
             await read(socket, "response.done")
         assert heard[-2]["delta"] == LINE
         assert is_speech(base64.b64decode(heard[-1]["delta"]))
-        busy_monitor.set()
+        gate.set()
         done, rest = await read(socket, "response.done")
         assert done["response"]["status"] == "completed"
         assert done["response"]["output"][0]["content"][0]["transcript"] == f"{LINE} {ANSWER}"

@@ -338,7 +338,7 @@ class CodecSuite:
         codec = wire.open()
         assert codec.input_rate_hz == wire.rate_hz
         assert codec.output_rate_hz > 0
-        assert codec.name
+        assert codec.traits.name
 
     @pytest.mark.parametrize("seed", range(3))
     def test_no_sample_is_lost_or_changed_however_audio_is_cut_until_the_client_has_ended(

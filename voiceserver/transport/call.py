@@ -138,9 +138,9 @@ class Pump(Framing):
             return
         assert codec is not None
         self._active_ms = self._services.now_ms
-        if getattr(codec, "has_opening", False):  # what its client token says comes first, and fails alone
+        if codec.has_opening:  # what its client token says comes first, and fails alone
             try:
-                self._receive_items(session, codec, codec.opening_events())  # type: ignore[attr-defined]
+                self._receive_items(session, codec, codec.opening_events())
             except ProtocolError as error:
                 self._complain(error)
         try:
@@ -405,8 +405,7 @@ class Pump(Framing):
                 self._queue(codec.encode(event))
 
     def _say_aloud(self, cue: BusyCue, codec: Codec) -> None:
-        """On a wire whose binary messages are the reply's audio; others have their own way to say it."""
-        if self._services.earcons is not None and codec.name == "native":
+        if self._services.earcons is not None and codec.traits.plays_earcons:
             pcm = self._services.earcons.audio_of(cue, codec.output_rate_hz)
             self._queue(codec.encode(ReplyAudio(turn=0, pcm=pcm)))
 
@@ -441,13 +440,13 @@ class Pump(Framing):
         services, codec = self._services, self._codec
         assert codec is not None
         books = session.accounting()
-        services.metrics.count_closed(codec.name, session.close_code, books)
+        services.metrics.count_closed(codec.traits.name, session.close_code, books)
         if services.auth is not None and session.key:
             services.auth.leave(session.key, books.received_ms, session.session_id)
         services.log.info(
             "session closed",
             session=session.session_id,
-            wire=codec.name,
+            wire=codec.traits.name,
             code=session.close_code,
             reason=session.close_reason,
             seconds=round((now_ms - self._opened_ms) / 1000.0, 3),

@@ -281,7 +281,7 @@ class Connection(Door, asyncio.Protocol):
         if self._transport is None or self.is_closing:
             return
         if self._close_by_ms == math.inf:  # a phone has yet to hear what was said last
-            linger_ms = min(getattr(self._codec, "linger_ms", 0.0), LINGER_MS)
+            linger_ms = min(self._codec.linger_ms, LINGER_MS) if self._codec is not None else 0.0
             self._close_by_ms = now_ms + (
                 max(linger_ms, TOLD_MS) if session.close_code == 1013 else linger_ms
             )

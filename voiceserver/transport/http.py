@@ -218,7 +218,7 @@ class Router:
             claim = self.claim(caller, codec, key)
             if isinstance(claim, Response | OtherProcess):
                 return claim
-            data = handshake.accept(codec.subprotocol)
+            data = handshake.accept(codec.traits.subprotocol)
         except ProtocolError as error:
             return error_response(400, error.code, str(error), param=error.param)
         except BadRequest as error:
@@ -230,13 +230,13 @@ class Router:
         else:
             is_resumed = claim is not None
             # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
-            can_wait = is_resumed or "Origin" in caller.headers or getattr(codec, "can_wait", True)
+            can_wait = is_resumed or "Origin" in caller.headers or codec.traits.can_wait
             got = self._admission.try_enter(
                 now_ms, tenant=self._tenant(caller, key), is_resumed=is_resumed, can_wait=can_wait
             )
         if isinstance(got, Ticket):
             return Upgrade(data, codec, caller, got, key=key, claim=claim)
-        is_told = "Origin" in caller.headers or getattr(codec, "tells_refusal", False)
+        is_told = "Origin" in caller.headers or codec.traits.tells_refusal
         if is_told and self._admission.lingering < MAX_LINGERING:
             if "Origin" in caller.headers:
                 got = replace(got, retry_after_ms=self._jittered_ms(got))

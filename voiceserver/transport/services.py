@@ -174,7 +174,7 @@ class Services:
             self.server_snapshot,
             input_rate_hz=codec.input_rate_hz,
             output_rate_hz=codec.output_rate_hz,
-            resume_token=self.session_store.token_of(seed) if hasattr(codec, "is_resumable") else "",
+            resume_token=self.session_store.token_of(seed) if codec.traits.resume_parameter else "",
         )
 
     def greeting(self, codec: Codec, seed: bytes) -> SessionReady:
@@ -196,12 +196,11 @@ class Services:
 
     def tell_limits(self, session: Session, codec: Codec) -> None:
         """What the session's API key may still send today, to a wire that has words for it."""
-        told: Callable[[float, float, float], None] | None = getattr(codec, "set_talk_limit", None)
-        if self.auth is not None and session.key and told is not None:
+        if self.auth is not None and session.key and codec.traits.tells_talk_limit:
             self.auth.note(session.key, session.session_id, session.accounting().received_ms)
             limit = self.auth.talk_limit(session.key)
             if limit is not None:
-                told(*limit)
+                codec.set_talk_limit(*limit)
 
     def join(self) -> None:
         """One more connection was upgraded."""

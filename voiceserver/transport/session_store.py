@@ -48,7 +48,6 @@ SEED_BYTES: Final = 24  # of a session: 64 random bits are its name, 128 its fir
 _ID_BYTES: Final = 8
 REMEMBERED_ENDS: Final = 1_000
 _PROCESS_IN: Final = re.compile(r"sess_([0-9]{1,4})_")
-_TOKEN_IN: Final = {"native": "resume", "openai": "conversation_id"}  # the query parameter of each wire
 
 
 class ReplayBuffer:
@@ -150,8 +149,7 @@ class Resumable(Pump):
 
     def kept_bytes(self) -> int:
         """About what the call costs in memory."""
-        conversation = getattr(self._codec, "conversation", None)  # of a wire that shows it
-        total = conversation.kept_bytes if conversation is not None else 0
+        total = self._codec.memory_bytes if self._codec is not None else 0
         if self._replay_buffer is not None:
             total += self._replay_buffer.memory_bytes
         return total + (session_bytes(self._session) if self._session is not None else 0)
@@ -159,8 +157,8 @@ class Resumable(Pump):
     # ------------------------------------------------------------------------------------------------ messages out
 
     def _queue(self, frames: list[Frame]) -> None:  # hot
-        session = self._session
-        if session is None or not session.resume_token or not getattr(self._codec, "is_resumable", False):
+        session, codec = self._session, self._codec
+        if session is None or codec is None or not session.resume_token or not codec.is_resumable:
             self.write_frames(frames)
             return
         replay_buffer = self.replay_buffer
@@ -195,7 +193,8 @@ class Resumable(Pump):
     @property
     def is_countable(self) -> bool:
         """Its wire is one whose calls can be resumed."""
-        return self._services.session_store.window_ms > 0 and getattr(self._codec, "is_resumable", False)
+        codec = self._codec
+        return self._services.session_store.window_ms > 0 and codec is not None and codec.is_resumable
 
     def detach(self, session: Session, now_ms: float) -> bool:
         """The connection is lost: keep the call for whoever shows its token. False: there is nothing to keep."""
@@ -222,7 +221,7 @@ class Resumable(Pump):
         if session.is_closed:  # said, and perhaps not heard
             is_told = self._strict_parser is not None and self._strict_parser.close_rcvd is not None
             is_used = is_used and session.close_code == 1000 and not is_told
-        return is_used and getattr(self._codec, "is_resumable", False)
+        return is_used and self._codec is not None and self._codec.is_resumable
 
     def serve_detached(self, session: Session, now_ms: float) -> None:
         """Time passes for a call that nobody listens to."""
@@ -346,13 +345,14 @@ class SessionStore:
 
     def claim(self, caller: Caller, codec: Codec, key: str) -> ResumeTarget | OtherProcess | Response | None:
         """The call that a request wants to go on with; None if it wants a new one. ``key``: the API key's name."""
-        token = caller.query.get(_TOKEN_IN.get(codec.name, ""), "")
+        traits = codec.traits
+        token = caller.query.get(traits.resume_parameter, "") if traits.resume_parameter else ""
         if not token:
             return None
-        after = caller.query.get("after") if codec.name == "native" else None
+        after = caller.query.get(traits.after_parameter) if traits.after_parameter else None
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 12):
-            message = f"after must be the number of messages received, not {after[:40]!r}."
-            return error_response(400, "bad_parameter", message, param="after")
+            message = f"{traits.after_parameter} must be the number of messages received, not {after[:40]!r}."
+            return error_response(400, "bad_parameter", message, param=traits.after_parameter)
         process = self.elsewhere(token)
         if process is not None:
             return OtherProcess(process)
@@ -367,9 +367,10 @@ class SessionStore:
             return error_response(
                 410, "session_gone", f"This session cannot be resumed with this token: {call}."
             )
-        if "rate" in caller.query and codec.name == "native" and codec.input_rate_hz != call.rates_hz[0]:
+        is_given = bool(traits.rate_parameter) and traits.rate_parameter in caller.query
+        if is_given and codec.input_rate_hz != call.rates_hz[0]:
             message = f"The session's rate is {call.rates_hz[0]} Hz; a resume cannot change it."
-            return error_response(400, "bad_parameter", message, param="rate")
+            return error_response(400, "bad_parameter", message, param=traits.rate_parameter)
         return ResumeTarget(call, None if after is None else int(after))
 
     def find(self, token: str) -> Resumable | str:

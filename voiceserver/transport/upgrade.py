@@ -154,7 +154,7 @@ class Door(Resumable):
         services = self._services
         self._codec = codec = upgrade.codec
         self._ticket = ticket = upgrade.ticket
-        self.max_message_bytes = getattr(codec, "max_message_bytes", self.max_message_bytes)
+        self.max_message_bytes = codec.traits.max_message_bytes or self.max_message_bytes
         services.join()
         self._heard_ms = self._active_ms = self._opened_ms = now_ms
         self.write(upgrade.data)
@@ -162,11 +162,11 @@ class Door(Resumable):
             self._tell(upgrade.refusal, now_ms)
             return
         self.limit_writes()
-        services.metrics.count_opened(codec.name)
+        services.metrics.count_opened(codec.traits.name)
         is_waiting = ticket is not None and ticket.is_waiting
         if ticket is not None:
             ticket.owner = self
-        if codec.is_shared and not is_waiting and not upgrade.key:
+        if codec.traits.is_shared and not is_waiting and not upgrade.key:
             self._seed = seed = services.session_store.new_seed(self)
             self._greet(services.greeting(codec, seed))
         else:
@@ -211,7 +211,7 @@ class Door(Resumable):
         services.admission.lingering += 1
         self._count_refused(refusal.reason)
         assert self._codec is not None
-        is_spoken = getattr(self._codec, "tells_refusal", False)
+        is_spoken = self._codec.traits.tells_refusal
         for event in refusal_events(refusal, is_spoken=is_spoken):
             self._queue(self._codec.encode(event))
         self.close_by(now_ms + TOLD_MS)
@@ -253,5 +253,5 @@ class Door(Resumable):
         frames = codec.frames_to_send()
         if frames:
             self._queue(frames)
-            linger_ms = min(getattr(codec, "linger_ms", 0.0), LINGER_MS)
+            linger_ms = min(codec.linger_ms, LINGER_MS)
             self.close_by(self._services.now_ms + max(TOLD_MS, linger_ms))

@@ -23,7 +23,7 @@ from voiceserver.events.events import (
     ReplyCreate,
     ServerEvent,
 )
-from voiceserver.wire import Audio, Frame
+from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.decoding import field_error, why_unreadable
 
 SUBPROTOCOL: Final = "voiceserver"  # for pages that put their key among the subprotocols
@@ -42,22 +42,28 @@ _events: Final[msgspec.json.Decoder[ClientEvent]] = msgspec.json.Decoder(ClientE
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class NativeCodec:
-    """One wire protocol between frames and neutral events. Immutable; ``codec_for`` shares it."""
+class NativeCodec(Codec):
+    """Immutable; ``codec_for`` shares it."""
 
     __slots__ = ("input_rate_hz", "output_rate_hz")
 
-    binary_is_pcm = True
+    traits = CodecTraits(
+        name="native",
+        subprotocol=SUBPROTOCOL,
+        binary_is_pcm=True,
+        is_shared=True,
+        plays_earcons=True,
+        resume_parameter="resume",
+        after_parameter="after",
+        rate_parameter="rate",
+    )
     is_resumable = True
-    is_shared = True
-    name = "native"
-    subprotocol: str | None = SUBPROTOCOL
 
     def __init__(self, input_rate_hz: int, output_rate_hz: int) -> None:
         self.input_rate_hz = input_rate_hz
         self.output_rate_hz = output_rate_hz
 
-    def receive_binary(self, message: bytes) -> list[ClientEvent | Audio]:  # hot
+    def receive_binary(self, message: bytes) -> Received:  # hot
         """PCM16. Raises ProtocolError ``audio_misaligned`` for half a sample; nothing of the message is used."""
         if len(message) & 1:
             raise ProtocolError(
@@ -66,7 +72,7 @@ class NativeCodec:
             )
         return [Audio(message)] if message else []
 
-    def receive_text(self, message: bytes) -> list[ClientEvent | Audio]:
+    def receive_text(self, message: bytes) -> Received:
         """One JSON event. Raises ProtocolError that names the field and what is allowed."""
         try:
             fields = _objects.decode(message)
@@ -101,9 +107,6 @@ class NativeCodec:
         return self.encode(
             ErrorEvent(code=error.code, message=str(error), param=error.param, event_id=error.event_id)
         )
-
-    def frames_to_send(self) -> list[Frame]:
-        return []
 
 
 @functools.lru_cache(maxsize=256)

@@ -39,9 +39,9 @@ import pybase64
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
-from voiceserver.events.events import ClientEvent, ServerEvent
+from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language, PhoneKey, VoiceName
-from voiceserver.wire import Audio, Frame, mulaw
+from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received, mulaw
 from voiceserver.wire.decoding import field_error, why_unreadable
 
 PATH: Final = "/v1/twilio"
@@ -131,7 +131,7 @@ _decode_event: Final = msgspec.json.Decoder(_Event).decode
 _text: Final = msgspec.json.Encoder().encode
 
 
-class TwilioCodec:
+class TwilioCodec(Codec):
     """One call. ``stream_sid``, ``call_sid``, ``account_sid`` and ``parameters`` are empty before Twilio's ``start``."""
 
     __slots__ = (
@@ -151,11 +151,8 @@ class TwilioCodec:
         "stream_sid",
     )
 
-    binary_is_pcm = False
-    is_shared = False
-    name = "twilio"
-    subprotocol: str | None = None
-    tells_refusal = True  # who calls hears it; an HTTP 503 would only be in Twilio's error log
+    # A caller hears the refusal; an HTTP 503 would only be in Twilio's error log.
+    traits = CodecTraits(name="twilio", tells_refusal=True)
     input_rate_hz = mulaw.RATE_HZ
     output_rate_hz = mulaw.RATE_HZ
 
@@ -187,10 +184,10 @@ class TwilioCodec:
 
     # ------------------------------------------------------------------------------------------------------ inward
 
-    def receive_binary(self, message: bytes) -> list[ClientEvent | Audio]:
+    def receive_binary(self, message: bytes) -> Received:
         raise ProtocolError("binary_message", "Twilio Media Streams has text messages only.")
 
-    def receive_text(self, message: bytes) -> list[ClientEvent | Audio]:  # hot
+    def receive_text(self, message: bytes) -> Received:  # hot
         """One message of Twilio. Raises ProtocolError; one with a ``close_code`` for a ``start`` that no call can begin with."""
         try:
             said = _decode(message)
@@ -217,7 +214,7 @@ class TwilioCodec:
             return []
         raise ProtocolError("unknown_event", f"There is no event {said.event[:80]!r}.", param="event")
 
-    def _receive_media(self, media: _Media | None) -> list[ClientEvent | Audio]:  # hot
+    def _receive_media(self, media: _Media | None) -> Received:  # hot
         if media is None:
             raise _missing("media")
         if not self.stream_sid:
@@ -242,7 +239,7 @@ class TwilioCodec:
             found.close_code = BAD_START
         return found
 
-    def _receive_start(self, start: _Start | None) -> list[ClientEvent | Audio]:
+    def _receive_start(self, start: _Start | None) -> Received:
         if self.stream_sid:
             raise ProtocolError("already_started", "The stream has started before.")
         if start is None:
@@ -277,7 +274,7 @@ class TwilioCodec:
         is_known = not self._voices or voice in self._voices or voice.partition("+")[0] in self._voices
         return voice if voice and is_known else msgspec.UNSET
 
-    def _receive_mark(self, mark: _Mark | None) -> list[ClientEvent | Audio]:
+    def _receive_mark(self, mark: _Mark | None) -> Received:
         """Everything up to this mark was played; a mark that is not expected was cleared."""
         if mark is None:
             raise _missing("mark")

@@ -31,9 +31,9 @@ import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
-from voiceserver.events.events import ClientEvent, ServerEvent
+from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language
-from voiceserver.wire import Audio, Frame
+from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.decoding import field_error, why_unreadable
 
 with warnings.catch_warnings():
@@ -79,7 +79,9 @@ _decode_uid: Final = msgspec.json.Decoder(_Uid).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class WhisperLiveCodec:
+class WhisperLiveCodec(Codec):
+    """One connection."""
+
     __slots__ = (
         "_bytes_per_sample",
         "_format",
@@ -96,13 +98,10 @@ class WhisperLiveCodec:
         "uid",
     )
 
-    binary_is_pcm = False
-    is_shared = False
-    name = "whisperlive"
-    subprotocol: str | None = None
+    # Its clients know WAIT, and take an HTTP 503 for a broken server.
+    traits = CodecTraits(name="whisperlive", tells_refusal=True)
     input_rate_hz = RATE_HZ
     output_rate_hz = RATE_HZ
-    tells_refusal = True  # its clients know WAIT, and take an HTTP 503 for a broken server
 
     def __init__(self) -> None:
         self.uid = ""
@@ -121,7 +120,7 @@ class WhisperLiveCodec:
 
     # ------------------------------------------------------------------------------------------------------ inward
 
-    def receive_text(self, message: bytes) -> list[ClientEvent | Audio]:
+    def receive_text(self, message: bytes) -> Received:
         """The options, once. Raises ProtocolError."""
         if self.uid:
             raise ProtocolError("unexpected_text", "After the options there are binary messages only.")
@@ -151,7 +150,7 @@ class WhisperLiveCodec:
         language = options.language or msgspec.UNSET
         return [ev.SessionUpdate(replies=False, speaks=False, transcribes=True, language=language)]
 
-    def receive_binary(self, message: bytes) -> list[ClientEvent | Audio]:  # hot
+    def receive_binary(self, message: bytes) -> Received:  # hot
         """Audio in the format of the options, or the end of it. Raises ProtocolError."""
         if not self.uid:
             raise ProtocolError("options_missing", "The first message must be the options, as JSON text.")

@@ -12,8 +12,8 @@ from voiceserver.config.schema import AuthConfig, BackpressureConfig
 from voiceserver.errors import ProtocolError
 from voiceserver.server.auth import Auth, hash_of
 from voiceserver.transport.http import Caller, Response, Router, Upgrade, json_response
-from voiceserver.wire import Codec
-from voiceserver.wire.native import codec_for
+from voiceserver.wire import Codec, CodecTraits
+from voiceserver.wire.native import NativeCodec, codec_for
 
 
 def get(path: str, method: str = "GET", more: str = "") -> bytes:
@@ -183,20 +183,12 @@ def test_the_auth_hook_refuses_before_a_codec_or_a_place_is_taken() -> None:
 
 def test_a_subprotocol_is_selected_only_if_offered() -> None:
     router = make_router()
-    codec = codec_for(16_000, 24_000)
 
-    class Realtime:
-        name = "openai"
-        subprotocol = "realtime"
-        input_rate_hz = codec.input_rate_hz
-        output_rate_hz = codec.output_rate_hz
-        receive_text = codec.receive_text
-        receive_binary = codec.receive_binary
-        encode = codec.encode
-        encode_protocol_error = codec.encode_protocol_error
-        frames_to_send = codec.frames_to_send
+    class Realtime(NativeCodec):
+        __slots__ = ()
+        traits = CodecTraits(name="realtime", subprotocol="realtime")
 
-    router.wires["/"] = lambda caller: Realtime()
+    router.wires["/"] = lambda caller: Realtime(16_000, 24_000)
     offered = router.answer(upgrade("/", "Sec-WebSocket-Protocol: x-key.abc, realtime\r\n"), 0.0)
     plain = router.answer(upgrade("/"), 0.0)
     other = router.answer(upgrade("/", "Sec-WebSocket-Protocol: graphql\r\n"), 0.0)

@@ -349,7 +349,7 @@ def test_a_codec_that_keeps_a_conversation_of_its_own_tells_how_much(monkeypatch
     item.parts.append(Part("input_text", "x" * 75_000))
     conversation.add(item)
     assert conversation.kept_bytes >= 300_000
-    monkeypatch.setattr(NativeCodec, "conversation", conversation, raising=False)
+    monkeypatch.setattr(NativeCodec, "memory_bytes", conversation.kept_bytes)
     shell = Shell("stt")
     lines = [begin(shell) for _ in range(3)]
     for line in lines:

@@ -24,7 +24,7 @@ from voiceserver.events.events import (
     TurnDetection,
 )
 from voiceserver.session.history import SHOWN, check_key
-from voiceserver.wire import Audio, Frame
+from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.openai import errors, schema
 from voiceserver.wire.openai.audio import AudioFormat, decode_audio
 from voiceserver.wire.openai.dialect import Dialect
@@ -41,10 +41,9 @@ from voiceserver.wire.openai.settings import (
 )
 
 MIN_COMMIT_MS: Final = 100.0
-Received = list[ClientEvent | Audio]
 
 
-class OpenAICodec:
+class OpenAICodec(Codec):
     """One connection. ``seed``: letters and digits of the session's own, for all ids; ``voices``: names that the speech engine
     knows (the service's preset names mean "the server's own voice" otherwise); ``conversation``: of a resumed session;
     ``given``: what its client token says of the session; ``detects_turns``: False on a server without vad. Raises ProtocolError
@@ -65,12 +64,15 @@ class OpenAICodec:
         "output_rate_hz",
     )
 
-    binary_is_pcm = False
-    is_shared = False
-    name = "openai"
-    subprotocol: str | None = "realtime"
-    can_wait = False  # in line: every stock client takes a 503 well, and some give up at an error
-    max_message_bytes = schema.MAX_MESSAGE_BYTES
+    # It cannot wait: every stock client takes a 503 well, and some give up at an error.
+    traits = CodecTraits(
+        name="openai",
+        subprotocol="realtime",
+        can_wait=False,
+        tells_talk_limit=True,
+        max_message_bytes=schema.MAX_MESSAGE_BYTES,
+        resume_parameter="conversation_id",
+    )
 
     def __init__(
         self,
@@ -133,8 +135,11 @@ class OpenAICodec:
         self._out.set_talk_limit(daily_ms, left_ms, reset_s)
 
     @property
+    def memory_bytes(self) -> int:
+        return self._out.conversation.kept_bytes
+
+    @property
     def has_opening(self) -> bool:
-        """Whether ``opening_events`` has something to give."""
         return bool(self._opening)
 
     def opening_events(self) -> list[ClientEvent]:

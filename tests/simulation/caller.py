@@ -160,7 +160,7 @@ class Caller:
         outage.tell(session, gone, is_back=is_back)
         self.pump()
         if gone is not None and session.is_open:
-            waits = {wait.stage for wait in deadlines.waits(session)}
+            waits = {wait.stage for wait in deadlines.delays(session)}
             is_told = self.audit.signals > signals or session.place is not None or gone.stage in waits
             assert is_told, f"{self.name} was not told that {gone.stage} has no worker"
         elif gone is None:

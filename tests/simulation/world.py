@@ -252,7 +252,7 @@ class World:
     def run(self) -> None:
         for pool in self.pools.values():
             pool.now_ms = self.now_ms
-            for handle in pool.stage_streams:
+            for handle in pool.handles:
                 pool.spawn(handle)
         waiting = list(self.callers)
         while self.now_ms < END_MS:

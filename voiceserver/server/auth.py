@@ -29,7 +29,7 @@ import msgspec
 from voiceserver.config.schema import AuthConfig
 from voiceserver.errors import ConfigError, ProtocolError
 from voiceserver.transport.http import TOO_DEEP, Caller, Response, error_response, json_response
-from voiceserver.wire.openai.errors import field_error
+from voiceserver.wire.decoding import parameter_error
 
 CLIENT_SECRETS: Final = "/v1/realtime/client_secrets"
 KEY_PREFIX: Final = "vs_"
@@ -292,7 +292,7 @@ class Auth:
         try:
             request = msgspec.json.decode(caller.body or b"{}", type=_SecretRequest)
         except msgspec.ValidationError as error:
-            mistake = field_error(error, _SecretRequest)
+            mistake = parameter_error(error, _SecretRequest)
             return error_response(400, mistake.code, mistake.message, param=mistake.param)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return error_response(400, "invalid_json", f"The body is not JSON: {error}.")

@@ -12,7 +12,8 @@ from msgspec import inspect
 
 from voiceserver.errors import ProtocolError
 
-INVALID_ENUM: Final = "Invalid enum value "
+_INVALID_ENUM: Final = "Invalid enum value "
+_RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
 _WHERE: Final = re.compile(r" - at (`key` in )?`\$\.?(.*?)`$")
 _STEP: Final = re.compile(r"[^.\[\]]+|\[[^\]]*\]")
 _LONE_SURROGATE: Final = re.compile(
@@ -49,7 +50,7 @@ def why_unreadable(error: Exception, message: bytes) -> str:
     return str(error)
 
 
-def where_wrong(error: msgspec.ValidationError) -> tuple[str, str]:
+def _where_wrong(error: msgspec.ValidationError) -> tuple[str, str]:
     """The path of the field, without the ``$``, and what is wrong there."""
     message = str(error)
     found = _WHERE.search(message)
@@ -62,20 +63,69 @@ def where_wrong(error: msgspec.ValidationError) -> tuple[str, str]:
 def field_error(
     error: msgspec.ValidationError, kind: type, event_id: str | None = None, code: str = "invalid_field"
 ) -> ProtocolError:
-    """``error`` of decoding a ``kind``, in the plain words of our own wires."""
-    path, message = where_wrong(error)
+    """``error`` of decoding a ``kind``, with the codes and words of voiceserver's own wires."""
+    path, message = _where_wrong(error)
     where = f"{path!r}: " if path else ""
     missing = message.startswith("Object missing required field")
     if missing or message.startswith("Object contains unknown field"):
         path = ".".join(filter(None, (path, message.split("`")[1])))
-    if message.startswith(INVALID_ENUM):
-        message = f"{message[:100]}; allowed: {', '.join(allowed_at(kind, path))}"
+    if message.startswith(_INVALID_ENUM):
+        message = f"{message[:100]}; allowed: {', '.join(_allowed_at(kind, path))}"
     code = "missing_field" if missing and code == "invalid_field" else code
     return ProtocolError(code, f"{where}{message}.", param=path or None, event_id=event_id)
 
 
+def parameter_error(
+    error: msgspec.ValidationError, kind: type, event_id: str | None = None, types: tuple[str, ...] = ()
+) -> ProtocolError:
+    """``error`` of decoding a ``kind``, with codes and words of OpenAI's API. ``types``: the events that ``type`` may name."""
+    path, message = _where_wrong(error)
+    path = path.replace("[...]", "[]")
+    if message.startswith("Object missing required field"):
+        path = ".".join(filter(None, (path, message.split("`")[1])))
+        return ProtocolError(
+            "missing_required_parameter",
+            f"Missing required parameter: '{path}'.",
+            param=path,
+            event_id=event_id,
+        )
+    if path == "type" and message.startswith("Invalid value"):
+        code, text = "invalid_value", _not_supported(message.removeprefix("Invalid value "), types)
+    elif message.startswith(_INVALID_ENUM):
+        code, text = (
+            "invalid_value",
+            _not_supported(message.removeprefix(_INVALID_ENUM), _allowed_at(kind, path)),
+        )
+    else:
+        code, text = _worded(message, path)
+    return ProtocolError(code, text, param=path or None, event_id=event_id)
+
+
+def _not_supported(value: str, allowed: tuple[str, ...]) -> str:
+    listed = ", ".join(one if " " in one else f"'{one}'" for one in allowed)
+    return f"Invalid value: {value[:90]}. Supported values are: {listed}."
+
+
+def _worded(message: str, path: str) -> tuple[str, str]:
+    bounds = _RANGE.match(message)
+    if bounds is not None:
+        kind = "integer" if bounds["kind"] == "int" else "decimal"
+        which, words = (
+            ("above_max", "above maximum") if bounds["sign"][0] == "<" else ("below_min", "below minimum")
+        )
+        if "length" in message:
+            return f"string_{which}_length", f"Invalid '{path}': {message}."
+        text = f"Invalid '{path}': {kind} {words} value. Expected a value {bounds['sign']} {bounds['bound']}."
+        return f"{kind}_{which}_value", text
+    if message.startswith("Expected `") and ", got `" in message:
+        wanted, got = message.removeprefix("Expected ").split(", got ", 1)
+        where = f"'{path}'" if path else "the event"
+        return "invalid_type", f"Invalid type for {where}: expected {wanted}, but got {got} instead."
+    return "invalid_value", f"Invalid '{path}': {message}." if path else f"{message}."
+
+
 @functools.lru_cache(maxsize=256)
-def allowed_at(kind: type, path: str) -> tuple[str, ...]:
+def _allowed_at(kind: type, path: str) -> tuple[str, ...]:
     """The values that the field at ``path`` of a ``kind`` may have, where its type lists them; a number beside them in words."""
     found = [inspect.type_info(kind)]
     for step in _STEP.findall(path):

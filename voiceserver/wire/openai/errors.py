@@ -10,14 +10,10 @@ that stock clients pass over in silence, but only under these codes.
 
 from __future__ import annotations
 
-import re
 from typing import Final
-
-import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events.events import ErrorEvent, ServerBusy, ServerDraining
-from voiceserver.wire.decoding import INVALID_ENUM, allowed_at, where_wrong
 from voiceserver.wire.openai.audio import INPUT_TOKEN_MS
 
 INVALID_REQUEST: Final = "invalid_request_error"
@@ -63,7 +59,6 @@ _ROOM: Final = frozenset(
     }
 )
 _STARTING: Final = frozenset({"no_worker", "no_workers"})
-_RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
 
 
 def error_fields(
@@ -142,50 +137,3 @@ def describe_draining(event: ServerDraining) -> dict[str, object]:
     }
     told = {"code": "server_draining", "message": message, "deadline_ms": event.deadline_ms}
     return {"rate_limits": [limit], "draining": told}
-
-
-def field_error(
-    error: msgspec.ValidationError, kind: type, event_id: str | None = None, types: tuple[str, ...] = ()
-) -> ProtocolError:
-    """``error`` of decoding a ``kind`` (``types``: one of these events), as the service itself words it: code, sentence, and
-    the field's path."""
-    path, message = where_wrong(error)
-    path = path.replace("[...]", "[]")
-    if message.startswith("Object missing required field"):
-        path = ".".join(filter(None, (path, message.split("`")[1])))
-        return ProtocolError(
-            "missing_required_parameter",
-            f"Missing required parameter: '{path}'.",
-            param=path,
-            event_id=event_id,
-        )
-    if path == "type" and message.startswith("Invalid value"):
-        code, text = "invalid_value", _not_one_of(message.removeprefix("Invalid value "), types)
-    elif message.startswith(INVALID_ENUM):
-        code, text = "invalid_value", _not_one_of(message.removeprefix(INVALID_ENUM), allowed_at(kind, path))
-    else:
-        code, text = _worded(message, path)
-    return ProtocolError(code, text, param=path or None, event_id=event_id)
-
-
-def _not_one_of(value: str, allowed: tuple[str, ...]) -> str:
-    listed = ", ".join(one if " " in one else f"'{one}'" for one in allowed)
-    return f"Invalid value: {value[:90]}. Supported values are: {listed}."
-
-
-def _worded(message: str, path: str) -> tuple[str, str]:
-    bounds = _RANGE.match(message)
-    if bounds is not None:
-        kind = "integer" if bounds["kind"] == "int" else "decimal"
-        which, words = (
-            ("above_max", "above maximum") if bounds["sign"][0] == "<" else ("below_min", "below minimum")
-        )
-        if "length" in message:
-            return f"string_{which}_length", f"Invalid '{path}': {message}."
-        text = f"Invalid '{path}': {kind} {words} value. Expected a value {bounds['sign']} {bounds['bound']}."
-        return f"{kind}_{which}_value", text
-    if message.startswith("Expected `") and ", got `" in message:
-        wanted, got = message.removeprefix("Expected ").split(", got ", 1)
-        where = f"'{path}'" if path else "the event"
-        return "invalid_type", f"Invalid type for {where}: expected {wanted}, but got {got} instead."
-    return "invalid_value", f"Invalid '{path}': {message}." if path else f"{message}."

@@ -10,9 +10,10 @@ import msgspec
 from voiceserver.errors import ProtocolError
 from voiceserver.events.events import TurnDetection
 from voiceserver.events.fields import MAX_NAME
+from voiceserver.wire.decoding import parameter_error
 from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
-from voiceserver.wire.openai.errors import code_of, field_error
+from voiceserver.wire.openai.errors import code_of
 from voiceserver.wire.openai.items import Conversation
 from voiceserver.wire.openai.schema import SessionBody
 from voiceserver.wire.openai.settings import WireSettings, apply
@@ -89,7 +90,7 @@ def read_session(session: bytes, voices: frozenset[str] = frozenset()) -> Sessio
         body = msgspec.json.decode(session, type=SessionBody)
         apply(WireSettings(), body, voices)
     except msgspec.ValidationError as error:
-        found = field_error(error, SessionBody)
+        found = parameter_error(error, SessionBody)
         param = f"session.{found.param}" if found.param else "session"
         raise ProtocolError(found.code, found.message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

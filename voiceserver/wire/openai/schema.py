@@ -14,9 +14,8 @@ from msgspec import UNSET, UnsetType
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events.fields import Language, ModelName, Padding, Silence, Temperature, ToolName, VoiceName
-from voiceserver.wire.decoding import event_id_of, why_unreadable
+from voiceserver.wire.decoding import event_id_of, parameter_error, why_unreadable
 from voiceserver.wire.openai.audio import MAX_AUDIO_BYTES as MAX_AUDIO_BYTES
-from voiceserver.wire.openai.errors import field_error
 
 Raw = msgspec.Raw
 Positive = Annotated[int, msgspec.Meta(ge=0)]
@@ -241,7 +240,7 @@ def decode_event(message: bytes) -> WireEvent:  # hot
     try:
         return _decode(message)
     except msgspec.ValidationError as error:
-        raise field_error(error, _kind_of(message), event_id_of(message), tuple(_BY_TYPE)) from None
+        raise parameter_error(error, _kind_of(message), event_id_of(message), tuple(_BY_TYPE)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = why_unreadable(error, message)
         raise ProtocolError("invalid_json", f"The event is not valid JSON: {reason}.") from None

@@ -64,7 +64,7 @@ class Ours:
         self._counted = 0
 
     async def start(self) -> None:
-        from voiceserver.config.schema import load
+        from voiceserver.config.loader import load
         from voiceserver.observability.logs import configure
 
         configure("error", "json")

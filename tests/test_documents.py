@@ -16,7 +16,8 @@ import pytest
 
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.controller import CapacityController
-from voiceserver.config.schema import Config, load
+from voiceserver.config.loader import load
+from voiceserver.config.schema import Config
 from voiceserver.events import events
 from voiceserver.observability.metrics import Metrics
 from voiceserver.server.multiprocess.merge import RESTARTS

@@ -103,11 +103,10 @@ def texts_outside(*rooms: str) -> Iterator[tuple[str, ast.AST]]:
                 yield name, node
 
 
-@pytest.mark.xfail(reason="the house is being moved into: see CHANGELOG", strict=False)
 def test_the_environment_is_read_in_one_place() -> None:
     readers = {
         name
-        for name, node in texts_outside("voiceserver.config.schema.environment")
+        for name, node in texts_outside("voiceserver.config.environment")
         if isinstance(node, ast.Attribute)
         and node.attr in ("environ", "getenv")
         and ast.unparse(node.value) == "os"

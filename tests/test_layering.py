@@ -36,7 +36,7 @@ MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.pool": SHELL,
     "voiceserver.server": SHELL,
     "voiceserver.config.cores": frozenset({"os"}),
-    "voiceserver.config.schema": frozenset({"os"}),
+    "voiceserver.config.environment": frozenset({"os"}),
     "voiceserver.observability": frozenset({"os", "time"}),
     "voiceserver.transport.connection": SHELL,
     "voiceserver.transport.services": frozenset({"asyncio", "time", "websockets"}),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from voiceserver.config.schema import DEFAULT_FILE, ENV_FILE, Loaded, load, parse_assignment
+from voiceserver.config.environment import FILE_VARIABLE, environment
+from voiceserver.config.loader import DEFAULT_FILE, Loaded, load, parse_assignment
 from voiceserver.errors import ConfigError, VoiceServerError
 from voiceserver_workers import registry
 
@@ -28,7 +28,9 @@ MOST_SECONDS = 60.0
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help=f"TOML file; default: ${ENV_FILE}, else ./{DEFAULT_FILE} if there is one."),
+    typer.Option(
+        "--config", help=f"TOML file; default: ${FILE_VARIABLE}, else ./{DEFAULT_FILE} if there is one."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -153,12 +155,13 @@ def version() -> None:
 
 def _load(config: Path | None, settings: list[str] | None, flags: list[tuple[str, str, str]]) -> Loaded:
     path, named_by = config, "--config"
-    if path is None and os.environ.get(ENV_FILE):
-        path, named_by = Path(os.environ[ENV_FILE]), f"environment variable {ENV_FILE}"
+    environ = environment()
+    if path is None and environ.get(FILE_VARIABLE):
+        path, named_by = Path(environ[FILE_VARIABLE]), f"environment variable {FILE_VARIABLE}"
     if path is None and Path(DEFAULT_FILE).is_file():
         path, named_by = Path(DEFAULT_FILE), "the working directory"
     assigned = [parse_assignment(text) for text in settings or ()]
-    return load(path, os.environ, [*assigned, *flags], named_by=named_by)
+    return load(path, environ, [*assigned, *flags], named_by=named_by)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
+from voiceserver.config.environment import environment
 from voiceserver_workers.ipc.frames import Frame, FrameReader, send_frame
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -133,10 +134,10 @@ def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     root = os.path.dirname(next(iter(spec.submodule_search_locations)))
-    environment = dict(os.environ)
-    path = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    variables = dict(environment())
+    path = variables.get("PYTHONPATH")
+    variables["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
     for name in _ONE_THREAD:
-        environment.setdefault(name, "1")
+        variables.setdefault(name, "1")
     command = [sys.executable, "-m", "voiceserver_workers.forkserver", str(theirs.fileno()), str(os.getpid())]
-    return subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=variables)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from voiceserver.config.schema import Config, Loaded
+from voiceserver.config.loader import Loaded
+from voiceserver.config.schema import Config
 from voiceserver.doctor import machine
 from voiceserver.errors import ConfigError
 from voiceserver.observability.logs import configure, get_logger

@@ -28,7 +28,8 @@ from voiceserver.capacity.calibration import Calibration
 from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.limit import CAUTION, LOOK_MS, PROCESSOR, calibrate, processor_of
 from voiceserver.config.cores import Cores
-from voiceserver.config.schema import Config, Loaded, StageConfig
+from voiceserver.config.loader import Loaded
+from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError, StartError
 from voiceserver.observability.logs import get_logger, level_of
 from voiceserver.observability.metrics import Metrics

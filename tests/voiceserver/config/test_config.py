@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+import inspect
 import tomllib
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from voiceserver.config import schema
-from voiceserver.config.schema import Config, load, parse_assignment
+from voiceserver.config import loader
+from voiceserver.config.loader import load, parse_assignment
+from voiceserver.config.schema import (
+    AuthConfig,
+    BackpressureConfig,
+    Config,
+    LighterConfig,
+    ServerConfig,
+    SessionConfig,
+    StageConfig,
+    StagesConfig,
+    TwilioConfig,
+    meanings_of,
+)
 from voiceserver.errors import ConfigError
+from voiceserver.pool.chat.config import ChatConfig
 from voiceserver_workers.ipc.layout import ChannelConfig
 
 
@@ -191,7 +205,7 @@ def test_the_smallest_sizes_are_those_of_the_rings(key: str, value: str) -> None
 
 
 def test_no_workers_are_one_per_core_in_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "usable_cores", lambda: 6.5)
+    monkeypatch.setattr(loader, "usable_cores", lambda: 6.5)
     names = [
         f"stages.{stage}{which}.workers" for stage in ("stt", "reply", "tts") for which in ("", ".lighter")
     ]
@@ -262,3 +276,26 @@ def test_a_lighter_vad_is_not_printed_and_its_defaults_are_no_fault() -> None:
         {},
         [("stages.vad.lighter.engine", "none", "--set"), ("stages.vad.lighter.workers", "1", "--set")],
     )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Config,
+        ServerConfig,
+        SessionConfig,
+        BackpressureConfig,
+        AuthConfig,
+        TwilioConfig,
+        StagesConfig,
+        StageConfig,
+        LighterConfig,
+        ChatConfig,
+    ],
+)
+def test_each_setting_has_a_meaning_that_a_program_can_read(kind: type) -> None:
+    meanings = meanings_of(kind)
+    assert list(meanings) == list(inspect.signature(kind).parameters)
+    assert not [
+        text for text in meanings.values() if (not text[0].isalnum() and text[0] != '"') or text[-1] != "."
+    ]

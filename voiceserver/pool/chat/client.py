@@ -17,7 +17,6 @@ A request is tried again only while nothing of its answer was seen. Keys and the
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -63,7 +62,7 @@ def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_eve
         registry.check("chat")
     except registry.EngineLookupError as error:
         raise ConfigError(f"stages.{stage}.engine", str(error)) from error
-    chat = ChatConfig.from_params(config.params, os.environ, key=f"stages.{stage}.params")
+    chat = ChatConfig.from_params(config.params, key=f"stages.{stage}.params")
     remote = Chat(chat, lambda name, fields: on_event(name, {"stage": stage, **fields}))
     return RemotePool(stage=stage, remote=remote, max_concurrency=chat.max_concurrency, on_event=on_event)
 

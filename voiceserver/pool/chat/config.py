@@ -7,26 +7,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 
+from voiceserver.config.environment import CHAT_API_KEY, environment
 from voiceserver.config.schema import Value
 from voiceserver.errors import ConfigError
 
-API_KEY_VARIABLE = "VOICESERVER_CHAT_API_KEY"
 HEADER_PREFIX = "header."
 
 
 @dataclass(frozen=True, slots=True)
 class ChatConfig:
-    """``base_url``: up to and with the version (``http://localhost:11434/v1``). ``model``: empty where the endpoint serves only
-    one. ``system``: replaces the session's instructions. ``api_key_env``: the variable that holds the key. Time limits are in ms:
-    ``connect_timeout_ms`` for a connection, ``first_token_timeout_ms`` from the question to the first token with all retries,
-    ``stall_timeout_ms`` between tokens, ``timeout_ms`` for the whole answer. ``temperature`` and ``max_tokens`` below zero: the
-    endpoint's own. ``max_tokens_field``: newer endpoints of OpenAI want ``max_completion_tokens``. ``keep_warm_ms``: how often an
-    idle connection is used, so that it is there when somebody speaks; 0: never. ``headers``: from ``"header.NAME"`` keys."""
+    """What the endpoint is and how it is asked; negative numbers leave a choice to the endpoint.
+
+    base_url: Address of the API up to and with its version, such as http://localhost:11434/v1.
+    model: Name of the model; empty where the endpoint serves only one.
+    api_key: Key that is sent as Authorization: Bearer.
+    api_key_env: Environment variable that holds the key.
+    system: System prompt in place of the session's instructions; empty: those.
+    reprompt: Spoken when no words were recognised in the caller's turn.
+    connect_timeout_ms: Time to connect.
+    first_token_timeout_ms: Time from the request to the first token, with all retries.
+    stall_timeout_ms: Time between two tokens.
+    timeout_ms: Time for the whole answer.
+    retries: How often a request is tried again while nothing of its answer was received.
+    max_concurrency: Requests at once.
+    temperature: Sampling temperature; below 0: the endpoint's own.
+    max_tokens: Most tokens of an answer; below 0: the endpoint's own.
+    max_tokens_field: Name of that limit in a request; newer endpoints of OpenAI want max_completion_tokens.
+    asks_usage: Ask the endpoint for the number of tokens.
+    keep_warm_ms: How often an idle connection is used, so that it is open for the next request; 0: never.
+    uses_proxy: Honour HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+    max_sentence_chars: A longer sentence is cut before it is spoken.
+    first_clause_chars: Least length of a first clause that is spoken before its sentence is complete.
+    headers: More headers of each request, from the keys "header.NAME".
+    """
 
     base_url: str
     model: str = ""
     api_key: str = field(default="", repr=False)
-    api_key_env: str = API_KEY_VARIABLE
+    api_key_env: str = CHAT_API_KEY
     system: str = ""
     reprompt: str = "Sorry, I did not catch that. Could you say it again?"
     connect_timeout_ms: float = 3_000.0
@@ -47,9 +65,15 @@ class ChatConfig:
 
     @classmethod
     def from_params(
-        cls, params: Mapping[str, Value], environ: Mapping[str, str], *, key: str = "stages.reply.params"
+        cls,
+        params: Mapping[str, Value],
+        environ: Mapping[str, str] | None = None,
+        *,
+        key: str = "stages.reply.params",
     ) -> ChatConfig:
-        """Raises ConfigError that names the parameter below ``key``."""
+        """environ: where an API key is looked up; None: the environment of this process.
+
+        Raises ConfigError that names the parameter below ``key``."""
         kinds = {one.name: one.type for one in fields_of(cls) if one.name != "headers"}
         values: dict[str, Value] = {}
         headers: dict[str, str] = {}
@@ -68,7 +92,7 @@ class ChatConfig:
                 f"{key}.base_url", "the chat engine needs an address, such as http://localhost:11434/v1"
             )
         values["base_url"] = base_url
-        values["api_key"] = _api_key(values, environ, key)
+        values["api_key"] = _api_key(values, environment() if environ is None else environ, key)
         return cls(**values, headers=headers)  # type: ignore[arg-type]
 
 
@@ -114,7 +138,7 @@ def _api_key(values: Mapping[str, Value], environ: Mapping[str, str], key: str) 
         if name not in environ:
             raise ConfigError(f"{key}.api_key_env", f"the environment has no {name}")
         given = environ[name]
-    api_key = (given or environ.get(API_KEY_VARIABLE, "")).strip()
+    api_key = (given or environ.get(CHAT_API_KEY, "")).strip()
     if not api_key.isascii() or not (api_key.isprintable() or not api_key):
         raise ConfigError(f"{key}.api_key", "a key is printable ASCII")
     return api_key

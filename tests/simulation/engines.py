@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from voiceserver.session.filler import Fillers
+from voiceserver.announcements.fillers import Fillers
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams, pack_speech
 
@@ -182,5 +182,5 @@ def speech_of(text: str) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
 class SimFillers(Fillers):
     """Made already; an audit knows them by their text."""
 
-    def audio(self, at: int, rate_hz: int, language: str = "") -> tuple[str, bytes]:
-        return self.texts[at], speech_of(self.texts[at]).tobytes()
+    def audio(self, index: int, rate_hz: int, language: str = "") -> tuple[str, bytes]:
+        return self.texts[index], speech_of(self.texts[index]).tobytes()

@@ -305,8 +305,8 @@ class Server:
             self.router.prepare()
         elif self.config.backpressure.max_talkers == 0:
             self._calibrate()
-        if self._has_lines and services.settings.fillers is not None:
-            services.settings.fillers.make(self._pools.get("tts"))
+        if self._has_lines and services.fillers is not None:
+            services.fillers.make(self._pools.get("tts"))
         now_ms = services.clock()
         self._controller.look(self._loop_lag_ms, now_ms, self._cores.busy(self._controller.workers, now_ms))
         services.place_freed()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
-from voiceserver.config.schema import BackpressureConfig, Config, SessionConfig
+from voiceserver.config.schema import BackpressureConfig, Config
 from voiceserver.events.events import MAX_TURN_MS, Tool, TurnDetection
-from voiceserver.session.filler import Fillers
-
-FILLER_RATES_HZ = (24_000, 8_000)  # of the Realtime wire, and of telephones
 
 
 def normalise(text: str) -> str:
@@ -46,6 +45,19 @@ class SessionOptions(msgspec.Struct, frozen=True):
     audible_busy: bool = False
 
 
+class FillerAudio(Protocol):
+    """What callers hear while a reply is late: one after the other, each after ``after_ms`` of silence."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+
+    @property
+    def after_ms(self) -> float: ...
+
+    def audio(self, index: int, rate_hz: int, language: str = "") -> tuple[str, bytes]:
+        """The text of filler ``index`` ("" for a tone) and its PCM16 little-endian mono at ``rate_hz``."""
+
+
 class SessionSettings(msgspec.Struct, frozen=True):
     """``stages``: those that have an engine. ``audio_stage``: the stage that takes a turn's audio, "stt", or "reply" where a
     speech-to-speech engine answers."""
@@ -61,7 +73,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     false_interruption_ms: float = 0
     backchannels: frozenset[str] = frozenset()
     preemptive: bool = False
-    fillers: Fillers | None = None
+    fillers: FillerAudio | None = None
     max_manual_turn_ms: float = MAX_TURN_MS
     check_laws: bool = False
 
@@ -74,7 +86,9 @@ class SessionSettings(msgspec.Struct, frozen=True):
         return "tts" in self.stages or self.audio_stage == "reply"
 
     @classmethod
-    def from_config(cls, config: Config, *, reply_takes_audio: bool = False) -> SessionSettings:
+    def from_config(
+        cls, config: Config, *, fillers: FillerAudio | None = None, reply_takes_audio: bool = False
+    ) -> SessionSettings:
         names = ("vad", "stt", "reply", "tts")
         stages = tuple(name for name in names if getattr(config.stages, name).engine not in ("", "none"))
         session = config.session
@@ -107,15 +121,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
             false_interruption_ms=session.false_interruption_ms,
             backchannels=frozenset(filter(None, map(normalise, session.backchannels.split(",")))),
             preemptive=session.preemptive,
-            fillers=_fillers(session),
+            fillers=fillers,
             max_manual_turn_ms=session.max_manual_turn_ms,
             check_laws=config.server.check_laws,
         )
-
-
-def _fillers(session: SessionConfig) -> Fillers | None:
-    texts = [text.strip() for text in session.filler.split("|") if text.strip()]
-    if not texts:
-        return None
-    rates_hz = dict.fromkeys((session.output_rate_hz, *FILLER_RATES_HZ))
-    return Fillers(texts, session.filler_after_ms, rates_hz, session.language)

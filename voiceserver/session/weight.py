@@ -6,39 +6,13 @@ JSON costs is taken from its length.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from voiceserver.events.events import HistoryItem, ReplyCreate, Tool
+from voiceserver.events.memory import OBJECT_BYTES, create_bytes, item_bytes, text_bytes, tool_bytes
 
 if TYPE_CHECKING:
     from voiceserver.session.reply import Reply
     from voiceserver.session.state import SessionState
-
-OBJECT_BYTES: Final = 200  # of an item, a sentence, a message: what is around its text
-WIDEST: Final = 4  # bytes of a character in a text that is not all ASCII
-OF_JSON: Final = 16  # bytes that one byte of JSON becomes: 7 of usual tools, 28 of nothing but small objects
-
-
-def text_bytes(text: str | None) -> int:
-    return 0 if not text else len(text) if text.isascii() else len(text) * WIDEST
-
-
-def item_bytes(item: HistoryItem) -> int:
-    texts = (item.text, item.arguments, item.name, item.call_id, item.key)
-    return OBJECT_BYTES + sum(map(text_bytes, texts))
-
-
-def tool_bytes(tool: Tool) -> int:
-    parameters = len(msgspec.json.encode(tool.parameters)) * OF_JSON if tool.parameters else 0
-    return OBJECT_BYTES + text_bytes(tool.name) + text_bytes(tool.description) + parameters
-
-
-def create_bytes(create: ReplyCreate) -> int:
-    """What a client asked of one reply."""
-    own = OBJECT_BYTES + text_bytes(create.instructions) + text_bytes(create.key)
-    return own + sum(map(tool_bytes, create.tools or ())) + sum(map(item_bytes, create.items or ()))
 
 
 def reply_bytes(reply: Reply) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from voiceserver.announcements.earcons import Earcons
+from voiceserver.announcements.fillers import fillers_from
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.outage import Outage, slices
@@ -114,6 +115,7 @@ class Services:
         "pools",
         "router",
         "sessions",
+        "fillers",
         "settings",
         "waiting",
     )
@@ -133,7 +135,10 @@ class Services:
         self._loop = loop
         self.config = config
         takes_audio = registry.takes_audio(config.stages.reply.engine)
-        self.settings = SessionSettings.from_config(config, reply_takes_audio=takes_audio)
+        self.fillers = fillers_from(config.session)
+        self.settings = SessionSettings.from_config(
+            config, fillers=self.fillers, reply_takes_audio=takes_audio
+        )
         self.server_snapshot = ServerSnapshot()
         self.pools = pools
         self.admission = admission

@@ -11,11 +11,11 @@ from tests.voiceserver.shell import AnsweredPool
 from tests.voiceserver.wire.openai_client import Client
 from tests.voiceserver.wire.test_twilio import kinds, marks, started
 from voiceserver.announcements.earcons import tone
+from voiceserver.announcements.fillers import RATES, Fillers, fillers_from
 from voiceserver.announcements.prerendered import MAX_TRIES
-from voiceserver.config.schema import Config, SessionConfig
+from voiceserver.config.schema import SessionConfig
 from voiceserver.events import events as ev
-from voiceserver.session.filler import GRACE_MS, RATES, Fillers
-from voiceserver.session.settings import SessionSettings
+from voiceserver.session.filler import GRACE_MS
 from voiceserver_workers.ipc.messages import ResultKind
 
 AFTER_MS = 600.0
@@ -236,9 +236,8 @@ def test_a_line_that_cannot_be_made_is_not_tried_for_ever() -> None:
 
 
 def test_settings_are_off_by_default_and_name_several_texts_or_a_tone() -> None:
-    assert SessionSettings.from_config(Config()).fillers is None
-    config = Config(session=SessionConfig(filler=" One moment, please. | tone", filler_after_ms=700))
-    fillers = SessionSettings.from_config(config).fillers
+    assert fillers_from(SessionConfig()) is None
+    fillers = fillers_from(SessionConfig(filler=" One moment, please. | tone", filler_after_ms=700))
     assert fillers is not None
     assert (fillers.texts, fillers.after_ms) == (("One moment, please.", "tone"), 700)
     assert fillers.audio(1, 16_000) == ("", tone(16_000))

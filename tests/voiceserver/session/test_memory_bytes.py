@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tests.voiceserver.session_bench import RATE_HZ, Bench, settings_of
 from voiceserver.events import events as ev
+from voiceserver.events.memory import OBJECT_BYTES, item_bytes, text_bytes, tool_bytes
 from voiceserver.session.settings import SessionOptions
-from voiceserver.session.weight import OBJECT_BYTES, item_bytes, session_bytes, text_bytes, tool_bytes
+from voiceserver.session.weight import session_bytes
 
 WIDE = "\u4f60"
 

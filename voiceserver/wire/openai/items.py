@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events.events import HistoryItem
+from voiceserver.events.memory import WIDEST_CHARACTER_BYTES
 from voiceserver.session.text import split
-from voiceserver.session.weight import WIDEST
 from voiceserver.wire.openai.dialect import GA_PARTS, Writer
 from voiceserver.wire.openai.schema import ItemBody, PartBody
 
@@ -154,7 +154,7 @@ class Conversation:
     @property
     def kept_bytes(self) -> int:
         """About what it costs in memory, where every character is a wide one."""
-        return self._size * WIDEST
+        return self._size * WIDEST_CHARACTER_BYTES
 
     def get(self, item_id: str) -> Item | None:
         return self._items.get(item_id)

@@ -75,7 +75,6 @@ OVER: Final[dict[str, int]] = {
     "fan-out voiceserver.transport.services": 17,
     "fan-out voiceserver.wire.openai.codec": 12,
     "function lines voiceserver.observability.metrics.Metrics.__init__": 81,
-    "function lines voiceserver.server.routes.build_router": 73,
     "function lines voiceserver.server.server.Server.start": 71,
     "function lines voiceserver.transport.http.Router._upgrade": 41,
     "function lines voiceserver.transport.websocket.Framing.feed": 59,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 _PARAMETER: Final = re.compile(r"[a-z][\w.-]*")
 
@@ -46,7 +46,10 @@ class IllegalTransition(VoiceServerError):
 
 
 class ProtocolError(VoiceServerError):
-    """A client broke the wire protocol. ``param`` names the field. ``close_code`` is set when the connection cannot go on."""
+    """A client broke the wire protocol. ``param`` names the field. ``close_code`` is set when the connection cannot go on.
+    ``http_status`` is the answer where it is met before the upgrade."""
+
+    http_status: ClassVar[int] = 400
 
     def __init__(
         self,
@@ -63,6 +66,12 @@ class ProtocolError(VoiceServerError):
         self.param = param
         self.event_id = event_id
         self.close_code = close_code
+
+
+class Forbidden(ProtocolError):
+    """The request does not come from where it says. Only met before the upgrade."""
+
+    http_status: ClassVar[int] = 403
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import heapq
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -28,6 +28,8 @@ from voiceserver.pool import Pool, PoolStats, StreamOwner
 from voiceserver.server.routes import build_router
 from voiceserver.transport.connection import Connection
 from voiceserver.transport.services import Services
+from voiceserver.wire.registry import WIRES
+from voiceserver.wire.request import Wire
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 UPGRADE = (
@@ -242,6 +244,7 @@ class Shell:
         limits: BackpressureConfig = _LIMITS,
         twilio: TwilioConfig = TwilioConfig(),  # noqa: B008  # frozen
         session: SessionConfig = SessionConfig(),  # noqa: B008  # frozen
+        wires: Sequence[Wire] = WIRES,
         **server: Any,
     ) -> None:
         one, none = StageConfig(engine="answered"), StageConfig(engine="none")
@@ -267,7 +270,7 @@ class Shell:
             share=limits.tenant_share,
         )
         self.router = build_router(
-            self.config, self.pools, self.admission, self.metrics, lambda: 0.0, random.Random(1)
+            self.config, self.pools, self.admission, self.metrics, lambda: 0.0, random.Random(1), wires
         )
         log = structlog.wrap_logger(None, processors=[self._log], wrapper_class=structlog.BoundLogger)
         self.services = Services(

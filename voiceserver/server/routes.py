@@ -9,16 +9,19 @@ from typing import Final
 
 import msgspec
 
+from voiceserver.announcements.lines import LINES
 from voiceserver.announcements.prerendered import Prerendered
 from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import Config
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool, speech_voices
 from voiceserver.session.settings import SessionSettings
-from voiceserver.transport.handshake import BadRequest
-from voiceserver.transport.http import Caller, Response, Router, json_response
-from voiceserver.wire import Codec, mulaw, native, openai, twilio, whisperlive
+from voiceserver.transport.http import Caller, CodecFactory, Response, Router, json_response
+from voiceserver.wire import Codec
+from voiceserver.wire.registry import WIRES
+from voiceserver.wire.request import Wire, WireRequest
 
+NO_LINES: Final = Prerendered({}, 0, bytes)  # of a wire whose clients hear none
 LOOP_TOO_LATE_MS: Final = 500.0  # a smoothed lag above this: the server is not ready for more callers
 
 
@@ -49,45 +52,61 @@ def build_router(
     metrics: Metrics,
     loop_lag_ms: Callable[[], float],
     jitter: random.Random,
+    wires: Sequence[Wire] = WIRES,
 ) -> Router:
     router = Router(admission, jitter)
+    add_wires(router, wires, config, pools)
+    add_pages(router, pools, admission, metrics, loop_lag_ms)
+    return router
+
+
+def add_wires(router: Router, wires: Sequence[Wire], config: Config, pools: Mapping[str, Pool]) -> None:
+    """Answer upgrades at the paths of ``wires``."""
     turn_detection = SessionSettings.from_config(config).options.turn_detection
+    spoken: list[Prerendered] = []
 
-    def stream(caller: Caller) -> Codec:
-        return native.codec_from_query(caller.query, config.session.output_rate_hz)
+    def codec_factory(wire: Wire) -> CodecFactory:
+        line_format, lines = wire.line_format, NO_LINES
+        if line_format is not None:
+            lines = Prerendered(LINES, line_format.rate_hz, line_format.encode)
+            spoken.append(lines)
 
-    def realtime(caller: Caller) -> Codec:
-        headers = caller.headers
-        offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
-        beta = ",".join(headers.get_all("OpenAI-Beta"))
-        request = openai.read_request(caller.query, beta, offered)
-        return openai.codec_for(
-            request,
-            secrets.token_hex(8),
-            turn_detection,
-            speech_voices(pools),
-            session=router.session_of(caller),
-        )
-
-    prerendered = Prerendered(twilio.LINES, mulaw.RATE_HZ, mulaw.from_pcm)
-
-    router.prepare = lambda: prerendered.make(pools.get("tts"))
-
-    def telephone(caller: Caller) -> Codec:
-        token = config.twilio.auth_token
-        signature = caller.headers.get(twilio.SIGNATURE_HEADER, "")
-        host = caller.headers.get("Host", "")
-        if token and not twilio.is_signed(
-            signature, token, host=host, path=caller.path, public_url=config.twilio.public_url
-        ):
-            raise BadRequest(
-                403, "bad_signature", f"{twilio.SIGNATURE_HEADER} is missing, or not of this account and URL."
+        def make_codec(caller: Caller) -> Codec:
+            request = WireRequest(
+                caller.path,
+                caller.query,
+                caller.headers,
+                seed=secrets.token_hex(8),
+                session=router.session_of(caller),
+                config=config,
+                turn_detection=turn_detection,
+                voices=speech_voices(pools),
+                lines=lines.made,
             )
-        prerendered.make(pools.get("tts"))
-        return twilio.TwilioCodec(prerendered.made, speech_voices(pools))
+            codec = wire.make_codec(request)
+            lines.make(pools.get("tts"))
+            return codec
 
-    def transcription(caller: Caller) -> Codec:
-        return whisperlive.WhisperLiveCodec()
+        return make_codec
+
+    def prepare() -> None:
+        for lines in spoken:
+            lines.make(pools.get("tts"))
+
+    router.prepare = prepare
+    for wire in wires:
+        router.wires.update(dict.fromkeys(wire.paths, codec_factory(wire)))
+    router.self_signed = frozenset(path for one in wires if one.is_self_signed(config) for path in one.paths)
+
+
+def add_pages(
+    router: Router,
+    pools: Mapping[str, Pool],
+    admission: Admission,
+    metrics: Metrics,
+    loop_lag_ms: Callable[[], float],
+) -> None:
+    """Answer what load balancers and monitoring ask."""
 
     def health(caller: Caller) -> Response:
         return json_response(200, {"status": "ok"})
@@ -113,16 +132,10 @@ def build_router(
         )
         return json_response(200, value)
 
-    router.wires[native.PATH] = stream
-    router.wires[openai.PATH] = realtime
-    router.wires[twilio.PATH] = telephone
-    router.wires[whisperlive.PATH] = transcription
-    router.wires["/"] = transcription  # its clients can be told a host and a port, but no path
     router.pages["/healthz"] = health
     router.pages["/readyz"] = ready
     router.pages["/metrics"] = metrics_page
     router.pages["/v1/capacity"] = capacity
-    return router
 
 
 def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> Sequence[Unready]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, cast
 from websockets.datastructures import Headers
 
 from voiceserver.announcements.earcons import Earcons
+from voiceserver.announcements.lines import LINES
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.calibration import Calibration
 from voiceserver.capacity.controller import CapacityController
@@ -43,8 +44,7 @@ from voiceserver.server.tls import tls_context, use_instead
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS, Connection
 from voiceserver.transport.http import Caller, Response
 from voiceserver.transport.services import Services
-from voiceserver.wire import openai, twilio
-from voiceserver.wire.twilio import LINES
+from voiceserver.wire import openai
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.channel import ChannelConfig
 
@@ -190,8 +190,6 @@ class Server:
         self._auth = Auth(config.auth, time.time)
         self._files = self._stamps()
         self.router.auth = self._auth if self._auth.has_keys or config.auth.origins else None
-        if config.twilio.auth_token:
-            self.router.self_signed = frozenset({twilio.PATH})
         self.router.actions[CLIENT_SECRETS] = self._auth.client_secret
         self.router.session_of = self._auth.session_of
         self._auth.check_session = self._read_session

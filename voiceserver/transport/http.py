@@ -220,7 +220,7 @@ class Router:
                 return claim
             data = handshake.accept(codec.traits.subprotocol)
         except ProtocolError as error:
-            return error_response(400, error.code, str(error), param=error.param)
+            return error_response(error.http_status, error.code, str(error), param=error.param)
         except BadRequest as error:
             return _response_to(error)
         if self.is_draining:

@@ -25,6 +25,7 @@ from voiceserver.events.events import (
 )
 from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.decoding import field_error, why_unreadable
+from voiceserver.wire.request import Wire, WireRequest
 
 SUBPROTOCOL: Final = "voiceserver"  # for pages that put their key among the subprotocols
 PATH: Final = "/v1/stream"
@@ -133,6 +134,13 @@ def codec_from_query(query: Mapping[str, str], default_reply_rate_hz: int) -> Na
         _rate(query, "rate", DEFAULT_RATE_HZ),
         _rate(query, "reply_rate", default_reply_rate_hz),
     )
+
+
+def make_codec(request: WireRequest) -> NativeCodec:
+    return codec_from_query(request.query, request.config.session.output_rate_hz)
+
+
+WIRE: Final = Wire(paths=(PATH,), make_codec=make_codec)
 
 
 def _rate(query: Mapping[str, str], name: str, default: int) -> int:

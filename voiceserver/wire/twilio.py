@@ -12,7 +12,7 @@ stop               SessionClose                               the caller has hun
 =================  =========================================  =================================================
 
 A caller on a phone reads nothing, so what matters is audible, from clips that need no engine: a busy tone for ServerBusy and
-the ``LINES`` that the server had spoken at its start (``prerendered``, mu-law) for BusyCue. Its marks tell
+the lines that the server had spoken at its start (``prerendered``, mu-law) for BusyCue. Its marks tell
 what was sent and not yet played. ``clear`` is sent when that should not be heard any more; the marks that Twilio returns
 because of it are not taken
 for played audio. All numbers on this wire are strings. Query strings do not pass; data about a call comes in ``parameters``.
@@ -37,12 +37,13 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 import pybase64
 
-from voiceserver.errors import ProtocolError
+from voiceserver.errors import Forbidden, ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language, PhoneKey, VoiceName
 from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received, mulaw
 from voiceserver.wire.decoding import field_error, why_unreadable
+from voiceserver.wire.request import LineFormat, Wire, WireRequest
 
 PATH: Final = "/v1/twilio"
 SIGNATURE_HEADER: Final = "X-Twilio-Signature"
@@ -51,15 +52,6 @@ MAX_MARKS: Final = 4_096
 MAX_HELD: Final = 256
 BAD_START: Final = 1003  # nobody would hear of it: without a start a call is silence until somebody hangs up
 
-# What to have spoken once at the start, for ``prerendered``. ``waiting_N`` is for place N of the waiting room.
-LINES: Final[Mapping[str, str]] = {
-    "busy": "One moment, please.",
-    "waiting": "All our lines are busy. Please hold the line.",
-    **{f"waiting_{n}": f"All our lines are busy. You are number {n} in line." for n in range(1, 10)},
-    "full": "All our lines are busy. Please call again in a moment.",
-    "draining": "I am sorry, I have to end this call. Please call again in a moment.",
-    "failed": "I am sorry, something went wrong. Please try again.",
-}
 _TONE_OF_CUE: Final = {
     "busy": "busy",
     "waiting": "busy",
@@ -159,8 +151,11 @@ class TwilioCodec(Codec):
     def __init__(
         self, prerendered: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
     ) -> None:
-        """``prerendered``: the spoken ``LINES`` that there are, as mu-law; shared by all calls. ``voices``: of the speech
-        engine; a call that names another is answered in the server's own, for nobody would hear the error. Empty: unknown."""
+        """
+        prerendered: the spoken lines that there are, as mu-law, by the names of ``announcements.lines``; shared by all calls.
+        voices: of the speech engine; empty for unknown. A call that names another voice gets the server's own, because the
+            caller would not hear an error.
+        """
         self._voices = voices
         self._prerendered: Mapping[str, bytes] = {} if prerendered is None else prerendered
         self.stream_sid = ""
@@ -391,6 +386,25 @@ class TwilioCodec(Codec):
 
     def _frame(self, event: str, **fields: object) -> Frame:
         return _text({"event": event, "streamSid": self.stream_sid, **fields}).decode()
+
+
+def make_codec(request: WireRequest) -> TwilioCodec:
+    """Raises Forbidden for a request that Twilio did not sign, where the auth token is configured."""
+    twilio = request.config.twilio
+    signature, host = request.headers.get(SIGNATURE_HEADER, ""), request.headers.get("Host", "")
+    if twilio.auth_token and not is_signed(
+        signature, twilio.auth_token, host=host, path=request.path, public_url=twilio.public_url
+    ):
+        raise Forbidden("bad_signature", f"{SIGNATURE_HEADER} is missing, or not of this account and URL.")
+    return TwilioCodec(request.lines, request.voices)
+
+
+WIRE: Final = Wire(
+    paths=(PATH,),
+    make_codec=make_codec,
+    line_format=LineFormat(mulaw.RATE_HZ, mulaw.from_pcm),
+    is_self_signed=lambda config: bool(config.twilio.auth_token),
+)
 
 
 def _missing(name: str, close_code: int | None = None) -> ProtocolError:

@@ -35,6 +35,7 @@ from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language
 from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.decoding import field_error, why_unreadable
+from voiceserver.wire.request import Wire
 
 with warnings.catch_warnings():
     # The standard library's copy says on import that 3.13 drops it; audioop-lts takes its place there.
@@ -267,6 +268,10 @@ class WhisperLiveCodec(Codec):
         completed = [one for one in shown if one.is_completed][-self._last :]
         growing = [one for one in shown if not one.is_completed]
         return [self._frame(segments=[_said(one) for one in (*completed, *growing)])] if shown else []
+
+
+# Its clients can be told a host and a port, but no path.
+WIRE: Final = Wire(paths=(PATH, "/"), make_codec=lambda request: WhisperLiveCodec())
 
 
 def _uid_of(message: bytes) -> str:

@@ -9,6 +9,7 @@ import pytest
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Line, Shell, masked, text, upgrade
+from voiceserver.announcements.lines import LINES
 from voiceserver.config.schema import BackpressureConfig, TwilioConfig
 from voiceserver.wire import mulaw, openai, twilio, whisperlive
 from voiceserver_workers.ipc.messages import ResultKind
@@ -128,7 +129,7 @@ def test_a_phone_hears_that_all_lines_are_busy_before_it_is_closed() -> None:
     phone.receive(text(START))
     said = [event["event"] for event in phone.events()]
     assert said == ["media", "mark", "clear", "media", "mark"]  # the tone gives way to words
-    lines = list(twilio.LINES)
+    lines = list(LINES)
     spoken_ms = 100 * (lines.index("full") + 1)
     assert media_ms(phone) == pytest.approx(1_000 + spoken_ms, abs=2)
     shell.loop.advance(1_600)
@@ -149,7 +150,7 @@ def test_the_last_word_to_a_phone_is_played_before_the_connection_closes() -> No
     phone.receive(text(START))
     phone.connection.drain(1_000)
     shell.loop.settle()
-    spoken_ms = 100 * (list(twilio.LINES).index("draining") + 1)
+    spoken_ms = 100 * (list(LINES).index("draining") + 1)
     assert media_ms(phone) == pytest.approx(spoken_ms, abs=2)
     shell.loop.advance(spoken_ms - 10)
     assert phone.close_code is None

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from voiceserver.announcements.lines import LINES
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.wire import Audio, Frame, mulaw
-from voiceserver.wire.twilio import LINES, TwilioCodec, is_signed, signature_of
+from voiceserver.wire.twilio import TwilioCodec, is_signed, signature_of
 
 SID = "MZ18ad3ab5a668481ce02b83e7395059f0"
 START: dict[str, Any] = {

@@ -10,13 +10,11 @@ import msgspec
 from voiceserver.errors import ProtocolError
 from voiceserver.events.events import TurnDetection
 from voiceserver.events.fields import MAX_NAME
-from voiceserver.wire.decoding import parameter_error
 from voiceserver.wire.openai.codec import OpenAICodec
 from voiceserver.wire.openai.dialect import Dialect
-from voiceserver.wire.openai.errors import code_of
 from voiceserver.wire.openai.items import Conversation
-from voiceserver.wire.openai.schema import SessionBody
-from voiceserver.wire.openai.settings import WireSettings, apply
+from voiceserver.wire.openai.settings import read_session
+from voiceserver.wire.request import Wire, WireRequest
 
 PATH: Final = "/v1/realtime"
 SUBPROTOCOL: Final = "realtime"
@@ -82,19 +80,11 @@ def codec_for(
     )
 
 
-def read_session(session: bytes, voices: frozenset[str] = frozenset()) -> SessionBody:
-    """The session object (JSON) of a client token. ``voices``: of the speech engine, empty for unknown. Raises ProtocolError
-    naming the field that is wrong, for all that no session could begin with."""
-    try:
-        session.decode()  # the fields that are kept raw are not looked into
-        body = msgspec.json.decode(session, type=SessionBody)
-        apply(WireSettings(), body, voices)
-    except msgspec.ValidationError as error:
-        found = parameter_error(error, SessionBody)
-        param = f"session.{found.param}" if found.param else "session"
-        raise ProtocolError(found.code, found.message, param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ProtocolError("invalid_value", "The session cannot be read as JSON.", param="session") from None
-    except ProtocolError as error:
-        raise ProtocolError(code_of(error.code), error.message, param=error.param) from None
-    return body
+def make_codec(request: WireRequest) -> OpenAICodec:
+    headers = request.headers
+    offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
+    asked = read_request(request.query, ",".join(headers.get_all("OpenAI-Beta")), offered)
+    return codec_for(asked, request.seed, request.turn_detection, request.voices, session=request.session)
+
+
+WIRE: Final = Wire(paths=(PATH,), make_codec=make_codec)

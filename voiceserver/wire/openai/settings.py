@@ -14,7 +14,9 @@ from voiceserver.errors import ProtocolError
 from voiceserver.events.events import SessionUpdate, Tool, TurnDetection
 from voiceserver.events.tools import MAX_DEPTH, check_choice, check_tools, is_choice, is_too_deep
 from voiceserver.events.voices import near_voices
+from voiceserver.wire.decoding import parameter_error
 from voiceserver.wire.openai.audio import FORMATS_BY_NAME, AudioFormat
+from voiceserver.wire.openai.errors import code_of
 from voiceserver.wire.openai.schema import (
     AudioInputBody,
     AudioOutputBody,
@@ -380,3 +382,21 @@ def _describe_beta(settings: WireSettings, session_id: str) -> dict[str, object]
         **settings.passive,
         **heard,
     }
+
+
+def read_session(session: bytes, voices: frozenset[str] = frozenset()) -> SessionBody:
+    """The session object (JSON) of a client token. ``voices``: of the speech engine, empty for unknown. Raises ProtocolError
+    naming the field that is wrong, for all that no session could begin with."""
+    try:
+        session.decode()  # the fields that are kept raw are not looked into
+        body = msgspec.json.decode(session, type=SessionBody)
+        apply(WireSettings(), body, voices)
+    except msgspec.ValidationError as error:
+        found = parameter_error(error, SessionBody)
+        param = f"session.{found.param}" if found.param else "session"
+        raise ProtocolError(found.code, found.message, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError("invalid_value", "The session cannot be read as JSON.", param="session") from None
+    except ProtocolError as error:
+        raise ProtocolError(code_of(error.code), error.message, param=error.param) from None
+    return body

@@ -11,19 +11,22 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SOURCES := voiceserver workers clients benchmarks tests
 # Some of those that benchmarks/run.py lists; all by default.
 BENCHMARKS ?=
+# Broken links and anchors fail. The variable silences an advertisement for another tool.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients-venv demo serve test lint format bench bench-venv screenshots clean
+.PHONY: help install clients-venv demo serve test lint docs format bench bench-venv screenshots clean
 
 help:
 	@echo "make demo     install, start a server, hold a spoken conversation, then overload it"
 	@echo "make serve    a server on 127.0.0.1:8765 with the default engines"
-	@echo "make test     ruff, mypy --strict and all tests"
-	@echo "make lint     ruff and mypy only (make format repairs the layout)"
+	@echo "make test     ruff, mypy --strict, the documentation and all tests"
+	@echo "make lint     ruff, mypy and the documentation only (make format repairs the layout)"
+	@echo "make docs     the documentation as a site in build/site, built without the network"
 	@echo "make bench    all benchmarks, tables and charts; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some,"
 	@echo "              COMPARE=FILE flags what became worse since that summary.json)"
 	@echo "make bench-venv  what benchmarks compare with and can be driven by: Mosec, LitServe, Locust"
-	@echo "make screenshots  README's pictures of the page and the dashboard, taken anew (needs Chromium; two minutes)"
+	@echo "make screenshots  the pictures of the page and the dashboard, taken anew (needs Chromium; two minutes)"
 	@echo "make clients-venv  the stock clients that 'make test' talks to, where they are installed (0.8 GB)"
 	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
 
@@ -68,6 +71,10 @@ lint: $(STAMP)
 	$(RUN)/ruff check $(SOURCES)
 	$(RUN)/ruff format --check $(SOURCES)
 	$(RUN)/mypy --strict
+	$(MKDOCS)
+
+docs: $(STAMP)
+	$(MKDOCS)
 
 test: lint
 	$(RUN)/pytest

@@ -1,15 +1,15 @@
-"""README's figures and charts, written from the stored results and from nothing else.
+"""The figures and charts of README and docs, written from the stored results and from nothing else.
 
-``python -m benchmarks.report_tables [--check]`` draws ``results/*.svg`` and rewrites README between its marks: ``headlines`` at
-its top, ``recovery`` where it says what happens when something dies, ``benchmarks`` with the rest. ``--check`` changes nothing
-and fails when README would change. A result that is not there leaves its part out.
+``python -m benchmarks.report_tables [--check]`` draws ``docs/charts/*.svg`` and rewrites three documents between their marks:
+README has the block ``headlines``, ``docs/server-behaviour.md`` has ``recovery``, ``docs/benchmarks.md`` has ``headlines`` and
+``benchmarks``. ``--check`` changes nothing and fails when a document would change. A missing result leaves its part out.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,7 +19,9 @@ from benchmarks import tables
 from benchmarks.report import RESULTS
 from benchmarks.svg import bars, lines, nines
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT: Final = Path(__file__).resolve().parents[1]
+DOCUMENTS: Final = (ROOT / "README.md", ROOT / "docs/server-behaviour.md", ROOT / "docs/benchmarks.md")
+CHARTS: Final = ROOT / "docs/charts"
 Document = dict[str, Any]
 
 
@@ -186,11 +188,11 @@ def _details(results: Results) -> Iterator[str]:
     machines = {_machine(document["machine"]) for document, _, _ in found}
     if machines:
         where = "; ".join(sorted(machines))
-        yield f"Measured on {where}. The files are in [benchmarks/results](benchmarks/results)."
+        yield f"Measured on {where}. The files are in `benchmarks/results`."
     for document, title, images in found:
         yield f"### {title}"
         yield tables.TABLES[document["benchmark"].partition("-")[0]](document)
-        yield from (f"![{title}](benchmarks/results/{name}.svg)" for name in images if name in drawn)
+        yield from (f"![{title}](charts/{name}.svg)" for name in images if name in drawn)
 
 
 def _machine(machine: Document) -> str:
@@ -202,24 +204,28 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin (python -m benchmarks.report_tables) -->", f"<!-- {name}: end -->"
 
 
-def render(results: Results | None = None, readme: Path = README) -> list[Path]:
-    """Write charts and README's blocks; the files written."""
+def render(
+    results: Results | None = None, documents: Sequence[Path] = DOCUMENTS, drawings: Path = CHARTS
+) -> list[Path]:
+    """Write the charts and the blocks of ``documents``. Returns the files written."""
     results = results or Results()
     written = []
     for name, drawing in charts(results):
-        path = results.folder / f"{name}.svg"
+        path = drawings / f"{name}.svg"
         path.write_text(drawing)
         written.append(path)
-    text = readme.read_text()
-    told = with_blocks(text, blocks(results))
-    if told != text:
-        readme.write_text(told)
-        written.append(readme)
+    found = blocks(results)
+    for document in documents:
+        text = document.read_text()
+        current = with_blocks(text, found)
+        if current != text:
+            document.write_text(current)
+            written.append(document)
     return written
 
 
 def with_blocks(text: str, told: dict[str, str]) -> str:
-    """``text`` with each block in its place; a block that it has no marks for is left out."""
+    """``text`` with each block in its place; a block without marks in it is left out."""
     for name, body in told.items():
         begin, end = marks(name)
         at, stop = text.find(begin), text.find(end)
@@ -230,16 +236,24 @@ def with_blocks(text: str, told: dict[str, str]) -> str:
     return text
 
 
+def stale(documents: Sequence[Path] = DOCUMENTS) -> list[Path]:
+    """The documents whose figures are not those of the stored results."""
+    found = blocks(Results())
+    return [path for path in documents if with_blocks(text := path.read_text(), found) != text]
+
+
 def main(
     check: Annotated[
-        bool, typer.Option("--check", help="Only look whether README is as the files say.")
+        bool, typer.Option("--check", help="Only look whether the documents are as the files say.")
     ] = False,
 ) -> None:
-    """Render README's figures."""
+    """Render the figures of README and docs."""
     if check:
-        text = README.read_text()
-        if marks("benchmarks")[0] not in text or with_blocks(text, blocks(Results())) != text:
-            print("README's figures are not those of benchmarks/results: python -m benchmarks.report_tables")
+        found = [path.name for path in stale()]
+        if found:
+            print(
+                f"{', '.join(found)}: not the figures of benchmarks/results: python -m benchmarks.report_tables"
+            )
             raise typer.Exit(1)
         return
     for path in render():

@@ -1,4 +1,4 @@
-"""Stored results as Markdown: one table a benchmark, and the few lines that README begins with.
+"""Stored results as Markdown: one table a benchmark, and the eight figures of README.
 
 Rule: every figure comes out of a document as it was stored; what a document lacks is left out.
 """
@@ -230,7 +230,7 @@ def soak(document: Document) -> str:
 
 
 def headlines(find: Find) -> str:
-    """The figures that README begins with, each beside what one would otherwise get; "" without any."""
+    """The figures of README, each beside its alternative; "" without any result."""
     rows: Rows = [[*row] for row in _headlines(find)]
     return table(["", "measured", "instead"], rows) if rows else ""
 

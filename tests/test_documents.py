@@ -1,9 +1,7 @@
-"""README and the example configuration say what the code does: names in tables exist, and none is missing."""
+"""Tables of the docs and the example configuration say what the code does: names exist, and none is missing."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
-import numpy as np
 import pytest
 
 from voiceserver.capacity.admission import Admission
@@ -22,11 +19,9 @@ from voiceserver.events import events
 from voiceserver.observability.metrics import Metrics
 from voiceserver.server.multiprocess.merge import RESTARTS
 from voiceserver.session.settings import ServerSnapshot
-from voiceserver_workers.engine import Item
-from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
 EXAMPLE = ROOT / "deploy" / "voiceserver.toml"
 # Keys that every stage has; the example shows them once.
 STAGE_KEYS = (
@@ -46,9 +41,9 @@ LIGHTER_KEYS = ("engine", "workers", "max_batch_size", "streams_per_worker")
 FOR_CODECS = {"item.append": {"may_be_gone"}, "item.delete": {"may_be_gone"}}
 
 
-def rows_after(heading: str) -> Iterator[list[str]]:
-    """Cells of the first table after ``heading``."""
-    table = README.split(heading, 1)[1]
+def rows_after(page: str, heading: str) -> Iterator[list[str]]:
+    """Cells of the first table after ``heading`` on a page of the docs."""
+    table = (DOCS / page).read_text().split(heading, 1)[1]
     lines = table[table.index("\n|") + 1 :].splitlines()
     for line in lines[2:]:
         if not line.startswith("|"):
@@ -69,13 +64,14 @@ def leaves(tree: dict[str, object], prefix: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "union"), [("You may send:", events.ClientEvent), ("You will hear:", events.ServerEvent)]
+    ("heading", "union"),
+    [("## What you may send", events.ClientEvent), ("## What you will hear", events.ServerEvent)],
 )
 def test_wire_tables_name_every_event_with_all_its_fields(heading: str, union: object) -> None:
     kinds = {str(kind.__struct_config__.tag): kind for kind in get_args(union)}
     kinds.pop("reply.audio", None)  # the binary message
     told: set[str] = set()
-    for types, fields, _ in rows_after(heading):
+    for types, fields, _ in rows_after("protocols/native.md", heading):
         told.update(names_in(types))
         for name in names_in(types):
             assert set(names_in(fields)) == set(kinds[name].__struct_fields__) - FOR_CODECS.get(
@@ -85,7 +81,11 @@ def test_wire_tables_name_every_event_with_all_its_fields(heading: str, union: o
 
 
 def test_metrics_table_is_complete() -> None:
-    told = {name.removesuffix("_total") for names, *_ in rows_after("## Metrics") for name in names_in(names)}
+    told = {
+        name.removesuffix("_total")
+        for names, *_ in rows_after("monitoring.md", "## Every metric")
+        for name in names_in(names)
+    }
     metrics = Metrics()
     metrics.observe_pools(list)
     admission = Admission(0, 1, "connection", 1.0)
@@ -99,7 +99,7 @@ def test_metrics_table_is_complete() -> None:
 
 def test_configuration_table_names_real_settings() -> None:
     known = set(leaves(msgspec.to_builtins(Config())))
-    for names, *_ in rows_after("## Configuration"):
+    for names, *_ in rows_after("configuration.md", "## Settings that you will want first"):
         for name in names_in(names):
             assert name.replace("STAGE", "stt") in known, name
 
@@ -114,35 +114,3 @@ def test_example_configuration_holds_every_setting_at_its_default() -> None:
         f"stages.{stage}.lighter.{key}" for stage in ("vad", "reply", "tts") for key in LIGHTER_KEYS
     }
     assert known - given <= other_stages
-
-
-def test_engine_of_the_readme_works(tmp_path: Path) -> None:
-    source = re.search(r"save it as `shouter.py`:\n\n```python\n(.*?)```", README, re.DOTALL)
-    assert source is not None
-    path = tmp_path / "shouter.py"
-    path.write_text(source[1])
-    spec = importlib.util.spec_from_file_location("shouter", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    engine = module.Shouter({"mark": "?!"})
-    engine.open(1, StreamParams())
-    request = json.dumps({"messages": [{"role": "user", "content": "go forward"}]})
-    (output,) = engine.step([Item(1, 1, np.empty(0, np.float32), text=request)])
-    assert output.pieces[0][:2] == (ResultKind.TEXT, "GO FORWARD?!")
-    assert output.pieces[-1].kind == ResultKind.DONE
-
-
-def test_links_within_the_repository_lead_somewhere() -> None:
-    targets = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
-    assert targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
-
-
-def test_links_within_readme_lead_to_a_heading() -> None:
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    targets = re.findall(r"\]\(#([^)]+)\)", README)
-    assert targets
-    assert not set(targets) - anchors

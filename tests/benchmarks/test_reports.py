@@ -423,7 +423,7 @@ def test_readme_holds_what_the_files_say_and_keeps_its_own_words(folder: Path) -
     names = ("headlines", "recovery", "benchmarks")
     parts = ["\n".join((marks(name)[0], "stale", marks(name)[1])) for name in names]
     readme.write_text("before\n\n" + "\n\nbetween\n\n".join(parts) + "\n\nafter\n")
-    written = render(Results(folder), readme)
+    written = render(Results(folder), (readme,), folder)
     text = readme.read_text()
     assert readme in written
     assert text.startswith("before\n\n")
@@ -444,7 +444,7 @@ def test_readme_holds_what_the_files_say_and_keeps_its_own_words(folder: Path) -
         "| 10 times the callers that it can carry | 95% of its best goodput, 0 s of silence"
         " | process pool: 0% of its best goodput, 88.5 s |",
         "| a worker dies or hangs | answer late by 1.40 s at most, 0 words lost or doubled |  |",
-        "![Beyond capacity](benchmarks/results/goodput.svg)",
+        "![Beyond capacity](charts/goodput.svg)",
         "2 cores of Abacus 9",
     ):
         assert row in text, row

@@ -15,7 +15,7 @@ import typer
 
 from tests.docs.documents import ROOT, Command, commands
 from voiceserver.cli import app
-from voiceserver.config.schema import load, parse_assignment
+from voiceserver.config.loader import load, parse_assignment
 
 COMMANDS = commands()
 # The function behind ``python -m MODULE``; None: it takes no options here.

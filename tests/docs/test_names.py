@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from tests.docs.documents import DOCUMENTS, ROOT, inline_code, name_of, prose
-from voiceserver.config.schema import Config, load
+from voiceserver.config.loader import load
+from voiceserver.config.schema import Config
 from voiceserver.events import events
 
 NAMES = list(dict.fromkeys(inline_code()))

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests.docs.documents import ROOT, Sample, samples
-from voiceserver.config.schema import load
+from voiceserver.config.loader import load
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events
 from voiceserver.wire import native

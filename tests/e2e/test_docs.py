@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.documents import samples
-from tests.e2e.serving import ENVIRONMENT, ROOT, ServerProcess
+from tests.e2e.serving import ENVIRONMENT, ROOT, serving
 
 STOCK = ROOT / ".venv-clients" / "bin" / "python"
 # whisper-live's client imports PyAudio, which needs a sound card to be built.
@@ -25,13 +25,9 @@ OUR_PORT = "8765"
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    server = ServerProcess()
-    try:
+    with serving() as server:
         server.wait_for("calibrated")
         yield server.port
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-TOP = [
-    ROOT / name
-    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md")
-]
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # Pages of this folder are generated; their own tests compare them with the code.
 REFERENCE = ROOT / "docs" / "reference"

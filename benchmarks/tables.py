@@ -272,7 +272,7 @@ def _headlines(find: Find) -> Iterator[tuple[str, str, str]]:
         told = found["figures"]["end of turn told, p99 (ms)"]
         yield (
             f"{found['sessions']:,} callers listened to in real time",
-            f"loop {number(float(loop))}% of a core, told p99 {number(float(told))} ms",
+            f"loop {number(float(loop))}% of a core, end of turn announced in {number(float(told))} ms (p99)",
             "",
         )
     found = find("overload")

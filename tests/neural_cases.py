@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from tests.conformance.engine_suite import Case, Input, audio_script, text_script
 from tests.model_builders import build_piper_voice, build_turn_model, build_whisper
+from voiceserver.testing.engine_suite import EngineCase, Input, audio_script, text_script
 from voiceserver_workers import registry
 from voiceserver_workers.engine import Audio, Engine
 
@@ -88,7 +88,7 @@ def _sentences() -> Sequence[Sequence[Input]]:
 
 
 NEURAL_CASES = (
-    Case(
+    EngineCase(
         "smart_turn",
         _maker("smart_turn", "model", "turn.onnx"),
         _pauses,
@@ -104,7 +104,7 @@ NEURAL_CASES = (
         tolerance=1e-4,
         has_turns=False,
     ),
-    Case(
+    EngineCase(
         "whisper",
         _maker("whisper", "model", "whisper", context_s=5, batch_size=2, decode_interval_ms=500),
         _utterances,
@@ -119,7 +119,7 @@ NEURAL_CASES = (
         ),
         bad_options=({"language": "klingon"}, {"language": "de"}, {"language": True}, {"voice": "x"}),
     ),
-    Case(
+    EngineCase(
         "piper",
         _maker("piper", "voice", "piper-two"),
         _sentences,

@@ -2,6 +2,7 @@
 
 R1 ``voiceserver_workers`` imports neither ``voiceserver`` nor ``voiceserver_clients``.
 R2 ``voiceserver`` imports of ``voiceserver_workers`` only ``ipc`` and ``registry``; importing it loads neither torch nor numpy.
+   ``voiceserver.testing`` tests engines, so its modules may know more; no other module imports them.
 R3 a module of ``voiceserver`` is pure (no event loop, socket, time or os) unless the table below says what it may know.
 R4 event-loop code lives in the shell only.
 ``voiceserver_clients`` share the vocabulary of the server (``events``, ``errors``, ``wire``) and nothing else.
@@ -35,6 +36,7 @@ MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.doctor": SHELL,
     "voiceserver.pool": SHELL,
     "voiceserver.server": SHELL,
+    "voiceserver.testing": SHELL,
     "voiceserver.config.cores": frozenset({"os"}),
     "voiceserver.config.environment": frozenset({"os"}),
     "voiceserver.observability": frozenset({"os", "time"}),
@@ -48,6 +50,7 @@ HAS_LOOP = {
     "voiceserver.cli",
     "voiceserver.pool",
     "voiceserver.server",
+    "voiceserver.testing",
     "voiceserver.transport.connection",
     "voiceserver.transport.services",
 }
@@ -92,6 +95,7 @@ def knowledge_of(module: str) -> frozenset[str]:
 
 
 SERVER = [pytest.param(name, path, id=name) for name, path in modules("voiceserver")]
+PRODUCT = [one for one in SERVER if not is_within(str(one.values[0]), "voiceserver.testing")]
 CLIENTS = [pytest.param(name, path, id=name) for name, path in modules("voiceserver_clients")]
 WORKERS = [pytest.param(name, path, id=name) for name, path in modules("voiceserver_workers")]
 
@@ -101,7 +105,7 @@ def test_workers_know_nobody(name: str, path: Path) -> None:
     assert not packages_of(imports_of(path)) & {"voiceserver", "voiceserver_clients"}
 
 
-@pytest.mark.parametrize(("name", "path"), SERVER)
+@pytest.mark.parametrize(("name", "path"), PRODUCT)
 def test_server_knows_the_ring_and_the_registry_only(name: str, path: Path) -> None:
     of_workers = {found for found in imports_of(path) if is_within(found, "voiceserver_workers")} - {
         "voiceserver_workers"
@@ -114,6 +118,7 @@ def test_server_knows_the_ring_and_the_registry_only(name: str, path: Path) -> N
     }
     assert not strangers
     assert not packages_of(imports_of(path)) & {"voiceserver_clients", "torch", "numpy", "soxr", "tests"}
+    assert not {found for found in imports_of(path) if is_within(found, "voiceserver.testing")}
 
 
 @pytest.mark.parametrize(("name", "path"), SERVER)
@@ -139,7 +144,13 @@ def test_clients_share_only_the_vocabulary(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["voiceserver", "voiceserver.server.server", "voiceserver.cli", "voiceserver_workers.ipc.channel"],
+    [
+        "voiceserver",
+        "voiceserver.server.server",
+        "voiceserver.cli",
+        "voiceserver.testing",
+        "voiceserver_workers.ipc.channel",
+    ],
 )
 def test_importing_the_server_loads_nothing_heavy(module: str) -> None:
     script = f"import sys, {module}; print(sorted({{'torch', 'numpy', 'soxr', 'scipy'}} & set(sys.modules)))"

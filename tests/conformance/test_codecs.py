@@ -1,14 +1,13 @@
-"""Every codec, held to ``codec_suite``."""
+"""Every codec, held to ``CodecSuite``."""
 
 from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.conformance.codec_suite")
+from tests.conformance.wires import WIRES
+from voiceserver.testing import CodecSuite
 
-from tests.conformance.codec_suite import WIRES, CodecSuite  # noqa: E402
 
-
-@pytest.mark.parametrize("wire", WIRES, ids=str)
+@pytest.mark.parametrize("case", WIRES, ids=str)
 class TestCodec(CodecSuite):
     pass

@@ -8,21 +8,19 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("tests.conformance.engine_suite")
-
-from tests import recordings  # noqa: E402
-from tests.conformance.engine_suite import (  # noqa: E402
-    Case,
+from tests import recordings
+from tests.engines_for_tests import Echo
+from tests.neural_cases import NEURAL_CASES
+from voiceserver.testing.engine_suite import (
+    EngineCase,
     EngineSuite,
     Input,
     audio_script,
     reply_script,
     text_script,
 )
-from tests.engines_for_tests import Echo  # noqa: E402
-from tests.neural_cases import NEURAL_CASES  # noqa: E402
-from voiceserver_workers import registry  # noqa: E402
-from voiceserver_workers.engine import Engine  # noqa: E402
+from voiceserver_workers import registry
+from voiceserver_workers.engine import Engine
 
 
 def _speech_for_vad() -> Sequence[Sequence[Input]]:
@@ -56,7 +54,7 @@ def _load(name: str) -> Any:
 
 
 CASES = (
-    Case(
+    EngineCase(
         "silero",
         _load("silero"),
         _speech_for_vad,
@@ -66,7 +64,7 @@ CASES = (
         tolerance=1e-4,
         has_turns=False,
     ),
-    Case(
+    EngineCase(
         "pocketsphinx",
         _load("pocketsphinx"),
         _speech_for_stt,
@@ -74,28 +72,28 @@ CASES = (
         bad_params=({"decoders": 0}, {"cmn_ms": "long"}, {"lm": "/no/such/file"}, {"wheels": 4}),
         bad_options=({"language": "de"}, {"voice": "x"}),
     ),
-    Case(
+    EngineCase(
         "espeak",
         _load("espeak"),
         _sentences,
         bad_params=({"voice": "klingon"}, {"rate": 5}, {"pitch": "high"}, {"wheels": 4}),
         bad_options=({"voice": "klingon"}, {"voice": "en-us+nobody"}, {"rate": True}, {"wheels": 4}),
     ),
-    Case(
+    EngineCase(
         "concierge",
         _load("concierge"),
         lambda: [reply_script("hello", "what time is it"), reply_script("what is two plus two")],
         bad_params=({"wheels": 4},),
         bad_options=({"voice": "x"},),
     ),
-    Case(
+    EngineCase(
         "echo",
         _load("echo"),
         _speech_for_stt,
         bad_params=({"wheels": 4},),
         bad_options=({"voice": "x"},),
     ),
-    Case(
+    EngineCase(
         "parrot",
         Echo,
         lambda: [text_script("one", "two"), text_script("three")],
@@ -116,7 +114,7 @@ def _engine(name: str) -> Engine:
 @pytest.mark.parametrize("case", CASES, ids=str)
 class TestEngine(EngineSuite):
     @pytest.fixture
-    def engine(self, case: Case) -> Iterator[Engine]:
+    def engine(self, case: EngineCase) -> Iterator[Engine]:
         engine = _engine(case.name)
         yield engine
         # What a failed test left open is not the next one's trouble.

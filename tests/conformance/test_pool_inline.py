@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from tests.conformance.pool_suite import MakeBench, Owner, PoolConformance
-from tests.faults import broken_engines
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
+from voiceserver.testing import engines as broken_engines
+from voiceserver.testing.pool_suite import MakeBench, Owner, PoolSuite
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
 from voiceserver_workers.worker import Worker
@@ -56,7 +56,7 @@ class InlineBench:
 MakeInlineBench = Callable[..., AbstractAsyncContextManager[InlineBench]]
 
 
-class TestInlinePool(PoolConformance):
+class TestInlinePool(PoolSuite):
     @pytest.fixture
     def make_bench(self, monkeypatch: pytest.MonkeyPatch) -> MakeBench:
         monkeypatch.setitem(broken_engines.POISON, "kill", die)

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pytest
 
 from tests import recordings
-from tests.chat_endpoint import Answer, ChatEndpoint
 from tests.e2e.serving import serving
 from voiceserver.events import events as ev
+from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint
 from voiceserver_clients.made_speech import make_speech
 from voiceserver_clients.voice import VoiceClient
 

@@ -14,9 +14,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests import recordings
-from tests.chat_endpoint import Answer, ChatEndpoint
 from tests.e2e.serving import ServerProcess, serving
 from voiceserver.events import events as ev
+from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint
 from voiceserver.wire import mulaw
 from voiceserver_clients.voice import VoiceClient
 

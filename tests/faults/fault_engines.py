@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.faults.broken_engines import POISON
+from voiceserver.testing.engines import POISON
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 

@@ -15,7 +15,7 @@ from voiceserver.pool.process_pool import ProcessPool
 from voiceserver_workers.ipc.channel import ChannelConfig
 from voiceserver_workers.ipc.platform import Platform
 
-ENGINE = "tests.faults.broken_engines:Obedient"
+ENGINE = "voiceserver.testing.engines:Obedient"
 GIVE_UP_S = 30.0  # a broken promise, not a slow machine
 
 

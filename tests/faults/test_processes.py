@@ -167,7 +167,7 @@ def test_nobody_outlives_the_supervisor(server: ServerProcess) -> None:
 
 
 def test_a_setting_that_no_process_can_serve_with_ends_the_supervisor_with_2() -> None:
-    settings = ("server.processes=2", "stages.reply.engine=tests.faults.broken_engines:Nothing")
+    settings = ("server.processes=2", "stages.reply.engine=voiceserver.testing.engines:Nothing")
     server = ServerProcess(*SMALL[:2], SMALL[3], *settings)
     try:
         assert server.wait() == 2

@@ -8,11 +8,11 @@ import signal
 
 import pytest
 
-from tests.conformance.pool_suite import Owner
 from tests.faults.local_bench import ENGINE, LocalBench, is_alive, make_local_bench
 from voiceserver.errors import ConfigError
 from voiceserver.pool.hang_detector import KNOWN_STEPS
 from voiceserver.pool.process_pool import SWEEP_MS, ProcessPool
+from voiceserver.testing.pool_suite import Owner
 from voiceserver_workers.ipc.messages import ResultKind
 from voiceserver_workers.ipc.platform import PORTABLE
 
@@ -204,7 +204,7 @@ async def test_nothing_stays_open_after_many_deaths() -> None:
     ("engine", "params", "key", "text"),
     [
         ("no_such_engine", {}, "stages.reply.engine", "no engine is called 'no_such_engine'"),
-        ("tests.faults.broken_engines:Nobody", {}, "stages.reply.engine", "has no 'Nobody'"),
+        ("voiceserver.testing.engines:Nobody", {}, "stages.reply.engine", "has no 'Nobody'"),
         (ENGINE, {"load": "bad preload"}, "stages.reply.params.load", "the weights are not there"),
         (ENGINE, {"load": "bad params"}, "stages.reply.params.load", "params.load: 'bad params'"),
     ],

@@ -7,13 +7,13 @@ import os
 import pytest
 import uvloop
 
-from tests.conformance.pool_suite import MakeBench, Owner, PoolConformance
 from tests.faults.local_bench import make_local_bench
+from voiceserver.testing.pool_suite import MakeBench, Owner, PoolSuite
 from voiceserver_workers.ipc.messages import RequestKind
 from voiceserver_workers.process import NICENESS
 
 
-class TestLocalPool(PoolConformance):
+class TestLocalPool(PoolSuite):
     @pytest.fixture
     def make_bench(self) -> MakeBench:
         return make_local_bench

@@ -1,6 +1,6 @@
 """Sans-I/O codecs: one wire protocol each, over the neutral events of ``voiceserver.events.events``.
 
-``traits`` states what a codec is. A new codec passes ``tests/conformance/codec_suite.py`` first.
+``traits`` states what a codec is. A new codec passes ``voiceserver.testing.CodecSuite`` first.
 """
 
 from __future__ import annotations

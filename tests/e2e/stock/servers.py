@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from tests.chat_endpoint import Answer, ChatEndpoint, Request, Script, Tool
+from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint, Request, Script, Tool
 
 LATE = ("Once upon a time, there was a server. ", "It was never silent.")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.faults import broken_engines
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver.pool.inline import InlinePool
+from voiceserver.testing import engines as broken_engines
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.ipc.channel import WorkerEnd
 from voiceserver_workers.ipc.messages import Record, StreamParams

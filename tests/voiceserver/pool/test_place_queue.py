@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults import broken_engines
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
 from voiceserver.pool.inline import InlinePool
 from voiceserver.pool.place_queue import PlaceQueue
+from voiceserver.testing import engines as broken_engines
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.ipc.channel import WorkerEnd
 from voiceserver_workers.ipc.messages import Record, StreamParams

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.chat_endpoint import Answer, Broken, ChatEndpoint, Raw, Script, Silent, Status, Tool
 from tests.voiceserver.pool.owners import Owner
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError, Refusal
@@ -20,6 +19,7 @@ from voiceserver.pool import Stream
 from voiceserver.pool.chat.client import Chat, chat_pool
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.remote_pool import RemotePool, Say
+from voiceserver.testing.chat_endpoint import Answer, Broken, ChatEndpoint, Raw, Script, Silent, Status, Tool
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind, StreamParams
 
 PARAMS = StreamParams()

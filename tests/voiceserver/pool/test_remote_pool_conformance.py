@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.conformance.pool_suite import Bench, MakeBench, StreamConformance
 from voiceserver.pool.remote_pool import RemotePool, Say
+from voiceserver.testing.pool_suite import Bench, MakeBench, StreamSuite
 from voiceserver_workers.ipc.messages import ResultKind
 
 
@@ -63,7 +63,7 @@ async def make_bench() -> AsyncIterator[Bench]:
     await bench.pool.stop()
 
 
-class TestHttpPool(StreamConformance):
+class TestHttpPool(StreamSuite):
     @pytest.fixture
     def make_bench(self) -> MakeBench:
         return make_bench

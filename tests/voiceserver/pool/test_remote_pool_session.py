@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tests.chat_endpoint import Answer, ChatEndpoint, Script, Status, Tool
 from tests.voiceserver.session_bench import Bench
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import Refusal
@@ -16,6 +15,7 @@ from voiceserver.events import events as ev
 from voiceserver.pool import LossReason, Stream
 from voiceserver.pool.chat.client import chat_pool
 from voiceserver.pool.remote_pool import RemotePool
+from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint, Script, Status, Tool
 from voiceserver_workers.ipc.messages import Record
 
 WEATHER = ev.Tool(

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("tests.conformance.engine_suite")
-
-from tests.conformance.engine_suite import Case, EngineSuite, Input, audio_script, run_alone  # noqa: E402
-from tests.model_builders import build_ctc  # noqa: E402
-from voiceserver_workers.engine import Audio, Engine  # noqa: E402
-from voiceserver_workers.ipc.messages import ResultKind  # noqa: E402
+from tests.model_builders import build_ctc
+from voiceserver.testing.engine_suite import EngineCase, EngineSuite, Input, audio_script, run_alone
+from voiceserver_workers.engine import Audio, Engine
+from voiceserver_workers.ipc.messages import ResultKind
 
 PATH = Path(__file__).resolve().parents[3] / "examples" / "ctc_engine.py"
 LABELS = "-abcdefghijklmnopqrstuvwxyz '"
@@ -52,7 +50,7 @@ def module() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(tmp_path_factory: pytest.TempPathFactory) -> EngineCase:
     path = build_ctc(tmp_path_factory.mktemp("ctc") / "ctc.onnx", tones())
 
     def make(params: Mapping[str, Any]) -> Engine:
@@ -66,7 +64,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
             audio_script(np.zeros(9000, np.float32), 1000, flush=True),
         ]
 
-    return Case(
+    return EngineCase(
         "ctc",
         make,
         scripts,
@@ -77,7 +75,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 class TestExample(EngineSuite):
     @pytest.fixture
-    def engine(self, case: Case) -> Engine:
+    def engine(self, case: EngineCase) -> Engine:
         return case.make({})
 
 
@@ -85,7 +83,7 @@ def test_it_has_80_lines_at_most() -> None:
     assert len(PATH.read_text().splitlines()) <= 80
 
 
-def test_it_transcribes_what_was_said_with_partials_that_grow(case: Case) -> None:
+def test_it_transcribes_what_was_said_with_partials_that_grow(case: EngineCase) -> None:
     pieces = run_alone(case.make({}), 1, case.scripts()[0])
     partials = [piece.payload for piece in pieces if piece.kind == ResultKind.TEXT]
     assert partials == ["go", "go forward", "go forward ten"]

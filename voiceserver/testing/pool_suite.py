@@ -1,7 +1,16 @@
-"""What every pool promises, as tests. Subclass ``StreamConformance`` or ``PoolConformance``, and say how to make and drive it.
+"""``StreamSuite`` and ``PoolSuite``: what every pool promises, as tests.
 
-The engine behind the pool is ``tests.faults.broken_engines:Obedient`` (or does the same): it answers DATA with a TEXT of
-what it got and the number of items its stream has had, then DONE.
+``StreamSuite`` holds for each pool, also for tasks on the loop; ``PoolSuite`` adds what holds for workers: places, rings,
+deaths, and the state that an engine keeps. Subclass one with a fixture ``make_bench`` that returns a function, which makes a
+started pool and the way to let it work::
+
+    class TestMyPool(PoolSuite):
+        @pytest.fixture
+        def make_bench(self) -> MakeBench:
+            return my_bench  # an async context manager that yields a Bench
+
+The engine behind the pool is ``voiceserver.testing.engines:Obedient``, or one that does the same: it answers DATA with a TEXT
+of what it got and the number of items that its stream has had, then DONE.
 """
 
 from __future__ import annotations
@@ -14,6 +23,7 @@ from functools import partial
 from typing import Protocol
 
 import pytest
+import pytest_asyncio
 
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Pool, Stream
@@ -22,7 +32,7 @@ from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, St
 
 @dataclass(eq=False)
 class Owner:
-    """Remembers every call, and checks that none comes from inside one of ours."""
+    """The owner of a stream: it remembers every callback, and checks that none comes from inside a call of its own."""
 
     name: str = ""
     results: list[Record] = field(default_factory=list)
@@ -31,29 +41,29 @@ class Owner:
     ticks: int = 0
     log: list[str] = field(default_factory=list)
     is_calling: bool = False
-    on_pump: Callable[[], object] | None = None
+    on_ready: Callable[[], object] | None = None
 
-    def _hear(self, what: str) -> None:
+    def _record(self, what: str) -> None:
         assert not self.is_calling, "a callback from inside a call of the owner"
         self.log.append(what)
 
     def on_result(self, stage: str, record: Record) -> None:
-        self._hear("result")
+        self._record("result")
         self.results.append(record)
 
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
-        self._hear("lost")
+        self._record("lost")
         self.lost.append(reason)
 
     def on_room(self, stage: str) -> None:
-        self._hear("room")
+        self._record("room")
         self.rooms += 1
 
     def on_tick(self) -> None:
-        self._hear("tick")
+        self._record("tick")
         self.ticks += 1
-        if self.on_pump is not None:
-            self.on_pump()
+        if self.on_ready is not None:
+            self.on_ready()
 
     def try_open(self, pool: Pool, params: StreamParams | None = None) -> Stream | Refusal:
         self.is_calling = True
@@ -76,7 +86,7 @@ class Owner:
         return stream
 
     def open_once(self, pool: Pool) -> None:
-        self.on_pump = None
+        self.on_ready = None
         self.open(pool)
 
     def say(self, stream: Stream, text: str, turn: int = 1, seq: int = 1) -> bool:
@@ -100,7 +110,7 @@ class Owner:
 
 
 class Bench(Protocol):
-    """A started pool and the way to let it work."""
+    """A started pool, and the way to let it work."""
 
     @property
     def pool(self) -> Pool: ...
@@ -115,10 +125,11 @@ class Bench(Protocol):
 MakeBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 
-class StreamConformance:
-    """What every pool promises of its streams and to their owners. Fixture ``make_bench`` comes from the subclass."""
+@pytest.mark.asyncio
+class StreamSuite:
+    """What every pool promises of its streams and to their owners."""
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def bench(self, make_bench: MakeBench) -> AsyncIterator[Bench]:
         async with make_bench() as bench:
             yield bench
@@ -165,9 +176,8 @@ class StreamConformance:
         assert isinstance(Owner().try_open(bench.pool), Refusal)
 
 
-class PoolConformance(StreamConformance):
-    """What holds for workers besides: places, rings, deaths, and state that an engine keeps. ``make_bench`` takes ``workers=1``,
-    ``max_streams=0`` and ``request_slots=64``."""
+class PoolSuite(StreamSuite):
+    """What pools of workers promise besides. ``make_bench`` takes ``workers=1``, ``max_streams=0`` and ``request_slots=64``."""
 
     async def test_a_stream_says_hello_and_answers_in_order(self, bench: Bench) -> None:
         owner = Owner()
@@ -214,7 +224,7 @@ class PoolConformance(StreamConformance):
                 refusal = owner.try_open(bench.pool)
                 assert isinstance(refusal, Refusal)
                 assert (refusal.reason, refusal.retry_after_ms > 0) == ("full", True)
-                owner.on_pump = partial(owner.open_once, bench.pool)
+                owner.on_ready = partial(owner.open_once, bench.pool)
             assert bench.pool.stats().free == 0
             for owner, stream in zip(waiting, held, strict=False):
                 stream.close()
@@ -234,14 +244,14 @@ class PoolConformance(StreamConformance):
             stream = owner.open(bench.pool)
             sent = 0
 
-            def pump() -> None:
+            def send_all() -> None:
                 nonlocal sent
                 while sent < 200 and stream.send(RequestKind.DATA, 1, sent + 1, str(sent).encode()):
                     sent += 1
 
-            pump()
+            send_all()
             assert sent < 200, "the ring must be full by now"
-            owner.on_pump = pump
+            owner.on_ready = send_all
             await bench.until(lambda: len(owner.texts()) == 200)
             assert owner.texts() == [f"{n} {n + 1}" for n in range(200)]
             assert owner.rooms > 0

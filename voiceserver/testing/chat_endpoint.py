@@ -1,23 +1,26 @@
 """A real chat-completions endpoint on a local port, for tests: HTTP/1.1 with keep-alive, and answers by script.
 
-Each request takes the next script; without one it gets the last again. Nothing here waits for time: an answer that is to be slow
-waits for its ``gate``, and one that is to hang waits until the client has gone.
+Each request takes the next script, and the last one serves all requests after it. Nothing here waits for time: a slow answer
+waits for its ``release``, and one that hangs waits until the client leaves.
 
     async with ChatEndpoint(Answer(["Hello", " there."])) as endpoint:
         ... endpoint.base_url ... endpoint.requests[0].body["messages"]
 
-``python -m tests.chat_endpoint [PORT]`` serves an answer that repeats what it was asked, for trying things by hand.
+``python -m voiceserver.testing.chat_endpoint [PORT]`` serves an answer that repeats what it was asked, for trying things by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from anyio.from_thread import start_blocking_portal
 
 
 @dataclass
@@ -37,8 +40,9 @@ class Answer:
     tools: Sequence[Tool] = ()
     finish_reason: str = "stop"
     usage: tuple[int, int] = (7, 5)
-    hold_before: int | None = None  # wait for ``gate`` before this delta
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    # The delta that waits for ``release``.
+    hold_before: int | None = None
+    release: asyncio.Event = field(default_factory=asyncio.Event)
     has_done: bool = True
     streams: bool = True
     end: str = "\n\n"
@@ -181,9 +185,9 @@ class ChatEndpoint:
         for index, event in enumerate(events):
             if index == script.hold_before:
                 await writer.drain()
-                gate = asyncio.ensure_future(script.gate.wait())
+                release = asyncio.ensure_future(script.release.wait())
                 gone = asyncio.ensure_future(self._wait_until_left(reader))
-                done, waiting = await asyncio.wait({gate, gone}, return_when=asyncio.FIRST_COMPLETED)
+                done, waiting = await asyncio.wait({release, gone}, return_when=asyncio.FIRST_COMPLETED)
                 for task in waiting:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
@@ -264,9 +268,18 @@ def _whole(script: Answer, request: Request) -> dict[str, Any]:
 
 
 def repeat(body: dict[str, Any]) -> list[str]:
-    """Deltas that say again what was asked last."""
+    """Deltas that repeat the last question."""
     asked = next((one["content"] for one in reversed(body["messages"]) if one["role"] == "user"), "nothing")
     return [word + " " for word in f"You said: {asked}. Is that right?".split()]
+
+
+@contextlib.contextmanager
+def endpoint_in_thread(*scripts: Script) -> Iterator[ChatEndpoint]:
+    """A ``ChatEndpoint`` on a loop of its own, for code that has none. Without scripts it repeats what it is asked."""
+    with start_blocking_portal() as portal:
+        endpoint = ChatEndpoint(*scripts or (Answer(repeat),))
+        with portal.wrap_async_context_manager(endpoint):
+            yield endpoint
 
 
 async def _serve(port: int) -> None:
@@ -277,7 +290,7 @@ async def _serve(port: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.chat_endpoint",
+        prog="python -m voiceserver.testing.chat_endpoint",
         description="A chat-completions endpoint on this machine that says again what it was asked; Ctrl-C ends it.",
     )
     parser.add_argument(

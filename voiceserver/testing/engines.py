@@ -1,4 +1,4 @@
-"""Engines that break on purpose, each on the word of the text that asks for it. Loaded by name in real workers."""
+"""An engine for tests of pools: it answers, or fails as its input asks. Real workers load it by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
@@ -15,9 +15,10 @@ from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 
 class Obedient:
-    """reply: says its text back and how long its stream has lived, or does what a poisonous text says.
+    """A reply engine that answers a text with the text and the number of items that its stream has had.
 
-    params: ``max_streams``; ``load`` says how the factory fails.
+    Texts that make it fail are the keys of ``POISON``, "raise", "sleep 0.1", "work 0.1" and "toil 0.1" (seconds).
+    params: ``max_streams`` as in ``EngineInfo``; ``load`` says how making the engine fails.
     """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -56,7 +57,8 @@ class Obedient:
             time.sleep(float(text.split()[1]))
         if text.startswith("work "):
             _work(float(text.split()[1]))
-        if text.startswith("toil "):  # most of the time waiting for something, but getting on
+        if text.startswith("toil "):
+            # It waits most of the time, but gets on.
             give_up_s = time.monotonic() + float(text.split()[1])
             while time.monotonic() < give_up_s:
                 _work(0.02)
@@ -73,7 +75,7 @@ class Obedient:
 
 
 def _work(seconds: float) -> None:
-    """Processor time, and not a second of waiting."""
+    """Use so many seconds of the processor."""
     end_s = time.process_time() + seconds
     while time.process_time() < end_s:
         pass
@@ -93,7 +95,7 @@ def _leave() -> None:
     raise SystemExit(5)
 
 
-POISON = {
+POISON: dict[str, Callable[[], object]] = {
     "exit": _leave,
     "_exit": lambda: os._exit(4),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),

@@ -10,6 +10,11 @@ import os
 import pytest
 from hypothesis import settings
 
+# The fixtures of the kit; pytest finds them by itself where the installation is newer than the entry point.
+from voiceserver.testing.plugin import chat_endpoint, manual_clock, voice_server, voice_server_config
+
+__all__ = ["chat_endpoint", "manual_clock", "voice_server", "voice_server_config"]
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

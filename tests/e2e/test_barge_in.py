@@ -95,9 +95,9 @@ async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str, asyn
         server = await asyncio.to_thread(manager.__enter__)
         try:
             async with asyncio.timeout(170):
-                yield endpoint, server.url, answer.gate
+                yield endpoint, server.url, answer.release
         finally:
-            answer.gate.set()
+            answer.release.set()
             await asyncio.to_thread(manager.__exit__, None, None, None)
 
 

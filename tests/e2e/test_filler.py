@@ -43,9 +43,9 @@ async def late(*settings: str) -> AsyncIterator[tuple[ServerProcess, asyncio.Eve
         server = await asyncio.to_thread(manager.__enter__)
         try:
             async with asyncio.timeout(110):
-                yield server, answer.gate
+                yield server, answer.release
         finally:
-            answer.gate.set()
+            answer.release.set()
             await asyncio.to_thread(manager.__exit__, None, None, None)
 
 

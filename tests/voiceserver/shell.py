@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -26,6 +24,7 @@ from voiceserver.errors import Refusal
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import Pool, PoolStats, StreamOwner
 from voiceserver.server.routes import build_router
+from voiceserver.testing import ManualClock
 from voiceserver.transport.connection import Connection
 from voiceserver.transport.services import Services
 from voiceserver.wire.registry import WIRES
@@ -52,61 +51,6 @@ def text(event: object) -> bytes:
 
 def audio(pcm: bytes) -> bytes:
     return masked(Opcode.BINARY, pcm)
-
-
-class Timer:
-    def __init__(self) -> None:
-        self.is_cancelled = False
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
-
-
-class ManualLoop:
-    """``voiceserver.transport.services.Loop`` on a clock that only ``advance`` moves."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_000.0
-        self._soon: list[Callable[[], None]] = []
-        self._later: list[tuple[float, int, Timer, Callable[[], None]]] = []
-        self._count = itertools.count()
-        self.timers_set = 0
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._soon.append(callback)
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """In whole milliseconds, as uvloop counts."""
-        timer = Timer()
-        self.timers_set += 1
-        heapq.heappush(self._later, (self.now_ms + round(delay * 1000.0), next(self._count), timer, callback))
-        return timer
-
-    def run_tick(self) -> int:
-        """Run what was called soon, without what that calls soon; how many callbacks."""
-        soon, self._soon = self._soon, []
-        for callback in soon:
-            callback()
-        return len(soon)
-
-    def settle(self) -> None:
-        while self.run_tick():
-            pass
-
-    def advance(self, by_ms: float) -> None:
-        """Move the clock, running each timer at its time."""
-        self.settle()
-        end_ms = self.now_ms + by_ms
-        at_once = 0
-        while self._later and self._later[0][0] <= end_ms:
-            due_ms, _, timer, callback = heapq.heappop(self._later)
-            at_once = at_once + 1 if due_ms <= self.now_ms else 0
-            assert at_once < 10_000, "timers go off again and again, and time stands still"
-            self.now_ms = max(self.now_ms, due_ms)
-            if not timer.is_cancelled:
-                callback()
-            self.settle()
-        self.now_ms = end_ms
 
 
 class MemoryTransport:
@@ -257,7 +201,7 @@ class Shell:
             stages=StagesConfig(**{name: one if name in stages else none for name in names}),
         )
         self.pools = {name: AnsweredPool(name) for name in stages}
-        self.loop = ManualLoop()
+        self.loop = ManualClock()
         self.metrics = Metrics()
         self.logged: list[dict[str, Any]] = []
         self.admission = Admission(

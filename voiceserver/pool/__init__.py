@@ -7,7 +7,7 @@
 ``inline``         workers in the same thread, stepped by hand, for tests
 =================  ==================================================================
 
-All pass the stream suite of ``tests/conformance/pool_suite.py``, and those with workers the pool suite on top of it.
+All pass ``StreamSuite`` of ``voiceserver.testing``, and those with workers ``PoolSuite``.
 Rule R6: the server never waits for a worker.
 """
 

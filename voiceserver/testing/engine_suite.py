@@ -191,12 +191,6 @@ class EngineSuite:
     """Its tests ask for a fixture ``case``, an ``EngineCase``. Override ``engine`` where making one takes long."""
 
     @pytest.fixture
-    def case(self) -> EngineCase:
-        raise NotImplementedError(
-            "a subclass of EngineSuite has a fixture 'case', which returns an EngineCase"
-        )
-
-    @pytest.fixture
     def engine(self, case: EngineCase) -> Engine:
         return case.make(case.params)
 

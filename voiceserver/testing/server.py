@@ -24,10 +24,10 @@ import msgspec
 import structlog
 from anyio.from_thread import start_blocking_portal
 
-from voiceserver.config.schema import Config, ServerConfig, StageConfig, StagesConfig
-from voiceserver.pool import Pool
+from voiceserver.config.schema import Config, Loaded, ServerConfig, StageConfig, StagesConfig
+from voiceserver.pool import OnEvent, Pool
 from voiceserver.pool.inline import InlinePool
-from voiceserver.server.server import STAGES, MakePool, OnEvent, Server, make_pool
+from voiceserver.server.server import STAGES, MakePool, Server, check_engines, make_pool
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -87,6 +87,9 @@ async def running_server(
     config = config or small_config(*given)
     address = msgspec.structs.replace(config.server, host=_HOST, port=0, processes=1)
     config = msgspec.structs.replace(config, server=address)
+    none = dict.fromkeys(given, StageConfig(engine="none"))
+    made = msgspec.structs.replace(config, stages=msgspec.structs.replace(config.stages, **none))
+    check_engines(Loaded(made, {}))
     log: list[Mapping[str, object]] = []
 
     def pool_of(stage: str, its_config: StageConfig, on_event: OnEvent) -> Pool:

@@ -6,7 +6,7 @@ an engine from one thread only. Life of a stream::
     open(stream) -> step([... item of the stream ...])* -> [cancel(stream, turn)] -> close(stream)
 
 A batch holds at most one item per stream. Batched must equal unbatched: what a stream gets may not depend on its
-neighbours. ``tests/conformance`` states these rules as tests that every engine passes.
+neighbours. ``voiceserver.testing.EngineSuite`` states these rules as tests that every engine passes.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ async def test_a_sentence_is_said_while_the_answer_goes_on() -> None:
         opened(pool, owner).send(RequestKind.DATA, 1, 1, request())
         await owner.wait_for(lambda: len(owner.records) == 2)
         assert owner.payloads(ResultKind.TEXT) == [b"First one."]
-        answer.gate.set()
+        answer.release.set()
         await owner.finished()
     assert owner.payloads(ResultKind.TEXT) == [b"First one.", b" Second one."]
 
@@ -350,7 +350,7 @@ async def test_requests_of_one_stream_keep_their_order() -> None:
         assert stream.send(RequestKind.DATA, 1, 1, request())
         assert stream.send(RequestKind.DATA, 2, 2, request())
         await endpoint.wait_for(lambda: len(endpoint.requests) == 1)
-        first.gate.set()
+        first.release.set()
         await owner.finished(2)
         texts = [(r.turn, r.payload) for r in owner.records if r.kind == ResultKind.TEXT]
         assert texts == [(1, b"First."), (2, b"Second.")]
@@ -370,7 +370,7 @@ async def test_full_is_an_answer_and_room_is_told() -> None:
         assert isinstance(refusal, Refusal)
         assert refusal.reason == "full"
         assert refusal.retry_after_ms >= 50.0
-        held.gate.set()
+        held.release.set()
         await second.wait_for(lambda: second.rooms == 1)
         await third.wait_for(lambda: third.rooms == 1)
         assert waiting.send(RequestKind.DATA, 1, 1, request())

@@ -175,7 +175,7 @@ async def test_a_slow_endpoint_is_announced_while_it_is_waited_for() -> None:
         bench.pass_time(1_500)
         busy = bench.all(ev.ServerBusy)
         assert [(event.stage, event.reason) for event in busy][:1] == [("reply", "slow")]
-        slow.gate.set()
+        slow.release.set()
         assert (await bench.hear_reply()).text == "At last."
 
 

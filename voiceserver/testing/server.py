@@ -24,7 +24,8 @@ import msgspec
 import structlog
 from anyio.from_thread import start_blocking_portal
 
-from voiceserver.config.schema import Config, Loaded, ServerConfig, StageConfig, StagesConfig
+from voiceserver.config.loader import Loaded
+from voiceserver.config.schema import Config, ServerConfig, StageConfig, StagesConfig
 from voiceserver.pool import OnEvent, Pool
 from voiceserver.pool.inline import InlinePool
 from voiceserver.server.server import STAGES, MakePool, Server, check_engines, make_pool

@@ -127,7 +127,6 @@ def test_metrics_are_named_in_one_place() -> None:
     assert named - {"voiceserver_workers", "voiceserver_clients"} == set()
 
 
-@pytest.mark.xfail(reason="the house is being moved into: see CHANGELOG", strict=False)
 def test_records_on_the_ring_are_encoded_and_decoded_in_one_place() -> None:
     """Their JSON keys are fields of the structs of ``voiceserver_workers.ipc.messages``."""
     texts = [*(ROOT / "voiceserver" / "pool").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]

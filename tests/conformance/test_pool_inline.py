@@ -7,14 +7,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
+from voiceserver.config.schema import StageConfig
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
 from voiceserver.testing import engines as broken_engines
 from voiceserver.testing.pool_suite import MakeBench, Owner, PoolSuite
 from voiceserver_workers.batcher import BatchLimits
-from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
+from voiceserver_workers.ipc.channel import WorkerEnd
 from voiceserver_workers.worker import Worker
 
-STEP_TIMEOUT_MS = 500.0
+STEP_TIMEOUT_MS = 500
 
 
 def die() -> None:
@@ -32,11 +33,15 @@ class InlineBench:
         self.now_ms = 1_000.0
         self.events: list[str] = []
         self.pool = InlinePool(
-            stage="reply",
-            make_worker=make_worker,
-            workers=workers,
-            step_timeout_ms=STEP_TIMEOUT_MS,
-            channel=ChannelConfig(request_slots, 64, 4096),
+            "reply",
+            make_worker,
+            StageConfig(
+                engine="inline",
+                workers=workers,
+                step_timeout_ms=STEP_TIMEOUT_MS,
+                request_slots=request_slots,
+                result_slots=64,
+            ),
             now_ms=self.now_ms,
             on_event=lambda name, fields: self.events.append(name),
         )

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from voiceserver.config.schema import StageConfig
 from voiceserver.pool.process_pool import ProcessPool
-from voiceserver_workers.ipc.channel import ChannelConfig
 from voiceserver_workers.ipc.platform import Platform
 
 ENGINE = "voiceserver.testing.engines:Obedient"
@@ -52,20 +52,23 @@ async def make_local_bench(
     workers: int = 1,
     max_streams: int = 0,
     request_slots: int = 64,
-    step_timeout_ms: float = 5_000.0,
+    step_timeout_ms: int = 5_000,
     params: Mapping[str, str] | None = None,
     platform: Platform | None = None,
 ) -> AsyncIterator[LocalBench]:
     """Every worker is ready on entry; on exit the pool is stopped and every process it had is gone."""
     events: list[tuple[str, Mapping[str, object]]] = []
     pool = ProcessPool(
-        stage="reply",
-        engine=ENGINE,
-        params={"max_streams": max_streams, **(params or {})},
-        workers=workers,
-        max_batch_size=8,
-        step_timeout_ms=step_timeout_ms,
-        channel=ChannelConfig(request_slots, 64, 4096),
+        "reply",
+        StageConfig(
+            engine=ENGINE,
+            params={"max_streams": max_streams, **(params or {})},
+            workers=workers,
+            max_batch_size=8,
+            step_timeout_ms=step_timeout_ms,
+            request_slots=request_slots,
+            result_slots=64,
+        ),
         platform=platform,
         on_event=lambda name, fields: events.append((name, fields)),
     )

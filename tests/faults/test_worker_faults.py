@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.faults.local_bench import ENGINE, LocalBench, is_alive, make_local_bench
+from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError
 from voiceserver.pool.hang_detector import KNOWN_STEPS
 from voiceserver.pool.process_pool import SWEEP_MS, ProcessPool
@@ -51,7 +52,7 @@ async def test_every_death_is_told_with_its_reason_and_a_new_worker_serves(word:
 
 @pytest.mark.parametrize("word", ["kill", "_exit", "stop", "memory"])
 async def test_without_pidfds_the_lifeline_tells_the_same(word: str) -> None:
-    async with make_local_bench(step_timeout_ms=400.0, platform=PORTABLE) as bench:
+    async with make_local_bench(step_timeout_ms=400, platform=PORTABLE) as bench:
         owner = Owner("victim")
         owner.say(owner.open(bench.pool), word)
         await bench.until(owner.is_lost)
@@ -60,7 +61,7 @@ async def test_without_pidfds_the_lifeline_tells_the_same(word: str) -> None:
 
 
 async def test_an_idle_worker_that_is_stopped_is_found_hung() -> None:
-    async with make_local_bench(step_timeout_ms=300.0) as bench:
+    async with make_local_bench(step_timeout_ms=300) as bench:
         owner = Owner()
         owner.open(bench.pool)
         await bench.until(lambda: bool(owner.results))
@@ -71,7 +72,7 @@ async def test_an_idle_worker_that_is_stopped_is_found_hung() -> None:
 
 
 async def test_a_stopped_worker_is_found_long_before_the_longest_step_is_over() -> None:
-    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+    async with make_local_bench(step_timeout_ms=3_600_000) as bench:
         owner, busy = Owner(), Owner("busy")
         owner.open(bench.pool)
         busy.say(busy.open(bench.pool), "sleep 1")  # quiet too, and at work
@@ -95,7 +96,7 @@ async def known(bench: LocalBench) -> Owner:
 
 @pytest.mark.parametrize("words", ["sleep 3600", "work 3600"])
 async def test_an_engine_that_never_returns_is_found_by_what_its_steps_usually_take(words: str) -> None:
-    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+    async with make_local_bench(step_timeout_ms=3_600_000) as bench:
         witness, victim = await known(bench), Owner("victim")
         begun_ms = bench.now_ms()
         victim.say(victim.open(bench.pool), words)
@@ -107,7 +108,7 @@ async def test_an_engine_that_never_returns_is_found_by_what_its_steps_usually_t
 
 @pytest.mark.parametrize("words", ["work 0.6", "toil 1.5"])
 async def test_an_engine_that_gets_on_is_slow_and_no_more(words: str) -> None:
-    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+    async with make_local_bench(step_timeout_ms=3_600_000) as bench:
         witness, slow = await known(bench), Owner("slow")
         slow.say(slow.open(bench.pool), words)
         await bench.until(lambda: bool(slow.lost or slow.texts()))
@@ -116,7 +117,7 @@ async def test_an_engine_that_gets_on_is_slow_and_no_more(words: str) -> None:
 
 
 async def test_an_engine_of_which_little_is_known_has_all_the_time_that_is_allowed() -> None:
-    async with make_local_bench(step_timeout_ms=3_600_000.0) as bench:
+    async with make_local_bench(step_timeout_ms=3_600_000) as bench:
         owner = Owner()
         owner.say(owner.open(bench.pool), "sleep 1.2")
         await bench.until(lambda: bool(owner.lost or owner.texts()))
@@ -175,7 +176,7 @@ async def test_a_terminal_interrupt_does_not_reach_workers() -> None:
 
 
 async def test_a_worker_that_is_busy_for_ever_is_killed_at_stop() -> None:
-    async with make_local_bench(step_timeout_ms=60_000.0) as bench:
+    async with make_local_bench(step_timeout_ms=60_000) as bench:
         owner = Owner()
         owner.say(owner.open(bench.pool), "sleep 60")
         pid = bench.pid()
@@ -212,7 +213,7 @@ async def test_nothing_stays_open_after_many_deaths() -> None:
 async def test_an_engine_that_cannot_be_had_is_a_config_error(
     engine: str, params: dict[str, str], key: str, text: str
 ) -> None:
-    pool = ProcessPool(stage="reply", engine=engine, params=params)
+    pool = ProcessPool("reply", StageConfig(engine=engine, params=params))
     with pytest.raises(ConfigError, match=text) as caught:
         await asyncio.wait_for(pool.start(), 30)
     assert caught.value.key == key

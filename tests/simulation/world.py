@@ -28,7 +28,7 @@ from tests.simulation.engines import (
 from tests.voiceserver.session_bench import settings_of
 from voiceserver.capacity.admission import Admission, Ticket
 from voiceserver.capacity.outage import Outage
-from voiceserver.config.schema import BackpressureConfig
+from voiceserver.config.schema import BackpressureConfig, StageConfig
 from voiceserver.events import events as ev
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
@@ -37,11 +37,11 @@ from voiceserver.pool.worker_handle import WorkerState
 from voiceserver.session.settings import ServerSnapshot
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.engine import EngineError, Item
-from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
+from voiceserver_workers.ipc.channel import WorkerEnd
 from voiceserver_workers.ipc.messages import Record
 from voiceserver_workers.worker import Worker
 
-STEP_TIMEOUT_MS = 300.0
+STEP_TIMEOUT_MS = 300
 ENGINES = {"vad": SimVad, "stt": SimStt, "reply": SimReply, "tts": SimTts}
 FAULTS = ("crash", "crash-inside", "hang", "slow", "raise")
 
@@ -186,12 +186,17 @@ class World:
             return self.workers[stage][-1]
 
         return InlinePool(
-            stage=stage,
-            make_worker=make_worker,
-            workers=rng.choice([1, 1, 2]),
-            streams_per_worker=rng.choice([0, 0, 0, 1, 2]) if stage != "vad" else 0,
-            step_timeout_ms=STEP_TIMEOUT_MS,
-            channel=ChannelConfig(slots, slots * 2, 512),
+            stage,
+            make_worker,
+            StageConfig(
+                engine="inline",
+                workers=rng.choice([1, 1, 2]),
+                streams_per_worker=rng.choice([0, 0, 0, 1, 2]) if stage != "vad" else 0,
+                step_timeout_ms=STEP_TIMEOUT_MS,
+                request_slots=slots,
+                result_slots=slots * 2,
+                slot_bytes=512,
+            ),
             fork_ms=rng.uniform(5, 60),
             quarantine=self.quarantine,
         )

@@ -10,7 +10,8 @@ import pytest
 
 from tests.engines_for_tests import Echo
 from tests.model_builders import build_whisper
-from voiceserver_workers.calibrate import Job, measure
+from voiceserver_workers.calibrate import measure
+from voiceserver_workers.ipc.messages import CalibrationJob as Job
 
 HERE = "tests.workers.test_calibrate"
 

@@ -7,16 +7,16 @@ An engine that waits for a network is not measured: this machine does not decide
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from voiceserver.capacity.limit import Cost, calibrate, carried
 from voiceserver.config.schema import Config, StageConfig
 from voiceserver_workers import registry
+from voiceserver_workers.ipc.messages import CalibrationJob, NotMeasured, decode_measured, encode
 
 MEASURED: Final = ("vad", "stt", "tts")  # a reply is words, and costs next to nothing or a network
 BATCH_SIZES: Final = {"vad": (1, 8, 32, 128), "stt": (1, 4), "tts": (1, 4)}
@@ -71,38 +71,36 @@ def measure(config: Config, budget_s: float) -> Iterator[Step | Trouble]:
 
 
 def _measure(stage: str, settings: StageConfig, budget_s: float) -> Iterator[Step | Trouble]:
-    job: dict[str, Any] = {
-        "engine": settings.engine,
-        "stage": stage,
-        "params": settings.params,
-        "batch_sizes": [size for size in BATCH_SIZES[stage] if size <= settings.max_batch_size],
-        "dtypes": DTYPES if settings.params.keys().isdisjoint(DTYPE_PARAMS) else ("",),
-        "budget_s": budget_s,
-    }
+    job = CalibrationJob(
+        settings.engine,
+        stage,
+        settings.params,
+        tuple(size for size in BATCH_SIZES[stage] if size <= settings.max_batch_size),
+        DTYPES if settings.params.keys().isdisjoint(DTYPE_PARAMS) else ("",),
+        budget_s,
+    )
     command = [sys.executable, "-m", "voiceserver_workers.calibrate"]
-    timeout_s = _TIMEOUT_S + budget_s * len(job["batch_sizes"]) * len(job["dtypes"])
+    timeout_s = _TIMEOUT_S + budget_s * len(job.batch_sizes) * len(job.dtypes)
     try:
-        told = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        told = subprocess.run(command, input=encode(job), capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         yield Trouble(stage, settings.engine, f"it was not measured within {timeout_s:.0f} s")
         return
-    lines = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")]
-    for line in lines:
-        if "error" in line:
-            yield Trouble(stage, settings.engine, line["error"])
+    answers = [decode_measured(line) for line in told.stdout.splitlines() if line.startswith(b"{")]
+    for answer in answers:
+        if isinstance(answer, NotMeasured):
+            yield Trouble(stage, settings.engine, answer.error)
         else:
             yield Step(
                 stage,
                 settings.engine,
-                line["dtype"],
-                line["batch"],
-                line["step_ms"],
-                line["work"],
-                line["max_streams"],
+                answer.dtype,
+                answer.batch,
+                answer.step_ms,
+                answer.work,
+                answer.max_streams,
             )
-    if not lines:
+    if not answers:
         yield Trouble(stage, settings.engine, f"its process ended with {told.returncode}")
 
 

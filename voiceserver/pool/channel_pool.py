@@ -12,20 +12,31 @@ puts processes behind it, ``inline`` a worker in the same thread. Rules:
 
 from __future__ import annotations
 
-import json
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
+import msgspec
+
+from voiceserver.config.schema import StageConfig
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, OnEvent, Pool, PoolStats, Stream, StreamOwner, ignore_event
 from voiceserver.pool.place_queue import PlaceQueue
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState, WorkerStream
 from voiceserver_workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
-from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.ipc.messages import (
+    CONTROL_STREAM,
+    BatchWindow,
+    Record,
+    RequestKind,
+    ResultKind,
+    StreamParams,
+    decode_failure,
+    decode_hello,
+    encode,
+)
 from voiceserver_workers.ipc.platform import Platform
 
 CallSoon = Callable[[Callable[[], None]], object]
@@ -47,28 +58,23 @@ class ChannelPool(Pool):
 
     def __init__(
         self,
-        *,
         stage: str,
-        engine: str,
-        workers: int,
-        streams_per_worker: int,
-        step_timeout_ms: float,
-        channel: ChannelConfig,
+        config: StageConfig,
+        *,
         call_soon: CallSoon,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         on_event: OnEvent = ignore_event,
         quarantine: Quarantine | None = None,
         platform: Platform | None = None,
     ) -> None:
+        workers = config.workers
         if workers < 1:
             raise ValueError(f"workers must be at least 1, not {workers}")
         self.stage = stage
-        self.engine = engine
+        self._config = config
         self.quarantine = quarantine or Quarantine()
-        self._channel = channel
+        self._channel = ChannelConfig(config.request_slots, config.result_slots, config.slot_bytes)
         self._platform = platform
-        self._streams_per_worker = streams_per_worker
-        self._step_timeout_ms = step_timeout_ms
         self._call_soon = call_soon
         self._clock_ns = clock_ns
         self._on_event = on_event
@@ -118,7 +124,11 @@ class ChannelPool(Pool):
     def _taken_by_engine(self, params: StreamParams) -> StreamParams:
         """Without the options that the engine does not name: a session wishes, and not every engine can."""
         options = {name: value for name, value in params.options.items() if name in self._options}
-        return params if len(options) == len(params.options) else replace(params, options=options)
+        return (
+            params
+            if len(options) == len(params.options)
+            else msgspec.structs.replace(params, options=options)
+        )
 
     def forget(self, owner: StreamOwner) -> None:
         """``owner`` is leaving: no ``on_room`` for it any more."""
@@ -126,7 +136,7 @@ class ChannelPool(Pool):
 
     def set_max_wait_ms(self, max_wait_ms: float) -> None:
         """See ``Pool``."""
-        payload = json.dumps({"max_wait_ms": max_wait_ms}).encode()
+        payload = encode(BatchWindow(max_wait_ms))
         for handle in self.all_handles():
             if handle.state is WorkerState.READY and handle.try_send(
                 RequestKind.DATA, CONTROL_STREAM, 0, 0, payload, self._clock_ns()
@@ -148,7 +158,7 @@ class ChannelPool(Pool):
         items = sum(worker.items for worker in workers)
         return PoolStats(
             stage=self.stage,
-            engine=self.engine,
+            engine=self._config.engine,
             workers=workers,
             streams=sum(worker.streams for worker in workers),
             free=self._free_places(),
@@ -252,7 +262,7 @@ class ChannelPool(Pool):
                 self.spawn(handle)
             elif handle.state is WorkerState.READY:
                 handle.measure()
-                is_silent = handle.is_silent(now_ns, int(self._step_timeout_ms * 1e6))
+                is_silent = handle.is_silent(now_ns, int(self._config.step_timeout_ms * 1e6))
                 if self.is_hung(handle, now_ns, is_silent=is_silent):
                     self._hang(handle)
                 elif handle.wants_room or handle.unsent_closes:
@@ -362,16 +372,17 @@ class ChannelPool(Pool):
                 self.on_owner_error(error)
 
     def _hear(self, handle: WorkerHandle, record: Record) -> None:
-        told = json.loads(record.payload)
         if record.kind == ResultKind.FAILED:
-            handle.last_words = told["code"]
-            if told["code"] == "bad_engine":
-                self.on_bad_engine(handle, told["message"])
+            failure = decode_failure(record.payload)
+            handle.last_words = failure.code
+            if failure.code == "bad_engine":
+                self.on_bad_engine(handle, failure.message)
         elif record.kind == ResultKind.OPENED and handle.state is WorkerState.STARTING:
-            limits = [limit for limit in (self._streams_per_worker, int(told["max_streams"])) if limit]
+            hello = decode_hello(record.payload)
+            limits = [limit for limit in (self._config.streams_per_worker, hello.max_streams) if limit]
             handle.max_streams = min(limits, default=0)
             handle.state = WorkerState.READY
-            self._options, self._voices = frozenset(told["options"]), frozenset(told["voices"])
+            self._options, self._voices = frozenset(hello.options), frozenset(hello.voices)
             if handle.end is not None:
                 handle.pid = handle.end.flight().worker_pid  # the hello may overtake the forkserver's answer
             self.on_ready(handle)

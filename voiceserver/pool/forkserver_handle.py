@@ -12,11 +12,21 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Protocol
 
 from voiceserver.config.environment import environment
 from voiceserver_workers.ipc.frames import Frame, FrameReader, send_frame
+from voiceserver_workers.ipc.messages import (
+    Exited,
+    Fork,
+    Forked,
+    Preload,
+    Preloaded,
+    WorkerSpec,
+    decode_forkserver_answer,
+    encode,
+)
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 EXIT_WAIT_MS = 2_000.0
@@ -46,18 +56,17 @@ class ForkServerHandle:
         self,
         loop: asyncio.AbstractEventLoop,
         owner: ForkServerOwner,
-        engine: str,
-        params: Mapping[str, Any],
+        spec: WorkerSpec,
     ) -> None:
         self._loop = loop
         self._owner = owner
+        self._spec = spec
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._process = _start(theirs)
             ours.setblocking(False)
-            request = {"do": "preload", "engine": engine, "params": dict(params), "sys_path": sys.path}
-            send_frame(ours, request)
+            send_frame(ours, encode(Preload(spec.engine, spec.params, sys.path)))
         except OSError:
             ours.close()
             raise
@@ -69,12 +78,12 @@ class ForkServerHandle:
     def pid(self) -> int:
         return self._process.pid
 
-    def fork(self, request: int, spec: Mapping[str, Any], fds: Sequence[int]) -> bool:
+    def fork(self, request: int, fds: Sequence[int]) -> bool:
         """Ask for a worker. False: the forkserver is gone, ``on_forkserver_lost`` follows."""
         if self._sock is None:
             return False
         try:
-            send_frame(self._sock, {"do": "fork", "id": request, "spec": spec}, fds)
+            send_frame(self._sock, encode(Fork(request, self._spec)), fds)
         except OSError:
             self._loop.call_soon(self._lose)
             return False
@@ -106,19 +115,18 @@ class ForkServerHandle:
             self._lose()
             return
         for frame in frames:
-            self._hear(frame)
+            self._receive(frame)
 
-    def _hear(self, frame: Frame) -> None:
-        message = cast("dict[str, Any]", frame.message)
-        told = message["told"]
-        if told == "forked":
-            self._owner.on_forked(message["id"], message["pid"], frame.fds[0] if frame.fds else None)
-        elif told == "exited":
-            self._owner.on_exited(message["pid"], message["status"])
-        elif told == "preloaded":
+    def _receive(self, frame: Frame) -> None:
+        answer = decode_forkserver_answer(frame.body)
+        if isinstance(answer, Forked):
+            self._owner.on_forked(answer.id, answer.pid, frame.fds[0] if frame.fds else None)
+        elif isinstance(answer, Exited):
+            self._owner.on_exited(answer.pid, answer.status)
+        elif isinstance(answer, Preloaded):
             self._owner.on_preloaded()
-        elif told == "failed":
-            self._owner.on_preload_failed(message["message"])
+        else:
+            self._owner.on_preload_failed(answer.message)
 
     def _lose(self) -> None:
         if self._sock is None:

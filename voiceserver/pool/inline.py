@@ -13,17 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from voiceserver.config.schema import StageConfig
 from voiceserver.errors import engine_error
 from voiceserver.pool import OnEvent, ignore_event
 from voiceserver.pool.channel_pool import ChannelPool
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
-from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
-from voiceserver_workers.ipc.messages import ResultKind
+from voiceserver_workers.ipc.channel import WorkerEnd
+from voiceserver_workers.ipc.messages import OUT_OF_MEMORY, ResultKind, encode
 
 DRIVE_MS = 1.0
+ONE_WORKER = StageConfig(engine="inline", request_slots=64, result_slots=128)
 _ROUNDS = 1_000
-_OUT_OF_MEMORY = b'{"code": "out_of_memory", "message": "The worker ran out of memory."}'
 
 
 class Pollable(Protocol):
@@ -54,14 +55,10 @@ class InlinePool(ChannelPool):
 
     def __init__(
         self,
-        *,
         stage: str,
         make_worker: Callable[[WorkerEnd], Pollable],
-        engine: str = "inline",
-        workers: int = 1,
-        streams_per_worker: int = 0,
-        step_timeout_ms: float = 5_000.0,
-        channel: ChannelConfig | None = None,
+        config: StageConfig = ONE_WORKER,
+        *,
         fork_ms: float = 17.0,
         now_ms: float = 1.0,
         on_event: OnEvent = ignore_event,
@@ -70,12 +67,8 @@ class InlinePool(ChannelPool):
         self.now_ms = now_ms
         self._callbacks: deque[Callable[[], None]] = deque()
         super().__init__(
-            stage=stage,
-            engine=engine,
-            workers=workers,
-            streams_per_worker=streams_per_worker,
-            step_timeout_ms=step_timeout_ms,
-            channel=channel or ChannelConfig(64, 128, 4096),
+            stage,
+            config,
             call_soon=self._callbacks.append,
             clock_ns=lambda: int(self.now_ms * 1e6),
             on_event=on_event,
@@ -189,7 +182,7 @@ class InlinePool(ChannelPool):
         except SimulatedDeath:
             self._on_event("worker_exited", self._fields(handle, status=-9))
         except MemoryError:
-            incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, _OUT_OF_MEMORY)
+            incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, encode(OUT_OF_MEMORY))
             self._on_event("worker_exited", self._fields(handle, status=71))
         self.crash(handle.index)
         return True

@@ -15,10 +15,12 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError, engine_error
 from voiceserver.pool import OnEvent, ignore_event
 from voiceserver.pool.channel_pool import ChannelPool
@@ -27,8 +29,7 @@ from voiceserver.pool.hang_detector import HangDetector, Limits
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
 from voiceserver_workers import registry
-from voiceserver_workers.ipc.channel import ChannelConfig
-from voiceserver_workers.ipc.messages import CONTROL_STREAM, RequestKind
+from voiceserver_workers.ipc.messages import CONTROL_STREAM, RequestKind, WorkerSpec
 from voiceserver_workers.ipc.platform import PORTABLE, Platform, choose_platform
 
 SWEEP_MS = 50.0
@@ -36,10 +37,10 @@ SWEEP_MS = 50.0
 FIRST_ANSWER_MS = 60_000.0
 LOAD_TIMEOUT_MS = 300_000.0
 STOP_GRACE_MS = 1_000.0
-MIN_STEP_TIMEOUT_MS = 300.0  # idle workers beat every 100 ms
+# Idle workers beat every 100 ms.
+MIN_STEP_TIMEOUT_MS = 300
 FORKSERVER_BACKOFF_MS = 1_000.0
 SUSPICIOUS_MS = 150.0  # without a beat, after which the kernel is asked what became of a worker
-STALL_TIMEOUT_MS = 500.0
 
 
 @dataclass(slots=True)
@@ -54,58 +55,37 @@ class _Process:
 
 
 class ProcessPool(ChannelPool):
-    """``engine`` is a name for ``voiceserver_workers.registry``; ``params`` go to its factory.
+    """The workers of one stage. ``platform``: for tests.
 
-    workers: processes. max_batch_size, max_wait_ms: the batcher's. streams_per_worker: 0 for what the engine says.
-    step_timeout_ms: a step that takes longer, with a
-    processor at hand, is a hang. stall_timeout_ms: so is one that does nothing at all for so long, and for ten times the longest
-    step so far; 0: it is not. on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped,
-    worker_exited, quarantined, bad_engine, no_memory, forkserver_lost, ring_corrupt. platform: for tests.
+    on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped, worker_exited, quarantined, bad_engine,
+    no_memory, forkserver_lost, ring_corrupt.
     """
 
     def __init__(
         self,
-        *,
         stage: str,
-        engine: str,
-        params: Mapping[str, Any] | None = None,
-        workers: int = 1,
-        max_batch_size: int = 64,
-        max_wait_ms: float = 0.0,
-        streams_per_worker: int = 0,
-        step_timeout_ms: float = 5_000.0,
-        stall_timeout_ms: float = STALL_TIMEOUT_MS,
-        channel: ChannelConfig | None = None,
+        config: StageConfig,
+        *,
         on_event: OnEvent = ignore_event,
         quarantine: Quarantine | None = None,
         platform: Platform | None = None,
     ) -> None:
         platform = platform or choose_platform()
-        step_timeout_ms = max(step_timeout_ms, MIN_STEP_TIMEOUT_MS)
+        if config.step_timeout_ms < MIN_STEP_TIMEOUT_MS:
+            config = msgspec.structs.replace(config, step_timeout_ms=MIN_STEP_TIMEOUT_MS)
         super().__init__(
-            stage=stage,
-            engine=engine,
-            workers=workers,
-            streams_per_worker=streams_per_worker,
-            step_timeout_ms=step_timeout_ms,
-            channel=channel or ChannelConfig(),
-            call_soon=self._soon,
-            on_event=on_event,
-            quarantine=quarantine,
-            platform=platform,
+            stage, config, call_soon=self._soon, on_event=on_event, quarantine=quarantine, platform=platform
         )
-        self._spec = {
-            "engine": engine,
-            "params": dict(params or {}),
-            "max_batch_size": max_batch_size,
-            "max_wait_ms": max_wait_ms,
-            "step_timeout_ms": step_timeout_ms,
-            "is_portable": platform is PORTABLE,
-        }
-        self._params = dict(params or {})
+        self._spec = WorkerSpec(
+            config.engine,
+            config.params,
+            config.max_batch_size,
+            config.max_wait_ms,
+            config.step_timeout_ms,
+            is_portable=platform is PORTABLE,
+        )
         self._processes: dict[int, _Process] = {}  # by lane index
-        self._stall_timeout_ms = stall_timeout_ms
-        self._hang_detectors = [HangDetector(step_timeout_ms) for _ in self.all_handles()]
+        self._hang_detectors = [HangDetector(config.step_timeout_ms) for _ in self.all_handles()]
         self._forkserver: ForkServerHandle | None = None
         self._is_preloaded = False
         self._restart_ms = 0.0
@@ -118,7 +98,7 @@ class ProcessPool(ChannelPool):
     async def start(self) -> None:
         """Returns when the first worker is ready, or after 60 s of loading. Raises ConfigError."""
         try:
-            registry.check(self.engine)
+            registry.check(self._config.engine)
         except registry.EngineLookupError as error:
             raise ConfigError(f"stages.{self.stage}.engine", str(error)) from error
         self._loop = asyncio.get_running_loop()
@@ -191,7 +171,7 @@ class ProcessPool(ChannelPool):
         ours.setblocking(False)
         self._processes[handle.index] = _Process(handle.generation, ours)
         with theirs:
-            forkserver.fork(self._request(handle), self._spec, [*end.worker_fds(), theirs.fileno()])
+            forkserver.fork(self._request(handle), [*end.worker_fds(), theirs.fileno()])
         end.close_worker_fds()
         self._loop.add_reader(end.result_fd(), self.drain, handle)
         if end.rearm():  # the worker was ready before we listened, and rings for a sleeper only
@@ -228,7 +208,7 @@ class ProcessPool(ChannelPool):
         # What any worker of the stage has shown of the engine counts, also for one that is new.
         steps = max(one.totals()[0] for one in self.all_handles())
         longest_ms = max(one.longest_step_ms for one in self.all_handles())
-        limits = Limits.of(steps, longest_ms, self._stall_timeout_ms)
+        limits = Limits.of(steps, longest_ms, self._config.stall_timeout_ms)
         found = self._hang_detectors[handle.index].feel(handle.pid, handle.beat_ns, quiet_ms, limits)
         return found in ("stopped", "stalled", "spinning") or (is_silent and found != "starved")
 
@@ -320,7 +300,7 @@ class ProcessPool(ChannelPool):
     def _start_forkserver(self) -> None:
         self._restart_ms = self._now_ms() + FORKSERVER_BACKOFF_MS
         try:
-            self._forkserver = ForkServerHandle(self._loop, self, self.engine, self._params)
+            self._forkserver = ForkServerHandle(self._loop, self, self._spec)
         except OSError as error:
             self._on_event("forkserver_lost", {"stage": self.stage, "error": str(error)})
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -23,7 +22,15 @@ from typing import Protocol
 from voiceserver.errors import Refusal
 from voiceserver.pool import OnEvent, Pool, PoolStats, Stream, StreamOwner, WorkerStats, ignore_event
 from voiceserver.pool.place_queue import PlaceQueue
-from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.ipc.messages import (
+    Failure,
+    Opened,
+    Record,
+    RequestKind,
+    ResultKind,
+    StreamParams,
+    encode,
+)
 
 Say = Callable[[ResultKind, bytes], None]
 
@@ -48,13 +55,7 @@ class RemoteFailure(Exception):
 
     def to_bytes(self) -> bytes:
         """The payload of a FAILED record."""
-        told: dict[str, object] = {
-            "code": self.code,
-            "message": self.message,
-            "retryable": self.is_retryable,
-            "retry_after_ms": round(self.retry_after_ms),
-        }
-        return json.dumps(told).encode()
+        return encode(Failure(self.code, self.message, self.is_retryable, round(self.retry_after_ms)))
 
 
 class RemoteEngine(Protocol):
@@ -215,8 +216,7 @@ class RemotePool(Pool):
         stream = RemoteStream(self, self._next_stream, owner, is_lighter)
         self._next_stream += 1
         self._streams.add(stream)
-        told = json.dumps({"engine": self.engine}).encode()
-        self._tell(stream, Record(ResultKind.OPENED, stream.id, 0, 0, told))
+        self._tell(stream, Record(ResultKind.OPENED, stream.id, 0, 0, encode(Opened(self.engine))))
         return stream
 
     def forget(self, owner: StreamOwner) -> None:

@@ -46,7 +46,6 @@ from voiceserver.transport.http import Caller, Response
 from voiceserver.transport.services import Services
 from voiceserver.wire import openai
 from voiceserver_workers import registry
-from voiceserver_workers.ipc.channel import ChannelConfig
 
 if TYPE_CHECKING:
     import ssl
@@ -104,19 +103,7 @@ def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
         return chat_pool(stage, config, on_event=on_event)
     from voiceserver.pool.process_pool import ProcessPool
 
-    return ProcessPool(
-        stage=stage,
-        engine=config.engine,
-        params=config.params,
-        workers=config.workers,
-        max_batch_size=config.max_batch_size,
-        max_wait_ms=config.max_wait_ms,
-        streams_per_worker=config.streams_per_worker,
-        step_timeout_ms=config.step_timeout_ms,
-        stall_timeout_ms=config.stall_timeout_ms,
-        channel=ChannelConfig(config.request_slots, config.result_slots, config.slot_bytes),
-        on_event=on_event,
-    )
+    return ProcessPool(stage, config, on_event=on_event)
 
 
 class Server:

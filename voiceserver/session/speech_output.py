@@ -29,36 +29,18 @@ from voiceserver.session.history import History
 from voiceserver.session.reply import Reason, Reply, ToolCall
 from voiceserver.session.sentences import spoken_pieces
 from voiceserver.session.text import gap
-from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind
+from voiceserver_workers.ipc.messages import (
+    Failure,
+    Finish,
+    Record,
+    RequestKind,
+    ResultKind,
+    decode_failure,
+    decode_finish,
+    decode_tool_piece,
+)
 
 FINISH_REASONS: dict[str, Reason] = {"length": "limited", "content_filter": "filtered"}
-
-
-class ToolDelta(msgspec.Struct):
-    index: int = 0
-    call_id: str = ""
-    name: str = ""
-    arguments: str = ""
-
-
-class Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class Finish(msgspec.Struct):
-    finish_reason: str = "stop"
-    usage: Usage | None = None
-
-
-class Failure(msgspec.Struct):
-    code: str = "engine_failed"
-    message: str = "the engine failed"
-
-
-_decode_tool = msgspec.json.Decoder(ToolDelta).decode
-_decode_finish = msgspec.json.Decoder(Finish).decode
-_decode_failure = msgspec.json.Decoder(Failure).decode
 
 
 class SpeechOutput:
@@ -151,7 +133,7 @@ class SpeechOutput:
         elif kind == ResultKind.TOOL:
             self._tool(reply, record.payload)
         elif kind == ResultKind.DONE:
-            finish = _decode_finish(record.payload) if record.payload else Finish()
+            finish = decode_finish(record.payload) if record.payload else Finish()
             reply.is_finished_asking = True
             reply.finish_reason = FINISH_REASONS.get(finish.finish_reason, "completed")
             if finish.usage is not None:
@@ -204,7 +186,7 @@ class SpeechOutput:
         self._events.append(ReplyAudio(turn=reply.turn, pcm=pcm))
 
     def _tool(self, reply: Reply, payload: bytes) -> None:
-        delta = _decode_tool(payload)
+        delta = decode_tool_piece(payload)
         call = reply.tool_calls.setdefault(delta.index, ToolCall())
         call.call_id = call.call_id or delta.call_id
         is_new = not call.name
@@ -348,7 +330,7 @@ class SpeechOutput:
 
 def failure_of(payload: bytes) -> tuple[str, str]:
     try:
-        failure = _decode_failure(payload)
+        failure = decode_failure(payload)
     except msgspec.DecodeError:
         failure = Failure()
     return failure.code, failure.message

@@ -127,7 +127,7 @@ def inline_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
     """One worker in the thread of the loop. A remote engine gets the same pool as in production."""
     from voiceserver_workers import registry
     from voiceserver_workers.batcher import BatchLimits
-    from voiceserver_workers.ipc.channel import ChannelConfig, WorkerEnd
+    from voiceserver_workers.ipc.channel import WorkerEnd
     from voiceserver_workers.worker import Worker
 
     if registry.resolve(config.engine).is_remote:
@@ -139,12 +139,9 @@ def inline_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
         return Worker(engine, end, limits, step_timeout_ms=config.step_timeout_ms)
 
     return _DrivenPool(
-        stage=stage,
-        engine=config.engine,
-        make_worker=make_worker,
-        streams_per_worker=config.streams_per_worker,
-        step_timeout_ms=config.step_timeout_ms,
-        channel=ChannelConfig(config.request_slots, config.result_slots, config.slot_bytes),
+        stage,
+        make_worker,
+        msgspec.structs.replace(config, workers=1),
         now_ms=asyncio.get_running_loop().time() * 1000.0,
         on_event=on_event,
     )

@@ -8,20 +8,26 @@ counted in CPU time where that is less: a busy machine is not a slow one.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
 from voiceserver_workers import registry
 from voiceserver_workers.audio import Resampler
 from voiceserver_workers.engine import Audio, Engine, EngineError, EngineFactory, Item, Output
-from voiceserver_workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.ipc.messages import (
+    CalibrationJob,
+    Measured,
+    NotMeasured,
+    ResultKind,
+    StreamParams,
+    Value,
+    decode_calibration_job,
+    encode,
+)
 from voiceserver_workers.process import describe_error, limit_torch_threads
 
 LINE = "All our lines are busy. Please hold the line, somebody will be with you soon."
@@ -30,37 +36,7 @@ LEAST_STEPS = 3
 DTYPE_PARAMS = ("dtype", "compute_type")  # what engines call it: torch, and CTranslate2
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """dtypes: tried one after the other, as the engine's ``dtype`` or whatever it calls it; "" is what it does by itself.
-    budget_s: for each pair."""
-
-    engine: str
-    stage: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    batch_sizes: Sequence[int] = (1,)
-    dtypes: Sequence[str] = ("",)
-    budget_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """step_ms: the median. audio_ms: speech heard or spoken by one such step, of all streams together. max_streams: what the
-    engine says that one worker can hold; 0: no limit."""
-
-    dtype: str
-    batch: int
-    step_ms: float
-    audio_ms: float
-    max_streams: int = 0
-
-    @property
-    def work(self) -> float:
-        """Seconds of one worker per second of audio."""
-        return self.step_ms / self.audio_ms if self.audio_ms else 0.0
-
-
-def measure(job: Job) -> Iterator[Measured]:
+def measure(job: CalibrationJob) -> Iterator[Measured]:
     """Raises what the engine raises when it is made as configured."""
     factory = registry.load(job.engine)
     limit_torch_threads()
@@ -78,7 +54,7 @@ def measure(job: Job) -> Iterator[Measured]:
                 break
 
 
-def _with_dtype(factory: EngineFactory, params: Mapping[str, Any], dtype: str) -> Engine | None:
+def _with_dtype(factory: EngineFactory, params: Mapping[str, Value], dtype: str) -> Engine | None:
     """None: this engine, or this processor, has no such thing."""
     for name in DTYPE_PARAMS:
         with contextlib.suppress(Exception):
@@ -86,7 +62,7 @@ def _with_dtype(factory: EngineFactory, params: Mapping[str, Any], dtype: str) -
     return None
 
 
-def _measure(engine: Engine, job: Job, dtype: str, batch: int) -> Measured:
+def _measure(engine: Engine, job: CalibrationJob, dtype: str, batch: int) -> Measured:
     streams = range(1, batch + 1)
     rate_hz = engine.info.rate_hz or 16_000
     for stream in streams:
@@ -100,7 +76,9 @@ def _measure(engine: Engine, job: Job, dtype: str, batch: int) -> Measured:
             engine.close(stream)
 
 
-def _hearing(engine: Engine, job: Job, dtype: str, streams: Sequence[int], rate_hz: int) -> Measured:
+def _hearing(
+    engine: Engine, job: CalibrationJob, dtype: str, streams: Sequence[int], rate_hz: int
+) -> Measured:
     """All streams hear the same speech, a chunk a step, and (stt) its end."""
     speech = speech_at(rate_hz)
     size = rate_hz * CHUNK_MS // 1000
@@ -130,7 +108,9 @@ def _hearing(engine: Engine, job: Job, dtype: str, streams: Sequence[int], rate_
     return Measured(dtype, len(streams), per_step_s * 1000.0, audio_ms, engine.info.max_streams)
 
 
-def _speaking(engine: Engine, job: Job, dtype: str, streams: Sequence[int], rate_hz: int) -> Measured:
+def _speaking(
+    engine: Engine, job: CalibrationJob, dtype: str, streams: Sequence[int], rate_hz: int
+) -> Measured:
     took: list[float] = []
     spoken: list[float] = []
     turn, end_s = 0, time.perf_counter() + job.budget_s
@@ -163,7 +143,7 @@ def _samples(output: Output) -> int:
     )
 
 
-def _timed(engine: Engine, job: Job, items: list[Item]) -> float:
+def _timed(engine: Engine, job: CalibrationJob, items: list[Item]) -> float:
     """Seconds until the engine has nothing more to say to these."""
     watch = _Watch(job)
     while items:
@@ -177,7 +157,7 @@ def _timed(engine: Engine, job: Job, items: list[Item]) -> float:
 
 
 class _Watch:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CalibrationJob) -> None:
         self._is_on_cpu = "cuda" not in str(job.params.get("device", ""))
         self._began_s, self._cpu_s = time.perf_counter(), time.process_time()
 
@@ -210,12 +190,12 @@ def speech_at(rate_hz: int) -> Audio:
 
 
 def main() -> int:
-    job = Job(**json.loads(sys.stdin.read()))
+    job = decode_calibration_job(sys.stdin.buffer.read())
     try:
         for measured in measure(job):
-            print(json.dumps({**asdict(measured), "work": measured.work}), flush=True)
+            print(encode(measured).decode(), flush=True)
     except Exception as error:
-        print(json.dumps({"error": describe_error(error)}), flush=True)
+        print(encode(NotMeasured(describe_error(error))).decode(), flush=True)
         return 1
     return 0
 

@@ -23,13 +23,24 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.frames import Frame, FrameReader, send_frame
-from voiceserver_workers.process import (
+from voiceserver_workers.ipc.messages import (
+    Exited,
+    Fork,
+    Forked,
+    Preload,
+    Preloaded,
+    PreloadFailed,
     WorkerSpec,
+    decode_forkserver_request,
+    encode,
+)
+from voiceserver_workers.process import (
     describe_error,
     die_with_parent,
     ignore_terminal_signals,
@@ -67,33 +78,34 @@ class ForkServer:
                         self._obey(frame)
 
     def _obey(self, frame: Frame) -> None:
-        message = cast("dict[str, Any]", frame.message)
-        if message["do"] == "preload":
-            self._preload(message)
-        elif message["do"] == "fork":
-            self._fork(message, frame.fds)
+        request = decode_forkserver_request(frame.body)
+        if isinstance(request, Preload):
+            self._preload(request)
         else:
-            raise ValueError(f"unknown request {message['do']!r}")
+            self._fork(request, frame.fds)
 
-    def _preload(self, message: dict[str, Any]) -> None:
-        sys.path.extend(path for path in message["sys_path"] if path not in sys.path)
+    def _answer(self, answer: Preloaded | PreloadFailed | Forked | Exited, fds: Sequence[int] = ()) -> None:
+        send_frame(self._sock, encode(answer), fds)
+
+    def _preload(self, request: Preload) -> None:
+        sys.path.extend(path for path in request.sys_path if path not in sys.path)
         try:
-            factory = registry.load(message["engine"])
+            factory = registry.load(request.engine)
             preload = getattr(factory, "preload", None)
             if preload is not None:
-                preload(message["params"])
+                preload(request.params)
         except Exception as error:
             log.debug("preload failed", exc_info=True)
-            send_frame(self._sock, {"told": "failed", "message": describe_error(error)})
+            self._answer(PreloadFailed(describe_error(error)))
             return
         limit_torch_threads()
         # What is loaded now stays for good: out of the collector's way, so that it stays shared.
         gc.collect()
         gc.freeze()
-        send_frame(self._sock, {"told": "preloaded"})
+        self._answer(Preloaded())
 
-    def _fork(self, message: dict[str, Any], fds: list[int]) -> None:
-        spec, parent_pid = WorkerSpec(**message["spec"]), os.getpid()
+    def _fork(self, request: Fork, fds: list[int]) -> None:
+        spec, parent_pid = request.spec, os.getpid()
         pid = os.fork()
         if pid == 0:
             self._become_worker(spec, fds, parent_pid)
@@ -104,7 +116,7 @@ class ForkServer:
             # Not reaped before the next round, so this is certainly the child just made.
             pidfds.append(os.pidfd_open(pid))
         try:
-            send_frame(self._sock, {"told": "forked", "id": message["id"], "pid": pid}, pidfds)
+            self._answer(Forked(request.id, pid), pidfds)
         finally:
             for fd in pidfds:
                 os.close(fd)
@@ -127,9 +139,7 @@ class ForkServer:
                 return
             if pid == 0:
                 return
-            send_frame(
-                self._sock, {"told": "exited", "pid": pid, "status": os.waitstatus_to_exitcode(status)}
-            )
+            self._answer(Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
 def _on_child(signum: int, frame: FrameType | None) -> None:

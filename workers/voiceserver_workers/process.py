@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
 import logging
 import os
 import select
@@ -17,15 +16,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 from voiceserver_workers import registry
 from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.engine import Engine
 from voiceserver_workers.ipc.channel import FlightState, WorkerEnd
-from voiceserver_workers.ipc.messages import CONTROL_STREAM, ResultKind
+from voiceserver_workers.ipc.messages import (
+    CONTROL_STREAM,
+    OUT_OF_MEMORY,
+    Failure,
+    ResultKind,
+    WorkerSpec,
+    encode,
+)
 from voiceserver_workers.ipc.platform import PORTABLE
 from voiceserver_workers.worker import Worker, merge_bytes
 
@@ -41,20 +46,6 @@ NICENESS = 5
 LIFELINE_EVERY = 64  # rounds between two looks at the lifeline
 _PR_SET_PDEATHSIG = 1
 _LAST_WORDS_TIMEOUT_MS = 200.0
-_OUT_OF_MEMORY = json.dumps({"code": "out_of_memory", "message": "The worker ran out of memory."}).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker process is started with. ``engine``: a name for the registry. ``is_portable``: do without what only
-    Linux has."""
-
-    engine: str
-    params: Mapping[str, Any]
-    max_batch_size: int = 64
-    max_wait_ms: float = 0.0
-    step_timeout_ms: float = 5_000.0
-    is_portable: bool = False
 
 
 def die_with_parent(parent_pid: int) -> bool:
@@ -111,10 +102,10 @@ def _serve(spec: WorkerSpec, end: WorkerEnd, lifeline_fd: int) -> int:
         worker.start()
         _loop(worker, end, lifeline_fd)
     except MemoryError:
-        _last_words(end, _OUT_OF_MEMORY)
+        _last_words(end, OUT_OF_MEMORY)
         return EXIT_MEMORY
     except _BadEngine as error:
-        _last_words(end, json.dumps({"code": "bad_engine", "message": str(error)}).encode())
+        _last_words(end, Failure("bad_engine", str(error)))
         return EXIT_CONFIG
     worker.stop()
     end.record_state(FlightState.STOPPED)
@@ -183,8 +174,8 @@ def limit_torch_threads() -> None:
         torch.set_num_threads(1)
 
 
-def _last_words(end: WorkerEnd, payload: bytes) -> None:
-    end.send(ResultKind.FAILED, CONTROL_STREAM, 0, 0, payload, timeout_ms=_LAST_WORDS_TIMEOUT_MS)
+def _last_words(end: WorkerEnd, failure: Failure) -> None:
+    end.send(ResultKind.FAILED, CONTROL_STREAM, 0, 0, encode(failure), timeout_ms=_LAST_WORDS_TIMEOUT_MS)
     end.ring_bell()
 
 

@@ -12,7 +12,6 @@ a test and in the simulation. Rules:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,7 +24,18 @@ import numpy as np
 from voiceserver_workers.audio import Resampler, float_to_pcm16, pcm16_to_float
 from voiceserver_workers.batcher import Batcher, BatchLimits, Work
 from voiceserver_workers.engine import Audio, Engine, EngineError, EngineInfo, Item, Output, Piece
-from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
+from voiceserver_workers.ipc.messages import (
+    CONTROL_STREAM,
+    Failure,
+    Hello,
+    Opened,
+    Record,
+    RequestKind,
+    ResultKind,
+    StreamParams,
+    decode_batch_window,
+    encode,
+)
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +117,7 @@ class Worker:
     def start(self) -> None:
         """Say hello: the engine is loaded, and this is what it is."""
         self._channel.record_idle()
-        self._send(ResultKind.OPENED, CONTROL_STREAM, 0, 0, hello_bytes(self._engine.info))
+        self._send(ResultKind.OPENED, CONTROL_STREAM, 0, 0, encode(hello_of(self._engine.info)))
         self._ring()
 
     def poll(self, now_ms: float) -> bool:
@@ -166,7 +176,9 @@ class Worker:
             self.is_stopping = True
         elif record.kind == _DATA:
             limits = self._batcher.limits
-            self._batcher.limits = replace(limits, max_wait_ms=json.loads(record.payload)["max_wait_ms"])
+            self._batcher.limits = replace(
+                limits, max_wait_ms=decode_batch_window(record.payload).max_wait_ms
+            )
 
     def _queue(self, record: Record, now_ms: float) -> None:  # hot
         kind, stream, turn, seq, payload, _ = record
@@ -199,8 +211,8 @@ class Worker:
         else:
             # OPEN's seq: how many first items are stepped alone, because the stream was near a crash.
             self._batcher.open(stream, trial_items=record.seq)
-            told = json.dumps({"engine": info.name}).encode()
-            self._send(ResultKind.OPENED, stream, 0, state.params.start_seq, told)
+            opened = encode(Opened(info.name))
+            self._send(ResultKind.OPENED, stream, 0, state.params.start_seq, opened)
         self._channel.record_idle()
 
     def _cancel(self, stream: int, turn: int) -> None:
@@ -376,8 +388,7 @@ class Worker:
         return parts
 
     def _fail(self, stream: int, turn: int, seq: int, error: EngineError) -> None:
-        payload = json.dumps({"code": error.code, "message": error.message}).encode()
-        self._send(ResultKind.FAILED, stream, turn, seq, payload)
+        self._send(ResultKind.FAILED, stream, turn, seq, encode(Failure(error.code, error.message)))
 
     def _send(self, kind: int, stream: int, turn: int, seq: int, payload: bytes = b"") -> None:
         try:
@@ -404,20 +415,15 @@ class Worker:
             self._channel.ring_bell()
 
 
-MAX_VOICES = 1_000  # that are told; whoever has more is asked about each
+# Voices that a hello lists; the hello is one record, so it has an end.
+MAX_VOICES = 1_000
 
 
-def hello_bytes(info: EngineInfo) -> bytes:
-    """OPENED of the control stream: what the pool must know of the engine."""
-    told = {
-        "engine": info.name,
-        "stage": info.stage,
-        "rate_hz": info.rate_hz,
-        "max_streams": info.max_streams,
-        "options": info.options,
-        "voices": info.voices[:MAX_VOICES],
-    }
-    return json.dumps(told).encode()
+def hello_of(info: EngineInfo) -> Hello:
+    """What the pool must know of the engine."""
+    return Hello(
+        info.name, info.stage, info.rate_hz, info.max_streams, info.options, info.voices[:MAX_VOICES]
+    )
 
 
 def merge_bytes(info: EngineInfo) -> int:

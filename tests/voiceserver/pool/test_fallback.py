@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from voiceserver.config.schema import StageConfig
 from voiceserver.errors import Refusal
 from voiceserver.pool import LossReason, Stream
 from voiceserver.pool.fallback import FallbackPool
@@ -40,8 +41,16 @@ def worker_of(max_streams: int) -> Callable[[WorkerEnd], Worker]:
 
 class Bench:
     def __init__(self, own_places: int = 0, lighter_places: int = 0) -> None:
-        self.own = InlinePool(stage="reply", engine="own", make_worker=worker_of(own_places), workers=2)
-        self.lighter = InlinePool(stage="reply", engine="light", make_worker=worker_of(lighter_places))
+        self.own = InlinePool(
+            "reply",
+            worker_of(own_places),
+            StageConfig(engine="own", workers=2, request_slots=64, result_slots=128),
+        )
+        self.lighter = InlinePool(
+            "reply",
+            worker_of(lighter_places),
+            StageConfig(engine="light", request_slots=64, result_slots=128),
+        )
         self.pool = FallbackPool(self.own, self.lighter)
         self.now_ms = 1_000.0
         for one in (self.own, self.lighter):

@@ -68,7 +68,7 @@ def worker_of(max_streams: int) -> Callable[[WorkerEnd], Worker]:
 
 class Bench:
     def __init__(self) -> None:
-        self.pool = InlinePool(stage="reply", engine="own", make_worker=worker_of(PLACES))
+        self.pool = InlinePool("reply", worker_of(PLACES))
         self.pool.now_ms = self.now_ms = 1_000.0
         for handle in self.pool.handles:
             self.pool.spawn(handle)

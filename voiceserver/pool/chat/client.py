@@ -30,11 +30,7 @@ from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.chat.messages import (
     Choice,
     ToolDelta,
-    ToolPiece,
-    Usage,
     decode_chunk,
-    decode_request,
-    encode,
     is_unheard,
     request_body,
 )
@@ -42,7 +38,14 @@ from voiceserver.pool.chat.sse import EventTooLong, SseParser
 from voiceserver.pool.remote_pool import RemoteFailure, RemotePool, Say
 from voiceserver.session.sentences import SentenceCutter
 from voiceserver_workers import registry
-from voiceserver_workers.ipc.messages import ResultKind
+from voiceserver_workers.ipc.messages import (
+    Finish,
+    ResultKind,
+    ToolPiece,
+    Usage,
+    decode_reply_request,
+    encode,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -152,10 +155,10 @@ class Chat:
     async def answer(self, request: bytes, say: Say) -> None:
         """See ``voiceserver.pool.remote_pool.RemoteEngine``."""
         config = self._config
-        asked = decode_request(request)
+        asked = decode_reply_request(request)
         if is_unheard(asked):
             say(ResultKind.TEXT, config.reprompt.encode())
-            say(ResultKind.DONE, b'{"finish_reason":"stop"}')
+            say(ResultKind.DONE, encode(Finish()))
             return
         answer = Answer(say, SentenceCutter(config.max_sentence_chars, config.first_clause_chars))
         loop = asyncio.get_running_loop()
@@ -321,9 +324,7 @@ class Answer:
         """The endpoint has said all."""
         self._speak(self._cutter.finish())
         self.is_done = True
-        self._say(
-            ResultKind.DONE, encode({"finish_reason": self._finish_reason or "stop", "usage": self._usage})
-        )
+        self._say(ResultKind.DONE, encode(Finish(self._finish_reason or "stop", self._usage)))
 
     def end_of_stream(self) -> None:
         """The body is over. Without ``[DONE]`` that is an end only if a reason for it was given."""

@@ -6,54 +6,12 @@ the history's limit). So each call goes with its answer right behind it, and wha
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from voiceserver.pool.chat.config import ChatConfig
+from voiceserver_workers.ipc.messages import FunctionCall, ReplyMessage, ReplyRequest, Usage, encode
 
 _TOOL_CHOICES = ("auto", "none", "required")
-
-
-class ToolSpec(msgspec.Struct, frozen=True):
-    name: str
-    description: str = ""
-    parameters: dict[str, Any] = {}
-
-
-class FunctionCall(msgspec.Struct, frozen=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class ToolCall(msgspec.Struct, frozen=True):
-    id: str = ""
-    type: str = "function"
-    function: FunctionCall = FunctionCall()
-
-
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: str
-    content: str | None = None
-    tool_calls: list[ToolCall] = []
-    tool_call_id: str = ""
-
-
-class ReplyRequest(msgspec.Struct, frozen=True):
-    """What a session asks (``Session._reply_request``); fields that this engine does not need are passed over."""
-
-    turn: int = 0
-    messages: list[Message] = []
-    instructions: str = ""
-    tools: list[ToolSpec] = []
-    tool_choice: str = ""
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class ToolDelta(msgspec.Struct, frozen=True):
@@ -82,29 +40,18 @@ class Chunk(msgspec.Struct, frozen=True):
     error: msgspec.Raw = msgspec.Raw(b"")
 
 
-class ToolPiece(msgspec.Struct, frozen=True):
-    """The payload of a TOOL record."""
-
-    index: int
-    call_id: str
-    name: str
-    arguments: str
-
-
-decode_request = msgspec.json.Decoder(ReplyRequest).decode
 decode_chunk = msgspec.json.Decoder(Chunk).decode
-encode = msgspec.json.Encoder().encode
 
 
 def is_unheard(request: ReplyRequest) -> bool:
     """The caller's turn had no words in it: nothing to ask anybody."""
     last = request.messages[-1] if request.messages else None
-    return last is not None and last.role == "user" and not (last.content or "").strip()
+    return last is not None and last.role == "user" and not last.text.strip()
 
 
 def request_body(request: ReplyRequest, config: ChatConfig) -> bytes:
     system = config.system or request.instructions
-    messages = [Message(role="system", content=system)] if system.strip() else []
+    messages = [ReplyMessage(role="system", content=system)] if system.strip() else []
     body: dict[str, object] = {
         "messages": [*messages, *_matched(request.messages)],
         "stream": True,
@@ -128,17 +75,17 @@ def request_body(request: ReplyRequest, config: ChatConfig) -> bytes:
     return encode(body)
 
 
-def _matched(messages: list[Message]) -> list[Message]:
+def _matched(messages: list[ReplyMessage]) -> list[ReplyMessage]:
     answers = {one.tool_call_id: one for one in messages if one.role == "tool" and one.tool_call_id}
-    matched: list[Message] = []
+    matched: list[ReplyMessage] = []
     for message in messages:
         if message.role == "tool":
             continue
         if message.tool_calls:
             calls = [call for call in message.tool_calls if call.id in answers]
             if calls:
-                matched.append(Message(role="assistant", content=message.content, tool_calls=calls))
+                matched.append(ReplyMessage(role="assistant", content=message.content, tool_calls=calls))
                 matched += [answers[call.id] for call in calls]
-        elif (message.content or "").strip():
+        elif message.text.strip():
             matched.append(message)
     return matched

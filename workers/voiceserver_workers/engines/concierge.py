@@ -11,16 +11,23 @@ Every key but ``messages`` may be missing. Answer: one TEXT per sentence, then D
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.engines.arithmetic import Unanswerable, say_number, solve
-from voiceserver_workers.ipc.messages import ResultKind, StreamParams
+from voiceserver_workers.ipc.messages import (
+    Finish,
+    ReplyMessage,
+    ResultKind,
+    StreamParams,
+    Usage,
+    decode_reply_request,
+    encode,
+)
 
-_DONE = Piece(ResultKind.DONE, json.dumps({"finish_reason": "stop", "usage": {}}))
+_DONE = Piece(ResultKind.DONE, encode(Finish(usage=Usage())).decode())
 _GREETING = re.compile(
     r"^(?:hello|hi|hey|good (?:morning|afternoon|evening|day))(?: there| again)?\b[ ,.!]*", re.I
 )
@@ -62,25 +69,16 @@ def _output(request: str | None) -> Output:
     if request is None:
         return Output()
     try:
-        parsed = json.loads(request)
-        messages = parsed["messages"]
-        context = parsed.get("context") or {}
-        said = _last_said(messages)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        asked = decode_reply_request(request)
+    except (ValueError, RecursionError):
         raise EngineError("bad_request", "the reply request is not a JSON object with messages") from None
-    sentences = answer(said, context if isinstance(context, dict) else {})
+    sentences = answer(_last_said(asked.messages), asked.context or {})
     pieces = [Piece(ResultKind.TEXT, f" {text}" if index else text) for index, text in enumerate(sentences)]
     return Output([*pieces, _DONE])
 
 
-def _last_said(messages: Sequence[Mapping[str, object]]) -> str:
-    for message in reversed(messages):
-        if message["role"] == "user":
-            content = message.get("content")
-            if isinstance(content, list):
-                content = " ".join(str(part.get("text", "")) for part in content)
-            return content if isinstance(content, str) else ""
-    return ""
+def _last_said(messages: Sequence[ReplyMessage]) -> str:
+    return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
 def answer(said: str, context: Context) -> list[str]:

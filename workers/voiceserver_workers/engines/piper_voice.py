@@ -8,12 +8,12 @@ same sentence is the same samples.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -157,7 +157,7 @@ def _file(key: str, path: str) -> Path:
 
 def _read_config(path: Path) -> PiperConfig:
     try:
-        config = PiperConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        config = PiperConfig.from_dict(msgspec.json.decode(path.read_bytes()))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"voice: {path} is no configuration of a Piper voice ({error!r})") from None
     if not math.isfinite(config.length_scale) or config.length_scale <= 0:

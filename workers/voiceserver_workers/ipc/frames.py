@@ -1,38 +1,35 @@
-"""JSON messages with file descriptors over a Unix stream socket: how the server talks to its forkserver.
+"""Messages with file descriptors over a Unix stream socket: how the server talks to its forkserver.
 
-A frame is ``length (4 bytes), number of fds (1 byte), JSON``. The fds travel beside the first byte (SCM_RIGHTS) and arrive
+A frame is ``length (4 bytes), number of fds (1 byte), body``; the bodies are structs of ``messages``.
+The fds travel beside the first byte (SCM_RIGHTS) and arrive
 in order, so the reader keeps one queue of bytes and one of fds, however the kernel cuts the stream.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _HEAD = struct.Struct("<IB")
 _MAX_FDS = 32
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
 
 class Frame(NamedTuple):
     """One message. ``fds`` belong to the receiver."""
 
-    message: dict[str, Json]
+    body: bytes
     fds: list[int]
 
 
-def send_frame(sock: socket.socket, message: Mapping[str, object], fds: Sequence[int] = ()) -> None:
+def send_frame(sock: socket.socket, body: bytes, fds: Sequence[int] = ()) -> None:
     """Send one message. The fds are duplicated by the kernel; the caller still owns its own.
 
     Raises OSError when the peer is gone, or when a non-blocking socket is full (nothing a few small messages can do).
     """
-    body = json.dumps(message).encode()
     data = _HEAD.pack(len(body), len(fds)) + body
     sent = socket.send_fds(sock, [data], list(fds)) if fds else sock.send(data)
     if sent < len(data):
@@ -78,6 +75,6 @@ class FrameReader:
         end = _HEAD.size + length
         if len(buffer) < end:
             return None
-        message: dict[str, Json] = json.loads(buffer[_HEAD.size : end])
+        body = bytes(buffer[_HEAD.size : end])
         del buffer[:end]
-        return Frame(message, [self._fds.popleft() for _ in range(count)])
+        return Frame(body, [self._fds.popleft() for _ in range(count)])

@@ -26,7 +26,7 @@ MAINS: dict[str, str | None] = {
     "benchmarks.soak": "soak",
     "benchmarks.recovery": None,
     "benchmarks.report_tables": "main",
-    "tests.chat_endpoint": None,
+    "voiceserver.testing.chat_endpoint": None,
 }
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-SOURCES := voiceserver workers clients benchmarks tests
+SOURCES := voiceserver workers clients benchmarks tests docs
 # Some of those that benchmarks/run.py lists; all by default.
 BENCHMARKS ?=
 # Broken links and anchors fail. The variable silences an advertisement for another tool.
@@ -22,7 +22,7 @@ help:
 	@echo "make serve    a server on 127.0.0.1:8765 with the default engines"
 	@echo "make test     ruff, mypy --strict, the documentation and all tests"
 	@echo "make lint     ruff, mypy and the documentation only (make format repairs the layout)"
-	@echo "make docs     the documentation as a site in build/site, built without the network"
+	@echo "make docs     the pages that are generated from the code, and the documentation as a site in build/site, without the network"
 	@echo "make bench    all benchmarks, tables and charts; results land in benchmarks/results (BENCHMARKS='turn sessions' picks some,"
 	@echo "              COMPARE=FILE flags what became worse since that summary.json)"
 	@echo "make bench-venv  what benchmarks compare with and can be driven by: Mosec, LitServe, Locust"
@@ -71,13 +71,15 @@ lint: $(STAMP)
 	$(RUN)/ruff check $(SOURCES)
 	$(RUN)/ruff format --check $(SOURCES)
 	$(RUN)/mypy --strict
-	$(MKDOCS)
-
-docs: $(STAMP)
+	$(RUN)/python -m docs.generate --check
 	$(MKDOCS)
 
 test: lint
 	$(RUN)/pytest
+
+docs: $(STAMP)
+	$(RUN)/python -m docs.generate
+	$(MKDOCS)
 
 format: $(STAMP)
 	$(RUN)/ruff check --fix $(SOURCES)

@@ -3,6 +3,7 @@
 =================  ==========================================================================================
 GET  /             talk to the server in a browser
 GET  /dashboard    live charts; holds no figures itself
+GET  /docs/        the reference: pages, AsyncAPI and OpenAPI, generated from the code (``docs.generate``)
 GET  /v1/stats     JSON: the samples of ``/metrics`` and the answer of ``/v1/capacity``; nothing is counted twice
 POST /v1/drain     what SIGTERM does
 =================  ==========================================================================================
@@ -16,6 +17,7 @@ from __future__ import annotations
 import importlib.resources
 import ipaddress
 from collections.abc import Callable
+from importlib.resources.abc import Traversable
 from typing import Final
 
 import msgspec
@@ -26,6 +28,7 @@ from voiceserver.transport.http import Caller, Page, Response, Router, error_res
 
 STATS: Final = "/v1/stats"
 DRAIN: Final = "/v1/drain"
+DOCS: Final = "/docs/"
 # A page of another site cannot send a header of its own choice unless we agree to it, which we never do.
 DRAIN_HEADER: Final = ("X-Voiceserver-Action", "drain")
 _ADDRESSES: Final = {"index.html": "/", "dashboard.html": "/dashboard"}
@@ -34,6 +37,7 @@ _TYPES: Final = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "json": "application/json",
 }
 _HEADERS: Final = (
     (
@@ -80,10 +84,14 @@ def add(router: Router, metrics: Metrics, drain: Callable[[], None]) -> None:
             drain()
         return json_response(202, {"status": "draining"})
 
-    for file in importlib.resources.files("voiceserver").joinpath("web").iterdir():
+    web = importlib.resources.files("voiceserver").joinpath("web")
+    for file in web.iterdir():
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
             router.pages[_ADDRESSES.get(file.name, f"/web/{file.name}")] = _static(file.read_bytes(), kind)
+    for file in web.joinpath("docs").iterdir():
+        router.pages[f"{DOCS}{file.name}"] = _read_when_asked(file)
+    router.pages[DOCS] = router.pages[DOCS.rstrip("/")] = router.pages.pop(f"{DOCS}index.html")
     router.pages[STATS] = stats
     router.actions[DRAIN] = press
 
@@ -91,6 +99,12 @@ def add(router: Router, metrics: Metrics, drain: Callable[[], None]) -> None:
 def _static(body: bytes, content_type: str) -> Page:
     response = Response(200, body, content_type, _HEADERS)
     return lambda caller: response
+
+
+def _read_when_asked(file: Traversable) -> Page:
+    """The reference is seldom asked for, so it is not kept in memory."""
+    kind = _TYPES[file.name.rpartition(".")[2]]
+    return lambda caller: Response(200, file.read_bytes(), kind, _HEADERS)
 
 
 def _refuse_drain(router: Router, caller: Caller) -> Response | None:

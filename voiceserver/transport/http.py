@@ -182,7 +182,7 @@ class Router:
         )
         if path not in self.wires and path not in self.pages and path not in self.actions:
             known = sorted({*self.wires, *self.pages, *self.actions})
-            listed = ", ".join(one for one in known if not one.startswith("/web/"))
+            listed = ", ".join(one for one in known if not one.startswith(("/web/", "/docs/")))
             return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
         methods = ("POST",) if path in self.actions else ("GET", "HEAD")
         if handshake.method not in methods:

@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-SOURCES := voiceserver workers clients benchmarks tests docs
+SOURCES := voiceserver workers clients benchmarks tests docs/generate
 # Some of those that benchmarks/run.py lists; all by default.
 BENCHMARKS ?=
 # Broken links and anchors fail. The variable silences an advertisement for another tool.

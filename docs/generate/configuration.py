@@ -32,8 +32,8 @@ def page() -> Page:
         "configuration",
         "Configuration",
         "`voiceserver/config`",
-        f"A TOML file (`--config`, `${FILE_VARIABLE}` or `./{DEFAULT_FILE}`), environment variables and flags. Flags win over the "
-        "environment, the environment wins over the file. Every setting has one dotted name: `stages.stt.workers` in the "
+        f"A TOML file (`--config`, `${FILE_VARIABLE}` or `./{DEFAULT_FILE}`), environment variables and flags. Flags win over "
+        "the environment, the environment wins over the file. Every setting has one dotted name: `stages.stt.workers` in the "
         f"file, `{environment_name('stages.stt.workers')}` in the environment, `--set stages.stt.workers=2` as a flag. Some "
         "have a flag of their own.\n\n"
         "A setting or a variable that does not exist is refused, with the nearest name that does. `voiceserver config` "

@@ -22,12 +22,13 @@ from docs.generate import __main__ as generate
 from docs.generate import asyncapi, cli, configuration, errors, http, metrics
 from docs.generate.fields import fields_of, structs_in
 from docs.generate.page import Page, Section
-from tests.conformance.codec_suite import native_wire, server_events
+from tests.conformance.wires import native_wire
 from tests.voiceserver.shell import Shell, upgrade
 from voiceserver.config.schema import Config
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.server import pages
+from voiceserver.testing.codec_suite import server_events
 from voiceserver.transport.http import Response, Router
 from voiceserver.wire import native
 from voiceserver.wire.native import NativeCodec
@@ -219,7 +220,7 @@ TOOL = {"name": "time", "description": "The time.", "parameters": {"type": "obje
 @pytest.mark.parametrize(
     "message",
     [
-        *(json.loads(frame) for frame in native_wire(16_000).valid if isinstance(frame, str)),
+        *(json.loads(frame) for frame in native_wire(16_000).valid_messages if isinstance(frame, str)),
         {"type": "session.update", "turn_detection": None, "temperature": None, "event_id": "mine"},
         {"type": "session.update", "turn_detection": {"threshold": 0.3, "idle_timeout_ms": None}},
         {"type": "session.update", "tools": [TOOL], "tool_choice": "time", "speed": 1.5},

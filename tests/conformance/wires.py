@@ -8,10 +8,11 @@ import struct
 from collections.abc import Iterable
 
 from voiceserver.testing.codec_suite import COMPANDED, EXACT, CodecCase, samples_of
-from voiceserver.wire import Frame, mulaw
+from voiceserver.wire import Frame
 from voiceserver.wire.native import NativeCodec
 from voiceserver.wire.openai import Dialect, OpenAICodec
 from voiceserver.wire.openai.audio import AudioFormat
+from voiceserver.wire.samples import mulaw_to_pcm, pcm_to_mulaw
 from voiceserver.wire.twilio import TwilioCodec
 from voiceserver.wire.whisperlive import WhisperLiveCodec
 
@@ -92,7 +93,7 @@ def twilio_wire() -> CodecCase:
     def reply_audio(frames: Iterable[Frame]) -> bytes:
         events = [json.loads(frame) for frame in frames]
         payloads = [one["media"]["payload"] for one in events if one["event"] == "media"]
-        return mulaw.to_pcm(b"".join(base64.b64decode(payload) for payload in payloads))
+        return mulaw_to_pcm(b"".join(base64.b64decode(payload) for payload in payloads))
 
     return CodecCase(
         name="twilio",
@@ -100,7 +101,7 @@ def twilio_wire() -> CodecCase:
         rate_hz=8_000,
         audio_message=audio_message,
         reply_audio=reply_audio,
-        encode_audio=mulaw.from_pcm,
+        encode_audio=pcm_to_mulaw,
         unit_bytes=1,
         tolerance=COMPANDED,
         hello=(message("start", start=start),),

@@ -17,7 +17,7 @@ from tests import recordings
 from tests.e2e.serving import ServerProcess, serving
 from voiceserver.events import events as ev
 from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint
-from voiceserver.wire import mulaw
+from voiceserver.wire.samples import G711_BYTES_PER_MS, MULAW_SILENCE, mulaw_to_pcm, pcm_to_mulaw
 from voiceserver_clients.voice import VoiceClient
 
 LINE = "One moment, please."
@@ -119,7 +119,7 @@ async def test_on_the_telephone_it_is_heard_marked_and_cleared_by_speech() -> No
     spoken = recordings.goforward().audio
     half = len(spoken) // 2 * 2
     narrow = (spoken[:half].reshape(-1, 2).mean(axis=1) * 32_767).astype("<i2")
-    call = mulaw.from_pcm(narrow.tobytes()) + mulaw.SILENCE * 8_000
+    call = pcm_to_mulaw(narrow.tobytes()) + MULAW_SILENCE * 8_000
 
     async def say(audio: bytes) -> None:
         for at in range(0, len(audio), 800):
@@ -141,7 +141,7 @@ async def test_on_the_telephone_it_is_heard_marked_and_cleared_by_speech() -> No
                 "1."
             ):  # of the reply; signals of a busy server have other names
                 break
-        assert len(np.unique(np.frombuffer(mulaw.to_pcm(media), np.int16))) > 50
-        assert len(media) > 200 * mulaw.BYTES_PER_MS
+        assert len(np.unique(np.frombuffer(mulaw_to_pcm(media), np.int16))) > 50
+        assert len(media) > 200 * G711_BYTES_PER_MS
         await say(call)
         await read(socket, "clear")

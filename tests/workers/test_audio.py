@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from voiceserver_workers.audio import (
     Audio,
     Resampler,
-    alaw_to_pcm16,
     float_to_pcm16,
-    mulaw_to_pcm16,
-    pcm16_to_alaw,
     pcm16_to_float,
-    pcm16_to_mulaw,
 )
 
 RATES = [
@@ -100,17 +96,3 @@ def test_after_flush_or_reset_it_starts_afresh(forget: str) -> None:
     getattr(used, forget)()
     np.testing.assert_array_equal(used.process(tone(440, 48000)), fresh.process(tone(440, 48000)))
     np.testing.assert_array_equal(used.flush(), fresh.flush())
-
-
-@pytest.mark.parametrize(
-    ("encode", "decode"), [(pcm16_to_mulaw, mulaw_to_pcm16), (pcm16_to_alaw, alaw_to_pcm16)]
-)
-def test_g711_is_near_and_stable(encode: object, decode: object) -> None:
-    assert callable(encode)
-    assert callable(decode)
-    pcm = float_to_pcm16(tone(440, 8000))
-    coded = encode(pcm)
-    assert len(coded) == len(pcm) // 2
-    near = decode(coded)
-    assert np.abs(pcm16_to_float(near) - pcm16_to_float(pcm)).max() < 0.02
-    assert encode(near) == coded

@@ -41,13 +41,15 @@ from voiceserver.errors import Forbidden, ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language, PhoneKey, VoiceName
-from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received, mulaw
+from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.decoding import field_error, why_unreadable
 from voiceserver.wire.request import LineFormat, Wire, WireRequest
+from voiceserver.wire.samples import G711_BYTES_PER_MS, G711_RATE_HZ, mulaw_to_pcm, pcm_to_mulaw
+from voiceserver.wire.tones import tones
 
 PATH: Final = "/v1/twilio"
 SIGNATURE_HEADER: Final = "X-Twilio-Signature"
-MARK_EVERY_BYTES: Final = 100 * mulaw.BYTES_PER_MS
+MARK_EVERY_BYTES: Final = 100 * G711_BYTES_PER_MS
 MAX_MARKS: Final = 4_096
 MAX_HELD: Final = 256
 BAD_START: Final = 1003  # nobody would hear of it: without a start a call is silence until somebody hangs up
@@ -145,8 +147,8 @@ class TwilioCodec(Codec):
 
     # A caller hears the refusal; an HTTP 503 would only be in Twilio's error log.
     traits = CodecTraits(name="twilio", tells_refusal=True)
-    input_rate_hz = mulaw.RATE_HZ
-    output_rate_hz = mulaw.RATE_HZ
+    input_rate_hz = G711_RATE_HZ
+    output_rate_hz = G711_RATE_HZ
 
     def __init__(
         self, prerendered: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
@@ -222,7 +224,7 @@ class TwilioCodec(Codec):
             raise ProtocolError(
                 "invalid_audio", "The payload is not base64.", param="media.payload"
             ) from None
-        return [Audio(mulaw.to_pcm(data))] if data else []
+        return [Audio(mulaw_to_pcm(data))] if data else []
 
     def _not_understood(self, error: msgspec.ValidationError, message: bytes) -> ProtocolError:
         found = field_error(error, _Message, code="invalid_message")
@@ -320,7 +322,7 @@ class TwilioCodec(Codec):
         if event.turn != self._turn:
             frames += self._marked()
             self._turn, self._turn_bytes = event.turn, 0
-        data = mulaw.from_pcm(event.pcm)
+        data = pcm_to_mulaw(event.pcm)
         if not data:
             return frames
         frames.append(self._media(data))
@@ -334,7 +336,7 @@ class TwilioCodec(Codec):
         """A tone, but neither into a reply nor behind a clip that says so already; then a mark tells the call's log."""
         if self._sent or self._unmarked_bytes:
             return [self._frame("mark", mark={"name": "busy"})]
-        return self._clip(mulaw.tones()["busy"])
+        return self._clip(tones()["busy"])
 
     def _cue(self, cue: str, position: int) -> list[Frame]:
         line = f"{cue}_{position}"
@@ -344,11 +346,11 @@ class TwilioCodec(Codec):
         spoken = self._prerendered.get(line) or self._prerendered.get(cue)
         if spoken:
             return [*(self._clear() if self._is_clip_only() else []), *self._clip(spoken)]
-        return self._clip(mulaw.tones()[_TONE_OF_CUE[cue]]) if not self.linger_ms else []
+        return self._clip(tones()[_TONE_OF_CUE[cue]]) if not self.linger_ms else []
 
     def _clip(self, data: bytes) -> list[Frame]:
         frames = self._marked()
-        ms = len(data) / mulaw.BYTES_PER_MS
+        ms = len(data) / G711_BYTES_PER_MS
         return [*frames, self._media(data), self._mark_frame(0, ms)]
 
     def _marked(self) -> list[Frame]:
@@ -356,7 +358,7 @@ class TwilioCodec(Codec):
         if not self._unmarked_bytes:
             return []
         self._unmarked_bytes = 0
-        return [self._mark_frame(self._turn, self._turn_bytes / mulaw.BYTES_PER_MS)]
+        return [self._mark_frame(self._turn, self._turn_bytes / G711_BYTES_PER_MS)]
 
     def _mark_frame(self, turn: int, played_ms: float) -> Frame:
         self._mark += 1
@@ -402,7 +404,7 @@ def make_codec(request: WireRequest) -> TwilioCodec:
 WIRE: Final = Wire(
     paths=(PATH,),
     make_codec=make_codec,
-    line_format=LineFormat(mulaw.RATE_HZ, mulaw.from_pcm),
+    line_format=LineFormat(G711_RATE_HZ, pcm_to_mulaw),
     is_self_signed=lambda config: bool(config.twilio.auth_token),
 )
 

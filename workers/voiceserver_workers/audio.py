@@ -5,17 +5,11 @@ Everything here runs in a worker; the event loop touches no samples.
 
 from __future__ import annotations
 
-import warnings
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import soxr
-
-with warnings.catch_warnings():
-    # Deprecated up to 3.12; from 3.13 audioop-lts stands in under the same name.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import audioop
 
 Audio = npt.NDArray[np.float32]
 
@@ -70,21 +64,3 @@ class Resampler:
         """Forget what the filter holds."""
         if self._stream is not None:
             self._stream.clear()
-
-
-def mulaw_to_pcm16(payload: bytes) -> bytes:
-    """G.711 mu-law, one byte a sample -> PCM16."""
-    return audioop.ulaw2lin(payload, 2)
-
-
-def pcm16_to_mulaw(payload: bytes) -> bytes:
-    return audioop.lin2ulaw(payload, 2)
-
-
-def alaw_to_pcm16(payload: bytes) -> bytes:
-    """G.711 A-law, one byte a sample -> PCM16."""
-    return audioop.alaw2lin(payload, 2)
-
-
-def pcm16_to_alaw(payload: bytes) -> bytes:
-    return audioop.lin2alaw(payload, 2)

@@ -11,7 +11,8 @@ from websockets.frames import Opcode
 from tests.voiceserver.shell import Line, Shell, masked, text, upgrade
 from voiceserver.announcements.lines import LINES
 from voiceserver.config.schema import BackpressureConfig, TwilioConfig
-from voiceserver.wire import mulaw, openai, twilio, whisperlive
+from voiceserver.wire import openai, twilio, whisperlive
+from voiceserver.wire.samples import G711_BYTES_PER_MS
 from voiceserver_workers.ipc.messages import ResultKind
 
 FULL = BackpressureConfig(max_connections=1, retry_after_ms=90_000)
@@ -118,7 +119,7 @@ def test_a_refused_caller_who_talks_nonsense_is_closed_all_the_same() -> None:
 
 def media_ms(line: Line) -> float:
     chunks = [event["media"]["payload"] for event in line.events() if event["event"] == "media"]
-    return sum(len(chunk) * 3 // 4 for chunk in chunks) / mulaw.BYTES_PER_MS
+    return sum(len(chunk) * 3 // 4 for chunk in chunks) / G711_BYTES_PER_MS
 
 
 def test_a_phone_hears_that_all_lines_are_busy_before_it_is_closed() -> None:

@@ -12,7 +12,9 @@ import pytest
 from voiceserver.announcements.lines import LINES
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
-from voiceserver.wire import Audio, Frame, mulaw
+from voiceserver.wire import Audio, Frame
+from voiceserver.wire.samples import mulaw_to_pcm, pcm_to_mulaw
+from voiceserver.wire.tones import tone, tones
 from voiceserver.wire.twilio import TwilioCodec, is_signed, signature_of
 
 SID = "MZ18ad3ab5a668481ce02b83e7395059f0"
@@ -115,7 +117,7 @@ def test_the_start_names_the_call_and_sets_what_its_parameters_say() -> None:
 def test_media_of_the_caller_is_audio_and_our_own_is_not() -> None:
     codec = started()
     data = bytes(range(160))
-    assert receive(codec, media(data)) == [Audio(mulaw.to_pcm(data))]
+    assert receive(codec, media(data)) == [Audio(mulaw_to_pcm(data))]
     assert receive(codec, media(data, "outbound")) == []
 
 
@@ -213,7 +215,7 @@ def test_a_reply_is_media_with_a_mark_for_every_100_ms_and_at_its_end() -> None:
     codec = started()
     frames = codec.encode(ev.ReplyAudio(turn=3, pcm=PCM_100_MS[:800]))
     assert kinds(frames) == ["media"]
-    assert base64.b64decode(said(frames)[0]["media"]["payload"]) == mulaw.from_pcm(PCM_100_MS[:800])
+    assert base64.b64decode(said(frames)[0]["media"]["payload"]) == pcm_to_mulaw(PCM_100_MS[:800])
     assert kinds(codec.encode(ev.ReplyAudio(turn=3, pcm=PCM_100_MS[:800]))) == ["media", "mark"]
     assert kinds(codec.encode(ev.ReplyAudio(turn=3, pcm=PCM_100_MS[:320]))) == ["media"]
     assert kinds(codec.encode(ev.ReplyDone(turn=3, reason="completed"))) == ["mark"]
@@ -274,7 +276,7 @@ def test_busy_is_a_tone_and_is_not_piled_up() -> None:
     codec = started()
     frames = codec.encode(BUSY)
     assert kinds(frames) == ["media", "mark"]
-    assert base64.b64decode(said(frames)[0]["media"]["payload"]) == mulaw.tones()["busy"]
+    assert base64.b64decode(said(frames)[0]["media"]["payload"]) == tones()["busy"]
     assert codec.linger_ms == 1000.0
     assert kinds(codec.encode(BUSY)) == ["mark"]
     assert played(codec, marks(frames)[0]) == []
@@ -328,7 +330,7 @@ def test_a_cue_is_spoken_where_the_line_was_made_and_is_a_tone_where_not() -> No
     assert base64.b64decode(said(frames)[1]["media"]["payload"]) == SPOKEN["waiting_2"]
     bare = started()
     frames = bare.encode(ev.BusyCue(cue="failed"))
-    assert base64.b64decode(said(frames)[0]["media"]["payload"]) == mulaw.tones()["failed"]
+    assert base64.b64decode(said(frames)[0]["media"]["payload"]) == tones()["failed"]
 
 
 def test_an_apology_is_said_once_and_tells_how_long_it_takes() -> None:
@@ -340,11 +342,11 @@ def test_an_apology_is_said_once_and_tells_how_long_it_takes() -> None:
 
 def test_the_tones_have_their_pitch_and_do_not_click() -> None:
     for hz in (480, 950):
-        pcm = mulaw.to_pcm(mulaw.tone((hz,), 1000))
+        pcm = mulaw_to_pcm(tone((hz,), 1000))
         samples = memoryview(pcm).cast("h")
         rising = sum(1 for at in range(1, len(samples)) if samples[at - 1] < 0 <= samples[at])
         assert abs(rising - hz) <= 2
-    busy = memoryview(mulaw.to_pcm(mulaw.tones()["busy"])).cast("h")
+    busy = memoryview(mulaw_to_pcm(tones()["busy"])).cast("h")
     assert len(busy) == 8000
     assert max(busy) < 4000
     assert abs(busy[0]) < 100

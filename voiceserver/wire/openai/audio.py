@@ -12,21 +12,15 @@ A-law      audio/pcma  g711_alaw     8000 Hz
 from __future__ import annotations
 
 import binascii
-import warnings
 from enum import Enum
 from typing import Final
 
 import pybase64
 
 from voiceserver.errors import ProtocolError
-
-with warnings.catch_warnings():
-    # The standard library's copy says on import that 3.13 drops it; audioop-lts takes its place there.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import audioop
+from voiceserver.wire.samples import G711_RATE_HZ, alaw_to_pcm, mulaw_to_pcm, pcm_to_alaw, pcm_to_mulaw
 
 PCM_RATE_HZ: Final = 24_000
-G711_RATE_HZ: Final = 8_000
 # The service counts audio as one token a 100 ms in, one a 50 ms out; so do the usage figures here.
 INPUT_TOKEN_MS: Final = 100.0
 OUTPUT_TOKEN_MS: Final = 50.0
@@ -58,13 +52,13 @@ class AudioFormat(Enum):
         """PCM16 little-endian of ``data``; PCM must be whole samples already."""
         if self is AudioFormat.PCM:
             return data
-        return audioop.ulaw2lin(data, 2) if self is AudioFormat.ULAW else audioop.alaw2lin(data, 2)
+        return mulaw_to_pcm(data) if self is AudioFormat.ULAW else alaw_to_pcm(data)
 
     def from_pcm(self, pcm: bytes) -> bytes:
         """``pcm`` (PCM16 little-endian, whole samples) in this format."""
         if self is AudioFormat.PCM:
             return pcm
-        return audioop.lin2ulaw(pcm, 2) if self is AudioFormat.ULAW else audioop.lin2alaw(pcm, 2)
+        return pcm_to_mulaw(pcm) if self is AudioFormat.ULAW else pcm_to_alaw(pcm)
 
 
 _BETA_NAMES: Final = {

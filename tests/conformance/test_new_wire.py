@@ -12,17 +12,15 @@ from collections.abc import Iterable
 
 import pytest
 
-pytest.register_assert_rewrite("tests.conformance.codec_suite")
-
-from tests.conformance import codec_suite  # noqa: E402
-from tests.voiceserver.shell import Shell, audio, upgrade  # noqa: E402
-from voiceserver.config.schema import BackpressureConfig  # noqa: E402
-from voiceserver.errors import Forbidden, ProtocolError  # noqa: E402
-from voiceserver.events import events as ev  # noqa: E402
-from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received  # noqa: E402
-from voiceserver.wire.registry import WIRES  # noqa: E402
-from voiceserver.wire.request import Wire, WireRequest  # noqa: E402
-from voiceserver_workers.ipc.messages import RequestKind, ResultKind  # noqa: E402
+from tests.voiceserver.shell import Shell, audio, upgrade
+from voiceserver.config.schema import BackpressureConfig
+from voiceserver.errors import Forbidden, ProtocolError
+from voiceserver.events import events as ev
+from voiceserver.testing import CodecCase, CodecSuite
+from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
+from voiceserver.wire.registry import WIRES
+from voiceserver.wire.request import Wire, WireRequest
+from voiceserver_workers.ipc.messages import RequestKind, ResultKind
 
 
 def swapped(pcm: bytes) -> bytes:
@@ -71,20 +69,20 @@ def heard(frames: Iterable[Frame]) -> bytes:
     return swapped(b"".join(frame for frame in frames if isinstance(frame, bytes)))
 
 
-SPEAKER = codec_suite.Wire(
+CASE = CodecCase(
     name="network-order",
     make=NetworkOrderCodec,
     rate_hz=16_000,
-    say=bytes,
-    hear=heard,
-    encode=swapped,
+    audio_message=bytes,
+    reply_audio=heard,
+    encode_audio=swapped,
     goodbye=('"bye"',),
-    valid=('"bye"',),
+    valid_messages=('"bye"',),
 )
 
 
-@pytest.mark.parametrize("wire", [SPEAKER], ids=str)
-class TestNewCodec(codec_suite.CodecSuite):
+@pytest.mark.parametrize("case", [CASE], ids=str)
+class TestNewCodec(CodecSuite):
     pass
 
 

@@ -70,7 +70,7 @@ def waiting() -> Iterator[tuple[ChatEndpoint, Callable[[], object]]]:
     answer = Answer(LATE, hold_before=0)
     endpoint = ChatEndpoint(answer)
     with _running(endpoint) as loop:
-        yield endpoint, partial(loop.call_soon_threadsafe, answer.busy_monitor.set)
+        yield endpoint, partial(loop.call_soon_threadsafe, answer.release.set)
 
 
 def settings_for(endpoint: ChatEndpoint) -> tuple[str, ...]:

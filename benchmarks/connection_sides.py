@@ -125,7 +125,7 @@ class Ours:
 
     def _books(self) -> list[Accounting]:
         """Of open connections; calls that are kept for a resume come to an end some time."""
-        return [books for one in self.services.connections if (books := one.books()) is not None]
+        return [books for one in self.services.state.connections if (books := one.accounting()) is not None]
 
     def ring(self) -> dict[str, float]:
         """Messages that open connections have received, and those that the worker has taken. Asking costs time: take what
@@ -145,7 +145,7 @@ class Ours:
 
     def hold_worker(self, is_held: bool) -> None:
         """Stop the worker that takes audio, or let it go on: what it answers is then not measured with what it is given."""
-        for worker in self._server._pools["vad"].stats().workers:
+        for worker in self.services.places.pools["vad"].stats().workers:
             os.kill(worker.pid, signal.SIGSTOP if is_held else signal.SIGCONT)
 
 
@@ -154,11 +154,12 @@ class OursUnfrozen(Ours):
 
     def make_server(self, config: Config) -> Server:
         from voiceserver.server.server import Server
+        from voiceserver.server.upkeep import CollectorFreeze
 
-        class Unfrozen(Server):
-            def _freeze(self) -> None: ...
+        class Unfrozen(CollectorFreeze):
+            def freeze(self, connections: int) -> None: ...
 
-        return Unfrozen(config)
+        return Server(config, freeze=Unfrozen())
 
 
 def _ours_with_tls() -> Side:

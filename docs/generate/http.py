@@ -6,22 +6,21 @@ answers is told here.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 import msgspec
-import structlog
 from msgspec import Meta
 
 from docs.generate.page import Page, Row, Section
 from docs.generate.schemas import Schema, components_of, reference, version
-from voiceserver.config.schema import Config, ServerConfig, StageConfig, StagesConfig
+from voiceserver.config.schema import Config, StageConfig, StagesConfig
 from voiceserver.server import pages
 from voiceserver.server.auth import CLIENT_SECRETS, MAX_SESSION_BYTES, MAX_TOKEN_TTL_S, MIN_TOKEN_TTL_S
+from voiceserver.server.build import build
 from voiceserver.server.routes import Capacity, Unready
-from voiceserver.server.server import Server
+from voiceserver.testing import ManualClock
 from voiceserver.wire import native, openai, twilio, whisperlive
 
 HTML: Final = "text/html"
@@ -216,21 +215,10 @@ class Paths:
 def paths_of_a_server() -> Paths:
     """The paths of a server without engines."""
 
-    async def ask() -> Paths:
-        none = StageConfig(engine="none")
-        config = Config(server=ServerConfig(port=0), stages=StagesConfig(none, none, none, none))
-        log = structlog.wrap_logger(None, processors=[_drop], wrapper_class=structlog.BoundLogger)
-        server = Server(config, log=log)
-        await server.start()
-        router = server.router
-        await server.stop()
-        return Paths(tuple(router.pages), tuple(router.actions), tuple(router.wires))
-
-    return asyncio.run(ask())
-
-
-def _drop(logger: object, name: str, event: Any) -> Any:
-    raise structlog.DropEvent
+    none = StageConfig(engine="none")
+    config = Config(stages=StagesConfig(none, none, none, none))
+    routes = build(config, {}, ManualClock()).router.routes
+    return Paths(tuple(routes.pages), tuple(routes.actions), tuple(routes.wires))
 
 
 def operations() -> Iterator[tuple[str, str, Operation]]:

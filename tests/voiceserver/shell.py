@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 from websockets.frames import Frame, Opcode
 
-from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import (
+    AuthConfig,
     BackpressureConfig,
     Config,
     ServerConfig,
@@ -21,12 +22,11 @@ from voiceserver.config.schema import (
     TwilioConfig,
 )
 from voiceserver.errors import Refusal
-from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import Pool, PoolStats, StreamOwner
-from voiceserver.server.routes import build_router
+from voiceserver.server.build import Host, build
+from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.testing import ManualClock
 from voiceserver.transport.connection import Connection
-from voiceserver.transport.services import Services
 from voiceserver.wire.registry import WIRES
 from voiceserver.wire.request import Wire
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
@@ -180,7 +180,7 @@ _LIMITS = BackpressureConfig()
 
 
 class Shell:
-    """A hub with one pool per stage in ``stages``, on a manual loop. ``call()`` makes a connection."""
+    """A server with one pool per stage in ``stages``, on a manual loop. ``call()`` makes a connection."""
 
     def __init__(
         self,
@@ -189,6 +189,9 @@ class Shell:
         twilio: TwilioConfig = TwilioConfig(),  # noqa: B008  # frozen
         session: SessionConfig = SessionConfig(),  # noqa: B008  # frozen
         wires: Sequence[Wire] = WIRES,
+        auth: AuthConfig = AuthConfig(),  # noqa: B008  # frozen
+        wall_s: Callable[[], float] = time.time,
+        peer: Peer | None = None,
         **server: Any,
     ) -> None:
         one, none = StageConfig(engine="answered"), StageConfig(engine="none")
@@ -198,35 +201,18 @@ class Shell:
             session=session,
             backpressure=limits,
             twilio=twilio,
+            auth=auth,
             stages=StagesConfig(**{name: one if name in stages else none for name in names}),
         )
         self.pools = {name: AnsweredPool(name) for name in stages}
         self.loop = ManualClock()
-        self.metrics = Metrics()
         self.logged: list[dict[str, Any]] = []
-        self.admission = Admission(
-            limits.max_connections,
-            limits.max_talkers,
-            limits.hold,
-            limits.retry_after_ms,
-            room=limits.waiting_room,
-            waiting_timeout_ms=limits.waiting_timeout_ms,
-            share=limits.tenant_share,
-        )
-        self.router = build_router(
-            self.config, self.pools, self.admission, self.metrics, lambda: 0.0, random.Random(1), wires
-        )
         log = structlog.wrap_logger(None, processors=[self._log], wrapper_class=structlog.BoundLogger)
-        self.services = Services(
-            self.loop,
-            self.config,
-            pools=self.pools,
-            admission=self.admission,
-            router=self.router,
-            metrics=self.metrics,
-            log=log,
-            clock=lambda: self.loop.now_ms,
-        )
+        host = Host(log=log, peer=peer, jitter=random.Random(1), wall_s=wall_s, wires=wires)
+        self.services = build(self.config, self.pools, self.loop, lambda: self.loop.now_ms, host)
+        self.admission = self.services.places.admission
+        self.metrics = self.services.metrics
+        self.router = self.services.router
 
     def _log(self, logger: object, name: str, event: Any) -> Any:
         self.logged.append(dict(event))

@@ -7,7 +7,7 @@ What pools know (workers, streams, lag) is read at the scrape.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 from prometheus_client import (
@@ -24,10 +24,6 @@ from prometheus_client.registry import Collector
 from voiceserver.events import events as ev
 from voiceserver.observability.process_metrics import ProcessMetrics
 from voiceserver.pool import PoolStats, WorkerStats
-
-if TYPE_CHECKING:
-    from voiceserver.capacity.admission import Admission
-    from voiceserver.capacity.controller import CapacityController
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REFUSAL_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -46,13 +42,39 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     value: float
 
 
-class Metrics(Collector):
-    """One registry; a test or a second server in one process makes its own."""
+Merge = Callable[[Iterable[Metric]], Iterable[Metric]]
 
-    def __init__(self) -> None:
+
+class Admitting(Protocol):
+    """Who is in and who waits; ``voiceserver.capacity.admission.Admission`` is one."""
+
+    @property
+    def talkers(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
+
+class Retreating(Protocol):
+    """How far the server has retreated, and why; ``voiceserver.capacity.controller.CapacityController`` is one."""
+
+    @property
+    def level(self) -> int: ...
+    @property
+    def standing_ms(self) -> float: ...
+    @property
+    def busy(self) -> float: ...
+
+
+class Metrics(Collector):
+    """One registry; a test or a second server in one process makes its own. ``merge``: the families of this process with those
+    of the other processes of this server; None where it serves alone."""
+
+    def __init__(self, merge: Merge | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
         registry = self._registry = CollectorRegistry(auto_describe=False)
-        self.merge: Callable[[Iterable[Metric]], Iterable[Metric]] | None = None
+        self._merge = merge
         registry.register(ProcessMetrics())
 
         self.connections = Gauge(
@@ -66,7 +88,7 @@ class Metrics(Collector):
         self._refused = Counter(
             "voiceserver_refused", "Callers refused at the door.", ["reason"], registry=registry
         )
-        self.calls_detached = Gauge(
+        self._calls_detached = Gauge(
             "voiceserver_calls_detached", "Calls kept for a caller whose connection broke.", registry=registry
         )
         self.calls_resumed = Counter(
@@ -132,14 +154,18 @@ class Metrics(Collector):
         }
         self._part_of = {part: self._turn.labels(part) for part in _PIECES}
 
+    def observe_detached(self, count: Callable[[], int]) -> None:
+        """Read at every scrape how many calls are kept."""
+        self._calls_detached.set_function(count)
+
     def observe_pools(self, stats: Callable[[], Sequence[PoolStats]]) -> None:
         """Read ``stats`` at every scrape."""
         self._registry.register(_PoolCollector(stats))
 
     def observe_admission(
         self,
-        admission: Admission,
-        controller: CapacityController,
+        admission: Admitting,
+        controller: Retreating,
         live: Callable[[], Iterable[ev.Accounting]],
     ) -> None:
         """Read who is in, who waits, and the books of ``live`` sessions at every scrape."""
@@ -192,9 +218,9 @@ class Metrics(Collector):
         return list(self._registry.collect())
 
     def collect(self) -> Iterable[Metric]:
-        """What is told: of all processes, where there are several."""
+        """Those of all processes, where there are several."""
         families = self.own_families()
-        return families if self.merge is None else self.merge(families)
+        return families if self._merge is None else self._merge(families)
 
     def to_text(self) -> bytes:
         return generate_latest(self)
@@ -211,8 +237,8 @@ class Metrics(Collector):
 class _AdmissionCollector(Collector):
     def __init__(
         self,
-        admission: Admission,
-        controller: CapacityController,
+        admission: Admitting,
+        controller: Retreating,
         live: Callable[[], Iterable[ev.Accounting]],
     ) -> None:
         self._admission = admission

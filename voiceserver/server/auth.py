@@ -159,14 +159,22 @@ def _problem(name: str, key: Key, names: Mapping[str, str]) -> str:
 class Auth:
     """``wall_s``: seconds since the epoch, for token ends and days. Without a key file only Origins are checked."""
 
-    def __init__(self, config: AuthConfig, wall_s: Callable[[], float], source: str = "") -> None:
+    def __init__(
+        self,
+        config: AuthConfig,
+        wall_s: Callable[[], float],
+        source: str = "",
+        *,
+        check_session: Callable[[bytes], object] = lambda session: None,
+    ) -> None:
+        """check_session raises ProtocolError for a session object that a client token cannot open."""
         self._config = config
         self._wall_s = wall_s
         self._origins = frozenset(one.strip().rstrip("/") for one in config.origins.split(",") if one.strip())
         self._secret = config.token_secret.encode() or secrets.token_bytes(32)
         self._keys = read_keys(config.keys_file, source) if config.keys_file else {}
         self._usage: dict[str, _Usage] = {}
-        self.check_session: Callable[[bytes], object] = lambda session: None  # raises ProtocolError
+        self._check_session = check_session
 
     @property
     def has_keys(self) -> bool:
@@ -183,7 +191,7 @@ class Auth:
 
     # --------------------------------------------------------------------------------------------------- checking
 
-    def __call__(self, caller: Caller) -> Response | None:
+    def refuse_admin(self, caller: Caller) -> Response | None:
         """For figures and the drain button: None for an admin key, else the refusal."""
         name = self._identify(caller, takes_tokens=False)
         if isinstance(name, Response):
@@ -309,7 +317,7 @@ class Auth:
             return error_response(400, "invalid_value", message, param="session")
         try:
             if session:
-                self.check_session(session)
+                self._check_session(session)
         except ProtocolError as error:
             return error_response(400, error.code, error.message, param=error.param)
         except RecursionError:

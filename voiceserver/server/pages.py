@@ -8,8 +8,8 @@ GET  /v1/stats     JSON: the samples of ``/metrics`` and the answer of ``/v1/cap
 POST /v1/drain     what SIGTERM does
 =================  ==========================================================================================
 
-Rule: a page never loads anything from elsewhere, and the figures and the button ask the auth hook. Where there are no keys only
-this machine may press the button, and never another site's page in its browser.
+Rule: a page never loads anything from elsewhere, and the figures and the button ask for an admin's key. Without keys, only this
+machine may press the button, and never another site's page in its browser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ import msgspec
 
 from voiceserver.config.schema import ServerConfig
 from voiceserver.observability.metrics import Metrics, Sample
-from voiceserver.transport.http import Caller, Page, Response, Router, error_response, json_response
+from voiceserver.transport.http import (
+    Caller,
+    Gatekeeper,
+    Page,
+    Response,
+    Routes,
+    error_response,
+    json_response,
+)
+from voiceserver.transport.server_state import ServerState
 
 STATS: Final = "/v1/stats"
 DRAIN: Final = "/v1/drain"
@@ -66,21 +75,23 @@ def address(server: ServerConfig, port: int) -> str:
     return f"{'https' if server.tls_cert else 'http'}://{host}:{port}/"
 
 
-def add(router: Router, metrics: Metrics, drain: Callable[[], None]) -> None:
-    """Have ``router`` answer with the pages. ``drain`` begins what SIGTERM begins; it returns at once."""
-    capacity = router.pages["/v1/capacity"]
+def add(
+    routes: Routes, gatekeeper: Gatekeeper, metrics: Metrics, state: ServerState, drain: Callable[[], None]
+) -> None:
+    """Add the pages to ``routes``. ``drain`` begins what SIGTERM begins; it returns at once."""
+    capacity = routes.pages["/v1/capacity"]
 
     def stats(caller: Caller) -> Response:
-        refused = router.auth(caller) if router.auth is not None else None
+        refused = gatekeeper.refuse_admin(caller)
         if refused is not None:
             return refused
         return json_response(200, Stats(msgspec.Raw(capacity(caller).body), metrics.to_samples()))
 
     def press(caller: Caller) -> Response:
-        refused = _refuse_drain(router, caller)
+        refused = _refuse_drain(gatekeeper, caller)
         if refused is not None:
             return refused
-        if not router.is_draining:
+        if not state.is_draining:
             drain()
         return json_response(202, {"status": "draining"})
 
@@ -88,12 +99,12 @@ def add(router: Router, metrics: Metrics, drain: Callable[[], None]) -> None:
     for file in web.iterdir():
         kind = _TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
-            router.pages[_ADDRESSES.get(file.name, f"/web/{file.name}")] = _static(file.read_bytes(), kind)
+            routes.pages[_ADDRESSES.get(file.name, f"/web/{file.name}")] = _static(file.read_bytes(), kind)
     for file in web.joinpath("docs").iterdir():
-        router.pages[f"{DOCS}{file.name}"] = _read_when_asked(file)
-    router.pages[DOCS] = router.pages[DOCS.rstrip("/")] = router.pages.pop(f"{DOCS}index.html")
-    router.pages[STATS] = stats
-    router.actions[DRAIN] = press
+        routes.pages[f"{DOCS}{file.name}"] = _read_when_asked(file)
+    routes.pages[DOCS] = routes.pages[DOCS.rstrip("/")] = routes.pages.pop(f"{DOCS}index.html")
+    routes.pages[STATS] = stats
+    routes.actions[DRAIN] = press
 
 
 def _static(body: bytes, content_type: str) -> Page:
@@ -107,13 +118,13 @@ def _read_when_asked(file: Traversable) -> Page:
     return lambda caller: Response(200, file.read_bytes(), kind, _HEADERS)
 
 
-def _refuse_drain(router: Router, caller: Caller) -> Response | None:
+def _refuse_drain(gatekeeper: Gatekeeper, caller: Caller) -> Response | None:
     name, value = DRAIN_HEADER
     if caller.headers.get_all(name) != [value]:
         message = f"Draining is asked for with the header '{name}: {value}'."
         return error_response(403, "not_allowed", message, param=name)
-    if router.auth is not None and router.auth.has_keys:
-        return router.auth(caller)
+    if gatekeeper.has_keys:
+        return gatekeeper.refuse_admin(caller)
     if not is_local(caller):
         message = "Without keys the server can be drained from its own machine only."
         return error_response(403, "not_allowed", message)

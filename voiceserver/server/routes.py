@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import msgspec
 
-from voiceserver.announcements.lines import LINES
-from voiceserver.announcements.prerendered import Prerendered
+from voiceserver.announcements.spoken import Announcements
 from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import Config
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool, speech_voices
+from voiceserver.server.auth import CLIENT_SECRETS, Auth
 from voiceserver.session.settings import SessionSettings
-from voiceserver.transport.http import Caller, CodecFactory, Response, Router, json_response
+from voiceserver.transport.http import Caller, CodecFactory, Response, Routes, json_response
+from voiceserver.transport.server_state import ServerState
 from voiceserver.wire import Codec
-from voiceserver.wire.registry import WIRES
 from voiceserver.wire.request import Wire, WireRequest
 
-NO_LINES: Final = Prerendered({}, 0, bytes)  # of a wire whose clients hear none
-LOOP_TOO_LATE_MS: Final = 500.0  # a smoothed lag above this: the server is not ready for more callers
+# With a smoothed loop lag above this, the server is not ready for more callers.
+LOOP_TOO_LATE_MS: Final = 500.0
+
+
+class Merging(Protocol):
+    """Puts the figures of several processes together."""
+
+    def merged_capacity(self, capacity: bytes) -> bytes: ...
 
 
 class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -45,97 +51,95 @@ class Capacity(msgspec.Struct, frozen=True):
     stages: dict[str, StageCapacity]
 
 
-def build_router(
-    config: Config,
-    pools: Mapping[str, Pool],
-    admission: Admission,
-    metrics: Metrics,
-    loop_lag_ms: Callable[[], float],
-    jitter: random.Random,
-    wires: Sequence[Wire] = WIRES,
-) -> Router:
-    router = Router(admission, jitter)
-    add_wires(router, wires, config, pools)
-    add_pages(router, pools, admission, metrics, loop_lag_ms)
-    return router
+@dataclass(frozen=True, slots=True)
+class RouteParts:
+    """What the answers are made of. ``merging`` None: this process serves alone."""
+
+    config: Config
+    pools: Mapping[str, Pool]
+    admission: Admission
+    metrics: Metrics
+    state: ServerState
+    auth: Auth
+    announcements: Announcements
+    wires: Sequence[Wire]
+    merging: Merging | None = None
 
 
-def add_wires(router: Router, wires: Sequence[Wire], config: Config, pools: Mapping[str, Pool]) -> None:
-    """Answer upgrades at the paths of ``wires``."""
+def build_routes(parts: RouteParts) -> Routes:
+    """Every path but those for people (``pages``)."""
+    signed = (one for one in parts.wires if one.is_self_signed(parts.config))
+    routes = Routes(self_signed=frozenset(path for one in signed for path in one.paths))
+    _add_wires(routes, parts)
+    _add_pages(routes, parts)
+    routes.actions[CLIENT_SECRETS] = parts.auth.client_secret
+    return routes
+
+
+def _add_wires(routes: Routes, parts: RouteParts) -> None:
+    """Answer upgrades at the paths of ``parts.wires``."""
+    config, pools, announcements = parts.config, parts.pools, parts.announcements
     turn_detection = SessionSettings.from_config(config).options.turn_detection
-    spoken: list[Prerendered] = []
 
     def codec_factory(wire: Wire) -> CodecFactory:
-        line_format, lines = wire.line_format, NO_LINES
-        if line_format is not None:
-            lines = Prerendered(LINES, line_format.rate_hz, line_format.encode)
-            spoken.append(lines)
-
         def make_codec(caller: Caller) -> Codec:
             request = WireRequest(
                 caller.path,
                 caller.query,
                 caller.headers,
                 seed=secrets.token_hex(8),
-                session=router.session_of(caller),
+                session=parts.auth.session_of(caller),
                 config=config,
                 turn_detection=turn_detection,
                 voices=speech_voices(pools),
-                lines=lines.made,
+                lines=announcements.lines_made(wire.line_format),
             )
             codec = wire.make_codec(request)
-            lines.make(pools.get("tts"))
+            announcements.make_lines(wire.line_format, pools.get("tts"))
             return codec
 
         return make_codec
 
-    def prepare() -> None:
-        for lines in spoken:
-            lines.make(pools.get("tts"))
-
-    router.prepare = prepare
-    for wire in wires:
-        router.wires.update(dict.fromkeys(wire.paths, codec_factory(wire)))
-    router.self_signed = frozenset(path for one in wires if one.is_self_signed(config) for path in one.paths)
+    for wire in parts.wires:
+        routes.wires.update(dict.fromkeys(wire.paths, codec_factory(wire)))
 
 
-def add_pages(
-    router: Router,
-    pools: Mapping[str, Pool],
-    admission: Admission,
-    metrics: Metrics,
-    loop_lag_ms: Callable[[], float],
-) -> None:
-    """Answer what load balancers and monitoring ask."""
+def _add_pages(routes: Routes, parts: RouteParts) -> None:
+    metrics, merging = parts.metrics, parts.merging
 
     def health(caller: Caller) -> Response:
         return json_response(200, {"status": "ok"})
 
     def ready(caller: Caller) -> Response:
-        why = reasons_unready(pools, router.is_draining, loop_lag_ms())
+        why = reasons_unready(parts.pools, parts.state.is_draining, parts.state.loop_lag_ms)
         return json_response(503 if why else 200, {"status": "unavailable" if why else "ready", "why": why})
 
     def metrics_page(caller: Caller) -> Response:
         return Response(200, metrics.to_text(), CONTENT_TYPE)
 
     def capacity(caller: Caller) -> Response:
-        stages = {name: StageCapacity.of(pool.stats()) for name, pool in pools.items()}
-        value = Capacity(
-            connections=admission.taken,
-            talkers=admission.talkers,
-            talkers_limit=admission.limit,
-            waiting=admission.waiting,
-            free=admission.free,
-            is_draining=router.is_draining,
-            loop_lag_ms=round(loop_lag_ms(), 3),
-            stages=stages,
-        )
-        return json_response(200, value)
+        own = capacity_of(parts.pools, parts.admission, parts.state)
+        return Response(200, own if merging is None else merging.merged_capacity(own))
 
-    router.pages["/healthz"] = health
-    router.pages["/readyz"] = ready
-    router.pages["/metrics"] = metrics_page
-    router.pages["/v1/capacity"] = capacity
+    routes.pages["/healthz"] = health
+    routes.pages["/readyz"] = ready
+    routes.pages["/metrics"] = metrics_page
+    routes.pages["/v1/capacity"] = capacity
+
+
+def capacity_of(pools: Mapping[str, Pool], admission: Admission, state: ServerState) -> bytes:
+    """The JSON of ``/v1/capacity``, of this process alone."""
+    value = Capacity(
+        connections=admission.taken,
+        talkers=admission.talkers,
+        talkers_limit=admission.limit,
+        waiting=admission.waiting,
+        free=admission.free,
+        is_draining=state.is_draining,
+        loop_lag_ms=round(state.loop_lag_ms, 3),
+        stages={name: StageCapacity.of(pool.stats()) for name, pool in pools.items()},
+    )
+    return msgspec.json.encode(value)
 
 
 def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> Sequence[Unready]:

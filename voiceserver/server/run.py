@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import functools
 import signal
-from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -19,24 +18,24 @@ from voiceserver.config.schema import Config
 from voiceserver.doctor import machine
 from voiceserver.errors import ConfigError
 from voiceserver.observability.logs import configure, get_logger
-from voiceserver.server.multiprocess.constants import DRAIN
-from voiceserver.server.server import Server, check_engines
-
-if TYPE_CHECKING:
-    from voiceserver.server.multiprocess.child import Peer
+from voiceserver.server.build import Host
+from voiceserver.server.multiprocess.peer import Peer
+from voiceserver.server.pools import check_engines
+from voiceserver.server.server import Server
 
 
 async def _serve(config: Config, peer: Peer | None = None) -> int:
-    log = get_logger()
-    server = Server(config, log=log if peer is None else log.bind(process=peer.index), peer=peer)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT) if peer is None else (signal.SIGTERM,):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    server.on_drain_asked = lambda: signals.put_nowait(signal.SIGTERM)
-    if peer is not None:
-        server.on_drain_asked = functools.partial(peer.say, DRAIN)
+    log = get_logger()
+    if peer is None:
+        host = Host(log=log, ask_to_drain=functools.partial(signals.put_nowait, signal.SIGTERM))
+    else:
+        host = Host(log=log.bind(process=peer.index), peer=peer, ask_to_drain=peer.ask_to_drain)
         loop.add_reader(peer.lifeline, peer.on_readable, functools.partial(_end_at_once, signals, peer))
+    server = Server(config, host=host)
     starting = asyncio.ensure_future(server.start())
     asked = asyncio.ensure_future(signals.get())
     await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -78,7 +77,7 @@ def serve_peer(config: Config, peer: Peer) -> int:
 def serve(loaded: Loaded) -> int:
     """Run until a signal; the exit code. Raises ConfigError or StartError before anything was served."""
     config = loaded.config
-    check_engines(loaded)
+    check_engines(config, loaded.source_of)
     configure(config.server.log_level, config.server.log_format)
     for finding in machine.too_low(config):
         get_logger().warning(finding.warning, fix=finding.fix)

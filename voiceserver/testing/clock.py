@@ -21,7 +21,7 @@ class ManualTimer:
 
 
 class ManualClock:
-    """A clock in milliseconds, and the part of an event loop that ``voiceserver.transport.services.Loop`` asks for.
+    """A clock in milliseconds, and the part of an event loop that ``voiceserver.transport.ticks.Loop`` asks for.
 
     Call it for the time. ``advance`` moves it and runs each timer at its time; nothing else does.
     """

@@ -24,11 +24,12 @@ import msgspec
 import structlog
 from anyio.from_thread import start_blocking_portal
 
-from voiceserver.config.loader import Loaded
 from voiceserver.config.schema import Config, ServerConfig, StageConfig, StagesConfig
 from voiceserver.pool import OnEvent, Pool
 from voiceserver.pool.inline import InlinePool
-from voiceserver.server.server import STAGES, MakePool, Server, check_engines, make_pool
+from voiceserver.server.build import Host
+from voiceserver.server.pools import STAGES, MakePool, check_engines, make_pool
+from voiceserver.server.server import Server
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger
@@ -90,13 +91,13 @@ async def running_server(
     config = msgspec.structs.replace(config, server=address)
     none = dict.fromkeys(given, StageConfig(engine="none"))
     made = msgspec.structs.replace(config, stages=msgspec.structs.replace(config.stages, **none))
-    check_engines(Loaded(made, {}))
+    check_engines(made)
     log: list[Mapping[str, object]] = []
 
     def pool_of(stage: str, its_config: StageConfig, on_event: OnEvent) -> Pool:
         return given[stage] if stage in given else make_pool(stage, its_config, on_event)
 
-    server = Server(config, make_pool=pool_of, log=_recorder(log))
+    server = Server(config, make_pool=pool_of, host=Host(log=_recorder(log)))
     await server.start()
     try:
         with anyio.fail_after(START_TIMEOUT_S):

@@ -97,7 +97,7 @@ class Pump(Framing):
         session, codec = self._session or self.session_made(), self._codec
         if session is None or codec is None:
             return
-        now_ms = self._active_ms = self._services.now_ms
+        now_ms = self._active_ms = self._services.ticks.now_ms
         try:
             if codec.binary_is_pcm:
                 if payload:
@@ -127,7 +127,7 @@ class Pump(Framing):
             super().receive_run(payloads)
             return
         # What came together is taken as one piece: it costs one place in the outbox and the ring, and one answer.
-        now_ms = self._active_ms = self._services.now_ms
+        now_ms = self._active_ms = self._services.ticks.now_ms
         session.receive_audio(payloads[0] if len(payloads) == 1 else b"".join(payloads), now_ms)
 
     def receive_text(self, payload: bytes) -> None:
@@ -137,7 +137,7 @@ class Pump(Framing):
                 self.tell_later(payload)
             return
         assert codec is not None
-        self._active_ms = self._services.now_ms
+        self._active_ms = self._services.ticks.now_ms
         if codec.has_opening:  # what its client token says comes first, and fails alone
             try:
                 self._receive_items(session, codec, codec.opening_events())
@@ -155,9 +155,9 @@ class Pump(Framing):
         session.output_rate_hz = codec.output_rate_hz
         for item in items:
             if isinstance(item, Audio):
-                session.receive_audio(item.pcm, self._services.now_ms)
+                session.receive_audio(item.pcm, self._services.ticks.now_ms)
             else:
-                session.receive_event(item, self._services.now_ms)
+                session.receive_event(item, self._services.ticks.now_ms)
 
     def _complain(self, error: ProtocolError) -> None:
         """Answer a client's mistake; the connection goes on unless the error says otherwise."""
@@ -168,7 +168,7 @@ class Pump(Framing):
             session.input_rate_hz = self._codec.input_rate_hz
             session.output_rate_hz = self._codec.output_rate_hz
             if error.close_code is not None:
-                session.fail(error.code, str(error), error.close_code, self._services.now_ms)
+                session.fail(error.code, str(error), error.close_code, self._services.ticks.now_ms)
                 if error.param:
                     session.close_reason = f"{error.code}: {error.param}"
 
@@ -176,7 +176,7 @@ class Pump(Framing):
         session = self.session_made()
         if session is not None:
             session.close_reason = session.close_reason or "client_left"
-            session.disconnect(self._services.now_ms)
+            session.disconnect(self._services.ticks.now_ms)
             session.close_code = code
 
     def receive_violation(self, code: int, reason: str) -> None:
@@ -189,7 +189,7 @@ class Pump(Framing):
         message = f"The connection must end: {reason}."
         if code == 1009:
             message = f"A message may have at most {self.max_message_bytes} bytes: {reason}."
-        session.fail(name, message, code, self._services.now_ms)
+        session.fail(name, message, code, self._services.ticks.now_ms)
         self._say(session, codec)
 
     # ------------------------------------------------------------------------------------------------ the streams
@@ -199,7 +199,7 @@ class Pump(Framing):
         if session is None:
             return False
         try:
-            session.receive_result(stage, record, self._services.clock())
+            session.receive_result(stage, record, self._services.ticks.clock())
         except Exception as error:
             self.on_fault(error)
             return True
@@ -213,7 +213,7 @@ class Pump(Framing):
         if self._streams is not None:
             self._streams.pop(stage, None)
         if self._session is not None:
-            self._session.lose_stream(stage, reason, self._services.clock())
+            self._session.lose_stream(stage, reason, self._services.ticks.clock())
 
     def on_room(self, stage: str) -> None:
         if self._session is not None:
@@ -221,7 +221,7 @@ class Pump(Framing):
 
     def on_tick(self) -> None:  # hot
         services = self._services
-        services.now_ms = now_ms = services.clock()
+        services.ticks.now_ms = now_ms = services.ticks.clock()
         try:
             self._pump(now_ms)
         except Exception as error:
@@ -300,7 +300,7 @@ class Pump(Framing):
             session.waiting(ticket.position, ticket.estimate_ms, now_ms)
         elif ticket.state == "expired":
             message = "No place became free in time; please try again later."
-            retry_after_ms = round(self._services.admission.retry_after_ms, 1)
+            retry_after_ms = round(self._services.places.admission.retry_after_ms, 1)
             session.fail("waiting_timeout", message, 1013, now_ms, retry_after_ms)
         else:
             session.admitted(now_ms)
@@ -310,17 +310,17 @@ class Pump(Framing):
 
     def leave_places(self, now_ms: float) -> None:
         """Give back what this caller holds, and what it stands in line for. Idempotent."""
-        self._services.forget(self)
+        self._services.places.forget(self)
         if self._ticket is not None:
             self._ticket.release(now_ms)
-            self._services.place_freed()
+            self._services.places.changed()
         self._leave_speech(now_ms)
 
     def _leave_speech(self, now_ms: float) -> None:
         if self._speech is not None:
             self._speech.release(now_ms)
             self._speech = None
-            self._services.place_freed()
+            self._services.places.changed()
 
     def _is_heard(self, session: Session) -> bool:
         return self._streams is not None and session.settings.audio_stage in self._streams
@@ -329,7 +329,7 @@ class Pump(Framing):
         """Whether there is a place for this speech; otherwise the session knows now that it waits."""
         if self._speech is None:
             tenant = self._ticket.tenant if self._ticket is not None else ""
-            got = self._services.admission.try_talk(now_ms, tenant=tenant)
+            got = self._services.places.admission.try_talk(now_ms, tenant=tenant)
             if isinstance(got, Refusal):
                 session.stream_refused(stage, got, now_ms)
                 return False
@@ -344,12 +344,12 @@ class Pump(Framing):
 
     def _open_stream(self, session: Session, stage: str, now_ms: float) -> None:
         if (
-            self._services.admission.holds_speech
+            self._services.places.admission.holds_speech
             and stage == session.settings.audio_stage
             and not self._may_talk(session, stage, now_ms)
         ):
             return
-        pool = self._services.pools.get(stage)
+        pool = self._services.places.pools.get(stage)
         got: Stream | Refusal = Refusal("no_workers", 1_000.0, stage)
         if pool is not None:
             got = pool.try_open(self, session.stream_params(stage), key=session.session_id)
@@ -371,7 +371,7 @@ class Pump(Framing):
                 self._streams = None
         session.stream_closed(stage)
         if self._speech is not None and stage == session.settings.audio_stage:
-            self._leave_speech(self._services.now_ms)
+            self._leave_speech(self._services.ticks.now_ms)
 
     def _send_requests(
         self, session: Session, stage: str, outbox: Outbox, stream: Stream, now_ms: float
@@ -392,24 +392,29 @@ class Pump(Framing):
             self._queue(own)
         events = session.events_to_send()
         if events:
-            self._active_ms = self._services.now_ms
+            self._active_ms = self._services.ticks.now_ms
             observe = self._services.metrics.observe
             for event in events:
                 observe(event)
                 if type(event) is ServerBusy:
-                    self._services.note_busy(self, event)
+                    self._services.places.note_busy(self, event)
                 elif type(event) is ReplyDone:
-                    self._services.tell_limits(session, codec)
+                    if session.key and codec.traits.tells_talk_limit:
+                        received_ms = session.accounting().received_ms
+                        self._services.auth.note(session.key, session.session_id, received_ms)
+                        limit = self._services.auth.talk_limit(session.key)
+                        if limit is not None:
+                            codec.set_talk_limit(*limit)
                 elif type(event) is BusyCue:
                     self._say_aloud(event, codec)
                 self._queue(codec.encode(event))
 
     def _say_aloud(self, cue: BusyCue, codec: Codec) -> None:
-        if self._services.earcons is not None and codec.traits.plays_earcons:
-            pcm = self._services.earcons.audio_of(cue, codec.output_rate_hz)
+        if codec.traits.plays_earcons:
+            pcm = self._services.announcements.earcons.audio_of(cue, codec.output_rate_hz)
             self._queue(codec.encode(ReplyAudio(turn=0, pcm=pcm)))
 
-    def books(self) -> Accounting | None:
+    def accounting(self) -> Accounting | None:
         """What became of this caller's audio so far; None where there was none."""
         session = self._session
         return session.accounting() if session is not None and session.audio_input is not None else None
@@ -428,7 +433,7 @@ class Pump(Framing):
         try:
             session = self.session_made()
             if session is not None:
-                now_ms = self._services.clock()
+                now_ms = self._services.ticks.clock()
                 session.fail("internal_error", "Something went wrong in the server.", 1011, now_ms)
                 self._pump(now_ms)
                 return
@@ -441,7 +446,7 @@ class Pump(Framing):
         assert codec is not None
         books = session.accounting()
         services.metrics.count_closed(codec.traits.name, session.close_code, books)
-        if services.auth is not None and session.key:
+        if session.key:
             services.auth.leave(session.key, books.received_ms, session.session_id)
         services.log.info(
             "session closed",

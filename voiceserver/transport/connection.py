@@ -61,10 +61,10 @@ class Connection(Door, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         services = self._services
         self._transport = cast("asyncio.Transport", transport)
-        services.connections[self] = None
+        services.state.connections[self] = None
         services.metrics.connections.inc()
-        self._opened_ms = now_ms = services.clock()
-        services.expect_by(now_ms + services.config.server.handshake_timeout_ms, self)
+        self._opened_ms = now_ms = services.ticks.clock()
+        services.timers.expect_by(now_ms + services.config.server.handshake_timeout_ms, self)
 
     @property
     def data_received(self) -> Connection:
@@ -73,7 +73,7 @@ class Connection(Door, asyncio.Protocol):
 
     def __call__(self, data: bytes) -> None:  # hot
         services = self._services
-        services.now_ms = now_ms = services.clock()
+        services.ticks.now_ms = now_ms = services.ticks.clock()
         try:
             if self._codec is None:
                 self.receive_head(data, now_ms)
@@ -88,18 +88,18 @@ class Connection(Door, asyncio.Protocol):
 
     def wait_for_turn(self) -> None:
         services = self._services
-        if self._transport is not None and self not in services.waiting:
+        if self._transport is not None and self not in services.ticks.waiting:
             if self._transport.is_reading():
                 self._transport.pause_reading()
-            spent_ms = services.clock() - services.now_ms
-            services.take_turn_later(self, spent_ms * REST if spent_ms > LONG_TURN_MS else 0.0)
+            spent_ms = services.ticks.clock() - services.ticks.now_ms
+            services.ticks.take_turn_later(self, spent_ms * REST if spent_ms > LONG_TURN_MS else 0.0)
 
     def has_had_enough(self) -> bool:
-        return self._services.clock() - self._services.now_ms > LONG_TURN_MS
+        return self._services.ticks.clock() - self._services.ticks.now_ms > LONG_TURN_MS
 
     def take_turn(self) -> None:
         """Go on with what was left when this connection had had its share of a tick."""
-        waiting = self._services.waiting
+        waiting = self._services.ticks.waiting
         if self not in waiting:  # another socket by now
             return
         waiting.discard(self)
@@ -120,7 +120,7 @@ class Connection(Door, asyncio.Protocol):
             return
         self._is_held_back = is_held
         if not is_held:  # and what it sent meanwhile was not late: we did not read it
-            self._be_patient(self._services.clock())
+            self._be_patient(self._services.ticks.clock())
             self.wait_for_turn()
         elif transport.is_reading() and not transport.is_closing():
             transport.pause_reading()
@@ -135,7 +135,7 @@ class Connection(Door, asyncio.Protocol):
         if (
             transport is None
             or self._is_held_back
-            or self in self._services.waiting
+            or self in self._services.ticks.waiting
             or transport.is_closing()
         ):
             return
@@ -152,10 +152,10 @@ class Connection(Door, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         services = self._services
-        now_ms = services.now_ms = services.clock()
+        now_ms = services.ticks.now_ms = services.ticks.clock()
         self._leave_socket()
         if self._ticket is None and self._codec is not None:
-            services.admission.lingering -= 1
+            services.places.admission.lingering -= 1
         session = self.session_made()
         if session is not None and self.detach(session, now_ms):
             self._start_over()
@@ -173,16 +173,16 @@ class Connection(Door, asyncio.Protocol):
         services = self._services
         self._transport = None
         self._outbox = None
-        services.connections.pop(self, None)
+        services.state.connections.pop(self, None)
         services.metrics.connections.dec()
         if self._codec is not None:
-            services.leave()
+            services.state.leave()
 
     def _start_over(self) -> None:
         """Be ready for another socket."""
         self.restart()
         self._is_ended = self._is_held_back = False
-        self._services.waiting.discard(self)
+        self._services.ticks.waiting.discard(self)
         self._close_by_ms = math.inf
         self._ping_ms = self._held_ms = 0.0
 
@@ -201,7 +201,7 @@ class Connection(Door, asyncio.Protocol):
             self._services,
             self.session_made(),
             other._transport,
-            upgrade.claim,
+            upgrade.resume,
         )
         assert session is not None and transport is not None and claim is not None  # noqa: PT018
         if self._transport is not None:  # broken, and nobody has told us; or another client has the token
@@ -211,12 +211,12 @@ class Connection(Door, asyncio.Protocol):
             else:  # nothing was said that could be lost
                 self._leave_socket()
                 self._start_over()
-        services.connections.pop(other, None)
-        services.connections[self] = None
+        services.state.connections.pop(other, None)
+        services.state.connections[self] = None
         other._transport, self._transport = None, transport
         transport.set_protocol(self)
         self.limit_writes()
-        services.join()
+        services.state.join()
         if upgrade.ticket is not None:
             self._ticket = upgrade.ticket
             upgrade.ticket.owner = self
@@ -242,10 +242,10 @@ class Connection(Door, asyncio.Protocol):
             transport.write_eof()
         else:  # TLS has no half-closed state
             transport.close()
-        self._services.call_later(CLOSE_TIMEOUT_MS, transport.abort)
+        self._services.ticks.call_later(CLOSE_TIMEOUT_MS, transport.abort)
 
     def pause_writing(self) -> None:
-        now_ms = self._services.clock()
+        now_ms = self._services.ticks.clock()
         self._held_ms = now_ms
         session = self.session_made()
         if session is not None:
@@ -254,7 +254,7 @@ class Connection(Door, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._held_ms = 0.0
-        now_ms = self._services.now_ms = self._services.clock()
+        now_ms = self._services.ticks.now_ms = self._services.ticks.clock()
         if self.has_partial_message:  # or messages that waited until answers had left
             self.wait_for_turn()
         else:
@@ -270,7 +270,7 @@ class Connection(Door, asyncio.Protocol):
             return
         if self._outbox is None:
             self._outbox = [data]
-            self._services.flush_later(self)
+            self._services.ticks.flush_later(self)
         else:
             self._outbox.append(data)
 
@@ -295,8 +295,8 @@ class Connection(Door, asyncio.Protocol):
         """Say our last, then wait a little for the peer's end: to close on unread bytes would reset the connection, and
         the peer would lose what we said."""
         self._is_ended = True
-        self._services.flush_later(self)
-        self.close_by(self._services.clock() + CLOSE_TIMEOUT_MS)
+        self._services.ticks.flush_later(self)
+        self.close_by(self._services.ticks.clock() + CLOSE_TIMEOUT_MS)
 
     def flush(self) -> None:  # hot
         outbox, transport = self._outbox, self._transport
@@ -315,7 +315,7 @@ class Connection(Door, asyncio.Protocol):
     def wake_at(self, due_ms: float) -> None:  # hot
         if due_ms < self._armed_ms:
             self._armed_ms = due_ms
-            self._services.wake_at(due_ms, self)
+            self._services.timers.wake_at(due_ms, self)
 
     def close_by(self, due_ms: float) -> None:
         self._close_by_ms = due_ms
@@ -367,14 +367,14 @@ class Connection(Door, asyncio.Protocol):
             due_ms = min(due_ms, self._active_ms + server.idle_timeout_ms)
         if server.max_session_ms:
             due_ms = min(due_ms, self._opened_ms + server.max_session_ms)
-        if self._session is not None and self._services.auth is not None and self._session.key:
+        if self._session is not None and self._session.key:
             due_ms = min(due_ms, now_ms + self._services.auth.talk_check_ms(self._session.key))
-        self._services.keep_at(due_ms, self)
+        self._services.timers.keep_at(due_ms, self)
 
     def on_keepalive(self, now_ms: float) -> None:
         session, server = self._session, self._services.config.server
         if self.is_detached or (self._is_ended and self._transport is not None):
-            self._services.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
+            self._services.timers.keep_at(now_ms + KEEP_ALIVE_LATER_MS, self)
             return
         if self._transport is None or (session.is_closed if session is not None else not self._seed):
             return
@@ -405,7 +405,10 @@ class Connection(Door, asyncio.Protocol):
     def _reason_to_end(self, session: Session | None, now_ms: float) -> tuple[str, str, int] | None:
         """Why this call has lasted long enough: error code, words, close code."""
         server = self._services.config.server
-        if session is not None and self._services.has_talked_enough(session):
+        if session is not None and session.key:
+            received_ms = session.accounting().received_ms
+            self._services.auth.note(session.key, session.session_id, received_ms)
+        if session is not None and session.key and self._services.auth.talk_left_ms(session.key) <= 0:
             return "key_talk_exhausted", "This API key has talked as long as it may today.", 1008
         if server.max_session_ms and now_ms >= self._opened_ms + server.max_session_ms:
             return "session_expired", f"A session may last {server.max_session_ms} ms.", 1000
@@ -417,7 +420,7 @@ class Connection(Door, asyncio.Protocol):
 
     def drain(self, within_ms: float) -> None:
         """The server is going: finish the turn in progress within ``within_ms``, then close with 1012."""
-        now_ms = self._services.clock()
+        now_ms = self._services.ticks.clock()
         session = self.session_made()
         if session is not None:
             session.drain(within_ms, now_ms)

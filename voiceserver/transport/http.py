@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
@@ -79,17 +79,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """A WebSocket was agreed on; ``data`` is the 101. With a ``refusal`` it is only there to be told, then closed."""
+    """A WebSocket was agreed on. ``data``: the 101. ``refusal``: the connection is opened to tell it, then closed. ``key``: the
+    name of the caller's API key. ``resume``: the call to go on with; ``ticket`` is None if it still has its place."""
 
     data: bytes
     codec: Codec
     caller: Caller
     ticket: Ticket | None
     refusal: Refusal | None = None
-    key: str = ""  # the name of the API key that it came with
-    claim: ResumeTarget | None = (
-        None  # a call to go on with; ``ticket`` is then None if it still has its place
-    )
+    key: str = ""
+    resume: ResumeTarget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,13 @@ class OtherProcess:
 
 Page = Callable[[Caller], Response]
 CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
-ClaimHook = Callable[
-    [Caller, Codec, str], "ResumeTarget | OtherProcess | Response | None"
-]  # which call a request goes on with
+# Which call a request goes on with; None for a new one.
+ResumeHook = Callable[[Caller, Codec, str], "ResumeTarget | OtherProcess | Response | None"]
+
+
+class Draining(Protocol):
+    @property
+    def is_draining(self) -> bool: ...
 
 
 class Gatekeeper(Protocol):
@@ -111,7 +114,7 @@ class Gatekeeper(Protocol):
 
     @property
     def has_keys(self) -> bool: ...
-    def __call__(self, caller: Caller) -> Response | None: ...
+    def refuse_admin(self, caller: Caller) -> Response | None: ...
     def admit(self, caller: Caller) -> str | Response: ...
     def tenant(self, name: str) -> str: ...
 
@@ -137,22 +140,34 @@ def _response_to(error: BadRequest) -> Response:
     return error_response(error.status, error.code, error.message, *error.headers)
 
 
-class Router:
-    """Answers request heads. ``admission`` decides about upgrades; ``jitter`` spreads those that come back."""
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What each path answers. ``self_signed``: wires whose callers show no key, but prove themselves in another way."""
 
-    def __init__(self, admission: Admission, jitter: random.Random) -> None:
-        self.pages: dict[str, Page] = {}
-        self.actions: dict[str, Page] = {}
-        self.wires: dict[str, CodecFactory] = {}
-        self.auth: Gatekeeper | None = None
-        self.self_signed: frozenset[str] = frozenset()  # wires whose callers prove themselves otherwise
-        self.claim: ClaimHook = lambda caller, codec, key: None
-        self.session_of: Callable[[Caller], bytes] = lambda caller: (
-            b""
-        )  # what its client token says of the session
-        self.is_draining = False
-        self.prepare: Callable[[], None] = lambda: None  # what to have ready before it is needed
+    pages: dict[str, Page] = field(default_factory=dict)
+    actions: dict[str, Page] = field(default_factory=dict)
+    wires: dict[str, CodecFactory] = field(default_factory=dict)
+    self_signed: frozenset[str] = frozenset()
+
+
+class Router:
+    """Answers request heads. ``admission`` decides about upgrades; ``resume`` finds the call that a request goes on with;
+    ``jitter`` spreads callers that come back."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        admission: Admission,
+        gatekeeper: Gatekeeper,
+        state: Draining,
+        resume: ResumeHook,
+        jitter: random.Random,
+    ) -> None:
+        self.routes = routes
         self._admission = admission
+        self._gatekeeper = gatekeeper
+        self._state = state
+        self._resume = resume
         self._jitter = jitter
 
     def answer(
@@ -180,19 +195,20 @@ class Router:
             peer,
             body,
         )
-        if path not in self.wires and path not in self.pages and path not in self.actions:
-            known = sorted({*self.wires, *self.pages, *self.actions})
+        routes = self.routes
+        if path not in routes.wires and path not in routes.pages and path not in routes.actions:
+            known = sorted({*routes.wires, *routes.pages, *routes.actions})
             listed = ", ".join(one for one in known if not one.startswith(("/web/", "/docs/")))
             return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
-        methods = ("POST",) if path in self.actions else ("GET", "HEAD")
+        methods = ("POST",) if path in routes.actions else ("GET", "HEAD")
         if handshake.method not in methods:
             message = f"Only {methods[0]} is answered here."
             return error_response(405, "method_not_allowed", message, ("Allow", ", ".join(methods)))
         if handshake.method == "POST":
-            return self.actions[path](caller)
+            return routes.actions[path](caller)
         if handshake.is_upgrade and handshake.method == "GET":
             return self._upgrade(handshake, caller, now_ms)
-        page = self.pages.get(path)
+        page = routes.pages.get(path)
         if page is not None:
             return page(caller)
         message = f"{path} is a WebSocket; connect with a WebSocket client."
@@ -201,41 +217,41 @@ class Router:
     def _upgrade(
         self, handshake: Handshake, caller: Caller, now_ms: float
     ) -> Response | Upgrade | OtherProcess:
-        make_codec = self.wires.get(caller.path)
+        make_codec = self.routes.wires.get(caller.path)
         if make_codec is None:
-            paths = ", ".join(sorted(self.wires))
+            paths = ", ".join(sorted(self.routes.wires))
             return error_response(
                 404, "not_found", f"{caller.path[:200]!r} is no WebSocket. WebSockets: {paths}."
             )
         key = ""
-        if self.auth is not None and caller.path not in self.self_signed:
-            admitted = self.auth.admit(caller)
+        if caller.path not in self.routes.self_signed:
+            admitted = self._gatekeeper.admit(caller)
             if isinstance(admitted, Response):
                 return admitted
             key = admitted
         try:
             codec = make_codec(caller)
-            claim = self.claim(caller, codec, key)
-            if isinstance(claim, Response | OtherProcess):
-                return claim
+            resume = self._resume(caller, codec, key)
+            if isinstance(resume, Response | OtherProcess):
+                return resume
             data = handshake.accept(codec.traits.subprotocol)
         except ProtocolError as error:
             return error_response(error.http_status, error.code, str(error), param=error.param)
         except BadRequest as error:
             return _response_to(error)
-        if self.is_draining:
+        if self._state.is_draining:
             got: Ticket | Refusal = Refusal("draining", DRAIN_RETRY_MS)
-        elif claim is not None and claim.call.has_place:
-            return Upgrade(data, codec, caller, None, key=key, claim=claim)
+        elif resume is not None and resume.call.has_place:
+            return Upgrade(data, codec, caller, None, key=key, resume=resume)
         else:
-            is_resumed = claim is not None
+            is_resumed = resume is not None
             # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
             can_wait = is_resumed or "Origin" in caller.headers or codec.traits.can_wait
             got = self._admission.try_enter(
                 now_ms, tenant=self._tenant(caller, key), is_resumed=is_resumed, can_wait=can_wait
             )
         if isinstance(got, Ticket):
-            return Upgrade(data, codec, caller, got, key=key, claim=claim)
+            return Upgrade(data, codec, caller, got, key=key, resume=resume)
         is_told = "Origin" in caller.headers or codec.traits.tells_refusal
         if is_told and self._admission.lingering < MAX_LINGERING:
             if "Origin" in caller.headers:
@@ -249,7 +265,7 @@ class Router:
         return refusal.retry_after_ms + self._jitter.uniform(0.0, spread_ms)
 
     def _tenant(self, caller: Caller, key: str) -> str:
-        return self.auth.tenant(key) if self.auth is not None and key else tenant_of(caller)
+        return self._gatekeeper.tenant(key) if key else tenant_of(caller)
 
     def _refuse(self, refusal: Refusal) -> Response:
         refusal = replace(refusal, retry_after_ms=self._jittered_ms(refusal))

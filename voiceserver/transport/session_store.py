@@ -194,11 +194,11 @@ class Resumable(Pump):
     def is_countable(self) -> bool:
         """Its wire is one whose calls can be resumed."""
         codec = self._codec
-        return self._services.session_store.window_ms > 0 and codec is not None and codec.is_resumable
+        return self._services.sessions.store.window_ms > 0 and codec is not None and codec.is_resumable
 
     def detach(self, session: Session, now_ms: float) -> bool:
         """The connection is lost: keep the call for whoever shows its token. False: there is nothing to keep."""
-        store = self._services.session_store
+        store = self._services.sessions.store
         if not self.is_kept_if_lost(session):
             store.forget(session.session_id)
             return False
@@ -211,7 +211,7 @@ class Resumable(Pump):
         return True
 
     def is_kept_if_lost(self, session: Session) -> bool:
-        if not session.resume_token or self._services.router.is_draining:
+        if not session.resume_token or self._services.state.is_draining:
             return False
         is_used = (
             session.audio_input is not None
@@ -225,7 +225,7 @@ class Resumable(Pump):
 
     def serve_detached(self, session: Session, now_ms: float) -> None:
         """Time passes for a call that nobody listens to."""
-        store = self._services.session_store
+        store = self._services.sessions.store
         if now_ms >= self._detached_ms + store.window_ms:
             store.end(session.session_id, "expired", now_ms)
             return
@@ -249,10 +249,10 @@ class Resumable(Pump):
         replay_buffer, codec = self.replay_buffer, self._codec
         assert codec is not None
         self._detached_ms = 0.0
-        self._services.session_store.attach(session.session_id)
+        self._services.sessions.store.attach(session.session_id)
         self._services.metrics.calls_resumed.inc()
         replay_buffer.spare_token = session.resume_token
-        token = self._services.session_store.new_token(session.session_id)
+        token = self._services.sessions.store.new_token(session.session_id)
         ready = msgspec.structs.replace(session.resume(token, now_ms), received_events=replay_buffer.heard)
         self.write_frames(codec.encode(ready))
         heard = replay_buffer.cut if after is None else after
@@ -296,14 +296,14 @@ class SessionStore:
         "_ended",
         "_of_seed",
         "_of_session",
-        "process",
-        "processes",
+        "_process",
+        "_processes",
         "window_ms",
     )
 
     def __init__(self, window_ms: float, process: int = 0, processes: int = 1) -> None:
         self.window_ms = window_ms
-        self.process, self.processes = process, processes
+        self._process, self._processes = process, processes
         self._of_session: dict[str, Resumable] = {}
         self._of_seed: dict[bytes, Resumable] = {}  # those whose session is not made yet
         self._detached: dict[str, int] = {}  # session -> bytes kept; the oldest first
@@ -311,14 +311,14 @@ class SessionStore:
         self._ended: dict[str, str] = {}  # session -> why it cannot be resumed any more
 
     def session_id_of(self, seed: bytes) -> str:
-        place = f"{self.process}_" if self.processes > 1 else ""
+        place = f"{self._process}_" if self._processes > 1 else ""
         return f"sess_{place}{seed[:_ID_BYTES].hex()}"
 
     def elsewhere(self, token: str) -> int | None:
         """Another process that may keep the call of ``token``; None if it would be kept here."""
         named = _PROCESS_IN.match(token)
-        process = int(named[1]) if named is not None else self.process
-        return process if process != self.process and process < self.processes else None
+        process = int(named[1]) if named is not None else self._process
+        return process if process != self._process and process < self._processes else None
 
     def new_token(self, session_id: str) -> str:
         """Another one for the same session."""
@@ -343,7 +343,9 @@ class SessionStore:
     def add(self, session_id: str, call: Resumable) -> None:
         self._of_session[session_id] = call
 
-    def claim(self, caller: Caller, codec: Codec, key: str) -> ResumeTarget | OtherProcess | Response | None:
+    def resume_target(
+        self, caller: Caller, codec: Codec, key: str
+    ) -> ResumeTarget | OtherProcess | Response | None:
         """The call that a request wants to go on with; None if it wants a new one. ``key``: the API key's name."""
         traits = codec.traits
         token = caller.query.get(traits.resume_parameter, "") if traits.resume_parameter else ""

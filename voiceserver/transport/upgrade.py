@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 from voiceserver.capacity import outage
 from voiceserver.errors import ProtocolError
-from voiceserver.events.events import ServerReady
 from voiceserver.transport.handshake import HEAD_END, MAX_HEAD_BYTES, BadRequest, body_length, is_tls_hello
 from voiceserver.transport.http import (
     CALL_IS_ELSEWHERE,
@@ -129,8 +128,8 @@ class Door(Resumable):
                 self._answer(CALL_IS_ELSEWHERE)
             return
         call: Door = self
-        if answer.claim is not None and answer.refusal is None:
-            call = cast("Door", answer.claim.call)
+        if answer.resume is not None and answer.refusal is None:
+            call = cast("Door", answer.resume.call)
             call.go_on_over(self, answer, now_ms)
         else:
             self._open(answer, now_ms)
@@ -148,14 +147,14 @@ class Door(Resumable):
     def _count_refused(self, reason: str) -> None:
         services = self._services
         services.metrics.count_refused(reason)
-        services.metrics.refusal.observe((services.clock() - services.now_ms) / 1000.0)
+        services.metrics.refusal.observe((services.ticks.clock() - services.ticks.now_ms) / 1000.0)
 
     def _open(self, upgrade: Upgrade, now_ms: float) -> None:
         services = self._services
         self._codec = codec = upgrade.codec
         self._ticket = ticket = upgrade.ticket
         self.max_message_bytes = codec.traits.max_message_bytes or self.max_message_bytes
-        services.join()
+        services.state.join()
         self._heard_ms = self._active_ms = self._opened_ms = now_ms
         self.write(upgrade.data)
         if upgrade.refusal is not None:
@@ -167,24 +166,24 @@ class Door(Resumable):
         if ticket is not None:
             ticket.owner = self
         if codec.traits.is_shared and not is_waiting and not upgrade.key:
-            self._seed = seed = services.session_store.new_seed(self)
-            self._greet(services.greeting(codec, seed))
+            self._seed = seed = services.sessions.store.new_seed(self)
+            self._greet(services.sessions.greeting(codec, seed))
         else:
             self._begin(upgrade, now_ms)
-        if services.outage.gone:
+        if not services.outage.is_whole:
             self.on_outage(now_ms)
         self.keep(now_ms)
 
     def _begin(self, upgrade: Upgrade, now_ms: float) -> None:
         """Make the session at once: it has a place in the waiting room, a key's account or a wire with a state of its own."""
         services, codec, ticket = self._services, upgrade.codec, upgrade.ticket
-        self._session = session = services.make_session(codec)
-        if services.auth is not None and upgrade.key:
+        self._session = session = services.sessions.make(codec)
+        if upgrade.key:
             session.key = upgrade.key
             services.auth.enter(session.key)
         session.open(now_ms)
         if session.resume_token:
-            services.session_store.add(session.session_id, self)
+            services.sessions.store.add(session.session_id, self)
             for event in session.events_to_send():
                 self._greet(event)
         if ticket is not None and ticket.is_waiting:
@@ -199,16 +198,16 @@ class Door(Resumable):
         seed, codec = self._seed, self._codec
         if seed and codec is not None:
             services, self._seed = self._services, b""
-            self._session = session = services.make_session(codec, seed)
-            session.open(services.now_ms)
+            self._session = session = services.sessions.make(codec, seed)
+            session.open(services.ticks.now_ms)
             session.events_to_send()  # was said by ``_open``
             session.gone = services.outage.silent.pop(self, "")
-            services.session_store.grow(seed, session.session_id, self)
+            services.sessions.store.grow(seed, session.session_id, self)
         return self._session
 
     def _tell(self, refusal: Refusal, now_ms: float) -> None:
         services = self._services
-        services.admission.lingering += 1
+        services.places.admission.lingering += 1
         self._count_refused(refusal.reason)
         assert self._codec is not None
         is_spoken = self._codec.traits.tells_refusal
@@ -222,21 +221,15 @@ class Door(Resumable):
         if codec is None or self.is_closing or self._is_ended:
             return
         if session is not None:
-            outage.tell(session, services.outage.gone_of(session.options), is_back=is_back)
+            outage.tell(session, services.outage.missing_for(session.options), is_back=is_back)
             self._pump(now_ms)
         elif self._seed:
-            gone = services.outage.gone_of(services.settings.options)
-            credit_ms = float(self._services.settings.backpressure.max_backlog_ms)
-            told = services.outage.silent.pop(self, "")
-            if gone is not None:
-                services.outage.silent[self] = gone.stage
-            elif not told:
-                return
-            event = ServerReady(told, credit_ms) if gone is None else gone.signal(credit_ms)
-            self._shared += 1
-            self._active_ms = now_ms
-            services.metrics.observe(event)
-            self.write(services.outage.shared_frame(event, codec))
+            event = services.outage.next_for_silent(self)
+            if event is not None:
+                self._shared += 1
+                self._active_ms = now_ms
+                services.metrics.observe(event)
+                self.write(services.outage.frame_of(event, codec))
 
     def on_unopened(self, now_ms: float) -> None:
         """No complete request came in time, if none came."""
@@ -254,4 +247,4 @@ class Door(Resumable):
         if frames:
             self._queue(frames)
             linger_ms = min(codec.linger_ms, LINGER_MS)
-            self.close_by(self._services.now_ms + max(TOLD_MS, linger_ms))
+            self.close_by(self._services.ticks.now_ms + max(TOLD_MS, linger_ms))

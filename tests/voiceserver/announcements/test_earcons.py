@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 
 from tests.voiceserver.shell import AnsweredPool, Shell, text
+from voiceserver.announcements import lines
 from voiceserver.announcements.earcons import Earcons, tone
 from voiceserver.config.schema import BackpressureConfig
 from voiceserver.events.events import BusyCue
@@ -11,13 +13,19 @@ from voiceserver_workers.ipc.messages import ResultKind
 LINES = {"busy": "One moment.", "waiting": "Please hold.", "waiting_2": "You are number 2."}
 
 
-def spoken() -> Earcons:
-    """Cues whose lines a tts pool has spoken."""
-    pool, earcons = AnsweredPool("tts"), Earcons(LINES, 24_000)
+def speak(earcons: Earcons, spoken_lines: Mapping[str, str]) -> None:
+    """Have a tts pool speak the lines of ``earcons``."""
+    pool = AnsweredPool("tts")
     earcons.make(pool)
-    for at, name in enumerate(LINES, 1):
+    for at, name in enumerate(spoken_lines, 1):
         pool.streams[0].answer(ResultKind.AUDIO, 1, at, name.encode() * 2)
         pool.streams[0].answer(ResultKind.DONE, 1, at, b"{}")
+
+
+def spoken() -> Earcons:
+    """Cues whose lines a tts pool has spoken."""
+    earcons = Earcons(LINES, 24_000)
+    speak(earcons, LINES)
     return earcons
 
 
@@ -39,7 +47,7 @@ def test_the_tone_is_audible_and_begins_and_ends_softly() -> None:
 
 def test_who_asked_for_it_hears_the_place_in_line_without_any_stage() -> None:
     shell = Shell("vad", limits=BackpressureConfig(max_talkers=1, waiting_room=4, tenant_share=1.0))
-    shell.services.earcons = spoken()
+    speak(shell.services.announcements.earcons, lines.LINES)
     first, waiting = shell.call(), shell.call()
     waiting.receive(text({"type": "session.update", "audible_busy": True}))
     third = shell.call()
@@ -49,5 +57,5 @@ def test_who_asked_for_it_hears_the_place_in_line_without_any_stage() -> None:
     assert heard[0] == b"waiting_2" * 2
     first.receive(text({"type": "session.close"}))
     heard = [bytes(frame.data) for frame in third.frames() if frame.opcode.name == "BINARY"]
-    assert heard[1:] == [b"waiting" * 2]
+    assert heard[1:] == [b"waiting_1" * 2]
     assert shell.pools["vad"].streams == []

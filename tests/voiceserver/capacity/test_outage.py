@@ -21,7 +21,7 @@ def pass_time(shell: Shell, by_ms: float) -> None:
     """With the server's looks at its pools."""
     end_ms = shell.loop.now_ms + by_ms
     while shell.loop.now_ms < end_ms:
-        shell.services.look_for_outage()
+        shell.services.outage.look()
         shell.loop.advance(LOOK_MS)
 
 
@@ -165,9 +165,9 @@ def test_many_callers_are_told_in_slices() -> None:
     shell = Shell("vad", "stt")
     lines = [shell.call() for _ in range(SLICE * 2 + 1)]
     shell.pools["vad"].ready = False
-    shell.services.look_for_outage()
+    shell.services.outage.look()
     shell.loop.advance(300)
-    shell.services.look_for_outage()
+    shell.services.outage.look()
     written = [line.transport.writes for line in lines]
     told = []
     for _ in range(8):
@@ -182,12 +182,12 @@ def test_a_round_is_overtaken_by_the_news_that_it_is_over() -> None:
     shell = Shell("vad", "stt")
     lines = [shell.call() for _ in range(SLICE * 2)]
     shell.pools["vad"].ready = False
-    shell.services.look_for_outage()
+    shell.services.outage.look()
     shell.loop.advance(300)
-    shell.services.look_for_outage()
+    shell.services.outage.look()
     shell.loop.run_tick()  # the first slice is told
     shell.pools["vad"].ready = True
-    shell.services.look_for_outage()
+    shell.services.outage.look()
     shell.loop.settle()
     kinds = sorted(tuple(line.types()[1:]) for line in lines)
     assert kinds == [()] * SLICE + [("server.busy", "server.ready")] * SLICE

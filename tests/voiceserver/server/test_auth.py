@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,26 @@ VALID = '[keys.a]\nhash = "sha256:' + "abcd" * 16 + '"'
 
 
 class Door:
-    def __init__(self, folder: Path, limits: str = "", **config: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: str = "",
+        check_session: Callable[[bytes], object] = openai.read_session,
+        **config: object,
+    ) -> None:
         self.now_s = NOON_S
         self.key, kept = new_key()
         self.file = folder / "keys.toml"
         self.file.write_text(f'[keys.app]\nhash = "{kept}"\n{limits}\n')
-        self.auth = Auth(AuthConfig(keys_file=str(self.file), **config), lambda: self.now_s)  # type: ignore[arg-type]
+        self.config = AuthConfig(keys_file=str(self.file), **config)  # type: ignore[arg-type]
+        self.auth = Auth(self.config, lambda: self.now_s, check_session=check_session)
+
+    def shell(self, *stages: str, **settings: int) -> Shell:
+        """A server with these keys, whose ``auth`` is ours from now on."""
+        shell = Shell(*stages, auth=self.config, wall_s=lambda: self.now_s, **settings)
+        assert isinstance(shell.services.auth, Auth)
+        self.auth = shell.services.auth
+        return shell
 
     def ask(self, key: str | None = None, **headers: str) -> str | tuple[int, str]:
         found = Headers()
@@ -59,8 +74,7 @@ def test_a_caller_without_a_key_or_with_a_wrong_one_stays_outside(tmp_path: Path
 
 
 def test_a_refusal_has_the_fields_of_an_error_of_the_service(tmp_path: Path) -> None:
-    shell = Shell("reply")
-    shell.router.auth = shell.services.auth = Door(tmp_path).auth
+    shell = Door(tmp_path).shell("reply")
     line = shell.call(upgrade("/v1/realtime"))
     error = line.body["error"]
     assert line.status == 401
@@ -119,7 +133,7 @@ def test_a_token_opens_until_its_end_and_mints_no_other(tmp_path: Path) -> None:
     assert door.ask(token) == "app"
     assert door.ask(token[:-2] + ("AA" if token[-2:] != "AA" else "BB")) == (401, "invalid_token")
     figures = Caller("/v1/stats", {}, Headers({"Authorization": f"Bearer {token}"}))
-    refused = door.auth(figures)
+    refused = door.auth.refuse_admin(figures)
     assert refused is not None
     assert refused.status == 401
     door.now_s += 61.0
@@ -178,9 +192,7 @@ def test_a_key_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_token_that_is_nested_too_deep_to_be_read_is_a_mistake_and_no_fault(tmp_path: Path) -> None:
     door = Door(tmp_path)
-    shell = Shell("reply")
-    shell.router.auth = shell.services.auth = door.auth
-    shell.router.session_of = door.auth.session_of
+    shell = door.shell("reply")
     token = door.auth.make_token("app", NOON_S + 60, b"[" * 2_000 + b"]" * 2_000)
     line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {token}\r\n"))
     assert (line.status, line.body["error"]["code"]) == (400, "invalid_request_error")
@@ -190,8 +202,7 @@ def test_a_session_that_is_too_deep_for_its_reader_is_not_put_into_a_token(tmp_p
     def read(session: bytes) -> None:
         raise RecursionError
 
-    door = Door(tmp_path)
-    door.auth.check_session = read
+    door = Door(tmp_path, check_session=read)
     assert "too deep" in str(door.mint(b'{"session": {"type": "realtime"}}')["error"])
 
 
@@ -252,8 +263,7 @@ def test_a_wrong_file_at_a_reload_leaves_the_old_keys(tmp_path: Path) -> None:
 
 def test_sessions_of_a_key_are_counted_through_the_shell(tmp_path: Path) -> None:
     door = Door(tmp_path, "max_sessions = 1")
-    shell = Shell("vad")
-    shell.router.auth = shell.services.auth = door.auth
+    shell = door.shell("vad")
     more = f"Authorization: Bearer {door.key}\r\n"
     assert shell.call(upgrade()).status == 401
     line = shell.call(upgrade(more=more))
@@ -285,8 +295,7 @@ def test_a_key_whose_minutes_are_used_up_ends_the_session_within_seconds_also_wi
     tmp_path: Path,
 ) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
-    shell = Shell("vad", ping_interval_ms=0, idle_timeout_ms=0, max_session_ms=0)
-    shell.router.auth = shell.services.auth = door.auth
+    shell = door.shell("vad", ping_interval_ms=0, idle_timeout_ms=0, max_session_ms=0)
     door.auth.enter("app")
     door.auth.leave("app", 57_000.0)
     line = shell.call(upgrade("/v1/stream", f"Authorization: Bearer {door.key}\r\n"))
@@ -303,8 +312,7 @@ def test_a_key_whose_minutes_are_used_up_ends_the_session_within_seconds_also_wi
 
 def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(tmp_path: Path) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
-    shell = Shell("vad", "reply")
-    shell.router.auth = shell.services.auth = door.auth
+    shell = door.shell("vad", "reply")
     door.auth.enter("app")
     door.auth.leave("app", 20_000.0)
     line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {door.key}\r\n"))
@@ -322,10 +330,7 @@ def test_a_realtime_client_hears_after_each_response_what_its_key_may_still_say(
 
 def test_a_token_brings_the_session_that_a_backend_wrote_into_it(tmp_path: Path) -> None:
     door = Door(tmp_path)
-    door.auth.check_session = openai.read_session
-    shell = Shell("reply")
-    shell.router.auth = shell.services.auth = door.auth
-    shell.router.session_of = door.auth.session_of
+    shell = door.shell("reply")
     given = {
         "type": "realtime",
         "instructions": "Sing.",
@@ -347,7 +352,6 @@ def test_a_token_brings_the_session_that_a_backend_wrote_into_it(tmp_path: Path)
 
 def test_a_token_of_a_wrong_session_is_not_made(tmp_path: Path) -> None:
     door = Door(tmp_path)
-    door.auth.check_session = openai.read_session
     wrong = {"type": "realtime", "audio": {"input": {"turn_detection": {"threshold": 7}}}}
     error = door.mint(json.dumps({"session": wrong}).encode())["error"]
     assert error["param"] == "session.audio.input.turn_detection.threshold"  # type: ignore[index]
@@ -369,7 +373,6 @@ def test_a_token_of_a_wrong_session_is_not_made(tmp_path: Path) -> None:
 )
 def test_whatever_is_asked_to_be_put_into_a_token_is_answered(tmp_path: Path, session: bytes) -> None:
     door = Door(tmp_path)
-    door.auth.check_session = openai.read_session
     assert "error" in door.mint(b'{"session": ' + session + b"}")
 
 
@@ -388,8 +391,7 @@ def test_a_token_that_was_changed_or_has_ended_brings_no_session(tmp_path: Path)
 
 def test_a_post_with_a_body_in_two_pieces_is_answered(tmp_path: Path) -> None:
     door = Door(tmp_path)
-    shell = Shell("vad")
-    shell.router.actions[CLIENT_SECRETS] = door.auth.client_secret
+    shell = door.shell("vad")
     body = b'{"expires_after": {"seconds": 60}}'
     head = (
         f"POST {CLIENT_SECRETS} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {door.key}\r\n"

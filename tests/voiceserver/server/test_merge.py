@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from prometheus_client.core import Metric
 
-from voiceserver.server.multiprocess.child import Peer
+from voiceserver.server.multiprocess.handoff import Handoff
 from voiceserver.server.multiprocess.merge import decode, figures_of, lasting, merge, restarts
+from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.server.multiprocess.shared_stats import PLACE_BYTES, SharedStats
 
 PROCESSES = 2
@@ -26,7 +27,8 @@ def shared_stats() -> Iterator[SharedStats]:
 @pytest.fixture
 def shares(shared_stats: SharedStats) -> Iterator[list[Peer]]:
     ends = [socket.socketpair() for _ in range(PROCESSES)]
-    yield [Peer(index, end, shared_stats) for index, (end, _) in enumerate(ends)]
+    handoffs = [Handoff(index, end, []) for index, (end, _) in enumerate(ends)]
+    yield [Peer(index, end, shared_stats, handoffs[index]) for index, (end, _) in enumerate(ends)]
     for pair in ends:
         for end in pair:
             end.close()

@@ -19,7 +19,8 @@ from voiceserver.pool import PoolStats, WorkerStats
 from voiceserver.server import pages
 from voiceserver.server.auth import Auth, hash_of
 from voiceserver.session.settings import ServerSnapshot
-from voiceserver.transport.http import Response, Router, json_response
+from voiceserver.transport.http import Response, Router, Routes, json_response
+from voiceserver.transport.server_state import ServerState
 
 ROOT = Path(__file__).resolve().parents[3]
 WEB = ROOT / "voiceserver" / "web"
@@ -30,12 +31,13 @@ BUTTON = "X-Voiceserver-Action: drain\r\n"
 class Site:
     """A router with the pages, and how often somebody drained it."""
 
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.router = Router(Admission(0, 0, "connection", 1_000.0), random.Random(1))
-        self.router.pages["/v1/capacity"] = lambda caller: json_response(200, {"is_draining": False})
+    def __init__(self, auth: AuthConfig = AuthConfig()) -> None:  # noqa: B008  # frozen
+        self.metrics, self.state = Metrics(), ServerState()
+        routes = Routes(pages={"/v1/capacity": lambda caller: json_response(200, {"is_draining": False})})
+        gatekeeper, admission = Auth(auth, lambda: 0.0, "test"), Admission(0, 0, "connection", 1_000.0)
+        self.router = Router(routes, admission, gatekeeper, self.state, lambda *_: None, random.Random(1))
         self.drained = 0
-        pages.add(self.router, self.metrics, self._drain)
+        pages.add(routes, gatekeeper, self.metrics, self.state, self._drain)
 
     def _drain(self) -> None:
         self.drained += 1
@@ -164,13 +166,13 @@ def test_without_authentication_the_button_is_for_this_machine(
     assert (answer.status, site.drained) == (status, int(status == 202))
 
 
-def test_with_keys_the_button_and_the_figures_ask_for_an_admins(site: Site, tmp_path: Path) -> None:
+def test_with_keys_the_button_and_the_figures_ask_for_an_admins(tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     keys.write_text(
         f'[keys.boss]\nhash = "{hash_of("vs_right")}"\nis_admin = true\n'
         f'[keys.caller]\nhash = "{hash_of("vs_other")}"\n'
     )
-    site.router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0, "test")
+    site = Site(AuthConfig(keys_file=str(keys)))
     right, other = "Authorization: Bearer vs_right\r\n", "Authorization: Bearer vs_other\r\n"
     assert [site.ask("/v1/stats", more=more).status for more in ("", other, right)] == [401, 403, 200]
     pressed = [
@@ -182,8 +184,8 @@ def test_with_keys_the_button_and_the_figures_ask_for_an_admins(site: Site, tmp_
     assert site.drained == 1
 
 
-def test_a_list_of_origins_alone_opens_nothing_to_others(site: Site) -> None:
-    site.router.auth = Auth(AuthConfig(origins="https://page.example"), lambda: 0.0, "test")
+def test_a_list_of_origins_alone_opens_nothing_to_others() -> None:
+    site = Site(AuthConfig(origins="https://page.example"))
     assert site.ask("/v1/stats").status == 200
     assert site.ask("/v1/drain", method="POST", more=BUTTON, peer="192.0.2.7").status == 403
     assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 202
@@ -191,7 +193,7 @@ def test_a_list_of_origins_alone_opens_nothing_to_others(site: Site) -> None:
 
 def test_pressing_twice_drains_once(site: Site) -> None:
     site.ask("/v1/drain", method="POST", more=BUTTON)
-    site.router.is_draining = True
+    site.state.begin_drain()
     assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 202
     assert site.drained == 1
 

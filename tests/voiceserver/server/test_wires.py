@@ -11,6 +11,7 @@ from websockets.frames import Opcode
 from tests.voiceserver.shell import Line, Shell, masked, text, upgrade
 from voiceserver.announcements.lines import LINES
 from voiceserver.config.schema import BackpressureConfig, TwilioConfig
+from voiceserver.server.auth import Auth
 from voiceserver.wire import openai, twilio, whisperlive
 from voiceserver.wire.samples import G711_BYTES_PER_MS
 from voiceserver_workers.ipc.messages import ResultKind
@@ -208,11 +209,13 @@ def test_a_call_whose_start_is_wrong_is_closed_with_the_field_in_the_reason() ->
     ],
 )
 def test_what_a_token_says_is_applied_before_and_apart_from_what_its_client_says(
-    session: bytes, param: str | None
+    session: bytes, param: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server without an engine for it refuses what the token says, not what came with it, and answers go on in order."""
     shell = Shell("reply")
-    shell.router.session_of = lambda caller: session
+    auth = shell.services.auth
+    assert isinstance(auth, Auth)
+    monkeypatch.setattr(auth, "session_of", lambda caller: session)
     line = shell.call(upgrade(openai.PATH))
     for name in ("one", "two"):
         update = {"instructions": name, "output_modalities": ["text"]}

@@ -11,7 +11,7 @@ from voiceserver.config.schema import BackpressureConfig
 from voiceserver.errors import Refusal
 from voiceserver.session.session import Session
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS, REST
-from voiceserver.transport.services import KEEPALIVE_TICK_MS
+from voiceserver.transport.timers import KEEPALIVE_TICK_MS
 from voiceserver.transport.upgrade import TOLD_MS
 from voiceserver.transport.websocket import FRAMES_PER_TURN, RUN_BYTES
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
@@ -182,8 +182,8 @@ def test_the_peers_close_is_answered_and_everything_is_given_back() -> None:
     line.lose()
     assert shell.pools["vad"].streams[0].is_closed
     assert shell.admission.taken == 0
-    assert shell.services.sessions == 0
-    assert not shell.services.connections
+    assert shell.services.state.sessions == 0
+    assert not shell.services.state.connections
     closing = shell.logged[-1]
     assert (closing["event"], closing["code"], closing["received_ms"]) == ("session closed", 1000, 100.0)
 
@@ -265,9 +265,9 @@ def test_a_flood_of_tiny_messages_takes_turns_with_reading_paused() -> None:
 def test_whoever_keeps_the_server_busy_has_a_quarter_of_it() -> None:
     shell = Shell("vad")
     line = shell.call()
-    clock = shell.services.clock
+    clock = shell.services.ticks.clock
     times = iter([clock(), clock() + 20.0])  # when its message came, and when that was read
-    shell.services.clock = lambda: next(times, clock())
+    shell.services.ticks.clock = lambda: next(times, clock())
     line.connection.data_received(text({"type": "session.update", "instructions": "x" * 700_000}) * 2)
     shell.loop.settle()
     assert line.types().count("session.updated") == 1
@@ -452,8 +452,8 @@ def test_a_thousand_abandoned_handshakes_leak_no_place() -> None:
         line = shell.call(heads[index % len(heads)])
         line.lose()
     assert shell.admission.taken == 0
-    assert shell.services.sessions == 0
-    assert not shell.services.connections
+    assert shell.services.state.sessions == 0
+    assert not shell.services.state.connections
 
 
 # ------------------------------------------------------------------------------------------------------------ ends
@@ -471,7 +471,7 @@ def test_a_drain_is_announced_and_ends_with_1012() -> None:
 
 def test_new_callers_of_a_draining_server_are_refused() -> None:
     shell = Shell("vad")
-    shell.router.is_draining = True
+    shell.services.state.begin_drain()
     line = shell.call()
     assert (line.status, line.body["error"]["code"]) == (503, "draining")
     assert shell.admission.taken == 0

@@ -11,7 +11,8 @@ from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import AuthConfig, BackpressureConfig
 from voiceserver.errors import ProtocolError
 from voiceserver.server.auth import Auth, hash_of
-from voiceserver.transport.http import Caller, Response, Router, Upgrade, json_response
+from voiceserver.transport.http import Caller, Response, Router, Routes, Upgrade, json_response
+from voiceserver.transport.server_state import ServerState
 from voiceserver.wire import Codec, CodecTraits
 from voiceserver.wire.native import NativeCodec, codec_for
 
@@ -75,8 +76,7 @@ def test_the_usual_headers_say_what_to_do_instead() -> None:
 
 
 def test_a_path_that_is_posted_to_says_so() -> None:
-    router = make_router()
-    router.actions["/do"] = lambda caller: json_response(200, {})
+    router = make_router(Routes(actions={"/do": lambda caller: json_response(200, {})}))
     for method in ("GET", "HEAD", "PUT"):
         answer = router.answer(get("/do", method), 0.0)
         assert isinstance(answer, Response)
@@ -101,8 +101,7 @@ def test_json_that_is_too_deep_for_who_reads_it_is_a_mistake_and_no_fault() -> N
     def deep(caller: Caller) -> Codec:
         raise RecursionError
 
-    router = make_router()
-    router.wires["/deep"] = deep
+    router = make_router(Routes(wires={"/deep": deep}))
     answer = router.answer(upgrade("/deep"), 0.0)
     assert isinstance(answer, Response)
     assert answer.status == 400
@@ -127,7 +126,7 @@ def test_health_readiness_capacity_and_metrics() -> None:
     unready = shell.call(get("/readyz"))
     assert (unready.status, unready.body["why"]) == (503, [{"reason": "no worker is ready", "stage": "stt"}])
     shell.pools["stt"].ready = True
-    shell.router.is_draining = True
+    shell.services.state.begin_drain()
     assert shell.call(get("/readyz")).body["why"] == [{"reason": "draining"}]
     stages = shell.call(get("/v1/capacity")).body["stages"]
     assert list(stages) == ["vad", "stt"]
@@ -149,17 +148,18 @@ def test_metrics_tell_what_happened() -> None:
     assert 'voiceserver_sessions_closed_total{code="1006",wire="native"} 1.0' in text
 
 
-def make_router() -> Router:
-    router = Router(Admission(0, 0, "connection", 1.0), random.Random(1))
+def make_router(routes: Routes | None = None, auth: AuthConfig = AuthConfig()) -> Router:  # noqa: B008  # frozen
+    routes = routes or Routes()
 
     def wire(caller: Caller) -> Codec:
         if caller.query.get("bad"):
             raise ProtocolError("bad", "Bad.", param="bad")
         return codec_for(16_000, 24_000)
 
-    router.wires["/"] = wire
-    router.pages["/"] = lambda caller: json_response(200, {"page": True})
-    return router
+    routes.wires.setdefault("/", wire)
+    routes.pages["/"] = lambda caller: json_response(200, {"page": True})
+    admission, gatekeeper = Admission(0, 0, "connection", 1.0), Auth(auth, lambda: 0.0)
+    return Router(routes, admission, gatekeeper, ServerState(), lambda *_: None, random.Random(1))
 
 
 def test_one_path_may_be_a_page_and_a_websocket() -> None:
@@ -170,11 +170,10 @@ def test_one_path_may_be_a_page_and_a_websocket() -> None:
 
 
 def test_the_auth_hook_refuses_before_a_codec_or_a_place_is_taken() -> None:
-    router = make_router()
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys.toml"
         keys.write_text(f'[keys.x]\nhash = "{hash_of("x")}"\n')
-        router.auth = Auth(AuthConfig(keys_file=str(keys)), lambda: 0.0)
+        router = make_router(auth=AuthConfig(keys_file=str(keys)))
     refused = router.answer(upgrade("/?bad=1"), 0.0)
     assert isinstance(refused, Response)
     assert refused.status == 401
@@ -182,13 +181,11 @@ def test_the_auth_hook_refuses_before_a_codec_or_a_place_is_taken() -> None:
 
 
 def test_a_subprotocol_is_selected_only_if_offered() -> None:
-    router = make_router()
-
     class Realtime(NativeCodec):
         __slots__ = ()
         traits = CodecTraits(name="realtime", subprotocol="realtime")
 
-    router.wires["/"] = lambda caller: Realtime(16_000, 24_000)
+    router = make_router(Routes(wires={"/": lambda caller: Realtime(16_000, 24_000)}))
     offered = router.answer(upgrade("/", "Sec-WebSocket-Protocol: x-key.abc, realtime\r\n"), 0.0)
     plain = router.answer(upgrade("/"), 0.0)
     other = router.answer(upgrade("/", "Sec-WebSocket-Protocol: graphql\r\n"), 0.0)
@@ -218,7 +215,7 @@ def test_who_is_refused_hears_when_to_come_back_and_the_metrics_say_why() -> Non
     ]
     assert 4_000.0 <= told[0]["retry_after_ms"] <= 7_000.0
     assert 4_000.0 <= told[1]["error"]["retry_after_ms"] <= 7_000.0
-    shell.router.is_draining = True
+    shell.services.state.begin_drain()
     assert shell.call().status == 503
     assert shell.call(get("/readyz")).status == 503, "a page that says no refuses nobody"
     lines = shell.metrics.to_text().decode().splitlines()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 
 import pytest
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
 from voiceserver.config.schema import BackpressureConfig, SessionConfig
+from voiceserver.server.multiprocess.handoff import Handoff
+from voiceserver.server.multiprocess.peer import Peer
+from voiceserver.server.multiprocess.shared_stats import SharedStats
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS
 from voiceserver.transport.session_store import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, ReplayBuffer
 from voiceserver.wire.native import NativeCodec
@@ -125,7 +129,11 @@ def test_a_caller_may_be_back_before_the_server_knows_that_it_was_gone() -> None
     shell.loop.advance(CLOSE_TIMEOUT_MS)
     assert first.transport.is_aborted
     assert second.events()[0]["received_ms"] == 100.0
-    assert (shell.services.sessions, shell.admission.taken, len(shell.services.connections)) == (1, 1, 1)
+    assert (shell.services.state.sessions, shell.admission.taken, len(shell.services.state.connections)) == (
+        1,
+        1,
+        1,
+    )
     second.receive(audio(CHUNK))
     commit(second)
     answer_last(shell, "still one call")
@@ -258,8 +266,8 @@ def test_a_drain_ends_what_nobody_listens_to_and_keeps_nothing_more() -> None:
     shell = Shell("stt")
     first, second = begin(shell), begin(shell)
     first.lose()
-    shell.router.is_draining = True
-    shell.services.session_store.end_all("draining", shell.loop.now_ms)
+    shell.services.state.begin_drain()
+    shell.services.sessions.store.end_all("draining", shell.loop.now_ms)
     second.lose()
     assert [entry["event"] for entry in shell.logged].count("session closed") == 2
     assert shell.admission.taken == 0
@@ -280,7 +288,7 @@ def test_kept_bytes_are_bounded_for_all_calls_together(monkeypatch: pytest.Monke
     lines = [begin(shell) for _ in range(3)]
     for line in lines:
         line.lose()
-    assert shell.services.session_store.detached < 3
+    assert shell.services.sessions.store.detached < 3
     assert resume(shell, token_of(lines[-1])).status == 101
 
 
@@ -309,7 +317,7 @@ def test_what_a_client_gave_its_call_counts_as_kept(
         line.receive(text(event))
         assert "error" not in line.types()
         line.lose()
-    assert shell.services.session_store.detached in (1, 2)
+    assert shell.services.sessions.store.detached in (1, 2)
     assert resume(shell, token_of(lines[-1])).status == 101
 
 
@@ -320,10 +328,10 @@ def test_what_is_said_while_nobody_is_there_counts_as_kept(monkeypatch: pytest.M
     for line in (first, second):
         commit(line)
         line.lose()
-    assert shell.services.session_store.detached == 2
+    assert shell.services.sessions.store.detached == 2
     answer_last(shell, "word " * 30_000)
     shell.loop.advance(HOLD_MS + 100)
-    assert shell.services.session_store.detached == 1
+    assert shell.services.sessions.store.detached == 1
     assert resume(shell, token_of(first)).status == 410
     assert transcripts(resume(shell, token_of(second)))
 
@@ -336,7 +344,7 @@ def test_the_oldest_call_may_be_the_one_that_grew(monkeypatch: pytest.MonkeyPatc
         commit(line)
         line.lose()
     answer_last(shell, "word " * 30_000)
-    shell.loop.advance(shell.services.session_store.window_ms - 1_000)
+    shell.loop.advance(shell.services.sessions.store.window_ms - 1_000)
     assert resume(shell, token_of(first)).status == 410
     assert resume(shell, token_of(second)).status == 101
     assert [entry["reason"] for entry in shell.logged if entry["event"] == "session closed"] == ["evicted"]
@@ -354,7 +362,7 @@ def test_a_codec_that_keeps_a_conversation_of_its_own_tells_how_much(monkeypatch
     lines = [begin(shell) for _ in range(3)]
     for line in lines:
         line.lose()
-    assert shell.services.session_store.detached == 1
+    assert shell.services.sessions.store.detached == 1
 
 
 def test_messages_are_kept_until_a_pong_says_that_they_arrived() -> None:
@@ -453,16 +461,16 @@ def test_metrics_tell_what_became_of_broken_calls() -> None:
     assert figures(shell)["detached"] == 3
     back = resume(shell, token_of(calls[0]))
     assert (figures(shell)["detached"], figures(shell)["resumed_total"]) == (2, 1)
-    shell.loop.advance(shell.services.session_store.window_ms + 1_000)
+    shell.loop.advance(shell.services.sessions.store.window_ms + 1_000)
     told = figures(shell)
     assert (told["detached"], told['given_up_total{reason="expired"}']) == (0, 2)
     assert back.close_code is None
 
 
 def test_a_token_names_the_process_that_keeps_its_call() -> None:
-    shell = Shell("stt")
-    calls = shell.services.session_store
-    calls.process, calls.processes = 1, 3
+    stats, ends = SharedStats.create(4), [*socket.socketpair(), *socket.socketpair()]
+    shell = Shell("stt", peer=Peer(1, ends[0], stats, Handoff(1, ends[1], ends[1:])))
+    calls = shell.services.sessions.store
     first = begin(shell)
     token = token_of(first)
     assert token.startswith("sess_1_")
@@ -474,3 +482,6 @@ def test_a_token_names_the_process_that_keeps_its_call() -> None:
     assert second.events()[0]["is_resumed"]
     away = resume(shell, token.replace("_1_", "_2_"))  # nobody to hand it to
     assert (away.status, away.body["error"]["code"]) == (503, "process_busy")
+    stats.close()
+    for end in ends:
+        end.close()

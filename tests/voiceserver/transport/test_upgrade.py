@@ -56,7 +56,7 @@ def test_the_greeting_is_the_one_that_the_session_would_give() -> None:
     line = shell.call(upgrade("/v1/stream?rate=8000&reply_rate=24000"))
     seed, codec = line.connection._seed, line.connection._codec
     assert codec is not None
-    session = shell.services.make_session(codec, seed)
+    session = shell.services.sessions.make(codec, seed)
     session.open(0.0)
     (event,) = session.events_to_send()
     assert isinstance(event, SessionReady)

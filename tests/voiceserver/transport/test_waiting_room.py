@@ -71,7 +71,7 @@ def test_who_waited_too_long_is_told_and_closed_with_1013() -> None:
     assert "error" not in waiting.types()
     shell.loop.advance(100)
     shell.admission.tick(shell.loop.now_ms)
-    shell.services.place_freed()
+    shell.services.places.changed()
     shell.loop.settle()
     error = last(waiting, "error")
     assert (error["code"], error["retryable"], error["retry_after_ms"]) == ("waiting_timeout", True, 2_000)

@@ -37,12 +37,12 @@ def mailbox() -> tuple[socket.socket, socket.socket]:
 
 
 class Handoff:
-    """``index``: this process; ``mailboxes``: where to write to each; ``inbox``: the read end of its own."""
+    """``index``: this process; ``mailboxes``: where to write to each; ``own_mailbox``: the read end of its own."""
 
-    def __init__(self, index: int, inbox: socket.socket, mailboxes: Sequence[socket.socket]) -> None:
+    def __init__(self, index: int, own_mailbox: socket.socket, mailboxes: Sequence[socket.socket]) -> None:
         self.index = index
         self.processes = len(mailboxes)
-        self._inbox = inbox
+        self._own_mailbox = own_mailbox
         self._mailboxes = mailboxes
         self._loop: AbstractEventLoop | None = None
         self._welcome: Welcome | None = None
@@ -54,12 +54,12 @@ class Handoff:
     def listen(self, loop: AbstractEventLoop, welcome: Welcome) -> None:
         """``welcome(data)``: the protocol of a connection whose first bytes were ``data``."""
         self._loop, self._welcome = loop, welcome
-        loop.add_reader(self._inbox.fileno(), self._on_readable)
+        loop.add_reader(self._own_mailbox.fileno(), self._on_readable)
 
     def close(self) -> None:
         """Take no more. Idempotent."""
         if self._loop is not None:
-            self._loop.remove_reader(self._inbox.fileno())
+            self._loop.remove_reader(self._own_mailbox.fileno())
             self._loop = None
         for task in self._arriving:
             task.cancel()
@@ -126,7 +126,7 @@ class Handoff:
     def _on_readable(self) -> None:
         while self._loop is not None:
             try:
-                data, fds, _, _ = socket.recv_fds(self._inbox, MAX_HANDED_BYTES, 1)
+                data, fds, _, _ = socket.recv_fds(self._own_mailbox, MAX_HANDED_BYTES, 1)
             except OSError:
                 return
             if not fds:

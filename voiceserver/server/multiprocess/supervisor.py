@@ -22,9 +22,8 @@ import msgspec
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
 from voiceserver.observability.logs import configure, get_logger
-from voiceserver.server.multiprocess.child import send_config
-from voiceserver.server.multiprocess.constants import DRAIN, READY
 from voiceserver.server.multiprocess.handoff import mailbox
+from voiceserver.server.multiprocess.lifeline import DRAIN, READY, send_config
 from voiceserver.server.multiprocess.merge import Figures, decode, lasting, restarts
 from voiceserver.server.multiprocess.shared_stats import SharedStats
 from voiceserver.server.tls import tls_context

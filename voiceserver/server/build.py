@@ -1,0 +1,175 @@
+"""The composition root: every part of a server is made here, once, and given what it needs as it is made.
+
+``build(config, pools, loop, clock)`` opens no socket and starts no worker. The server, the tests and the
+embedding API all use it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from voiceserver.announcements.spoken import Announcements
+from voiceserver.capacity.admission import Admission
+from voiceserver.capacity.controller import CapacityController
+from voiceserver.capacity.outage import Outage
+from voiceserver.config.schema import BackpressureConfig, Config
+from voiceserver.events.events import Accounting
+from voiceserver.observability.logs import get_logger, level_of
+from voiceserver.observability.metrics import Metrics
+from voiceserver.pool import Pool, speech_voices
+from voiceserver.server import pages
+from voiceserver.server.auth import Auth
+from voiceserver.server.multiprocess.peer import Peer
+from voiceserver.server.routes import RouteParts, build_routes
+from voiceserver.session.settings import SessionSettings
+from voiceserver.transport.http import Router
+from voiceserver.transport.outage_notices import OutageNotices
+from voiceserver.transport.places import Places
+from voiceserver.transport.server_state import ServerState
+from voiceserver.transport.services import Services
+from voiceserver.transport.session_factory import SessionFactory
+from voiceserver.transport.session_store import SessionStore
+from voiceserver.transport.ticks import Loop, Ticks, monotonic_ms
+from voiceserver.transport.timers import Timers
+from voiceserver.wire import openai
+from voiceserver.wire.registry import WIRES
+from voiceserver.wire.request import Wire
+from voiceserver_workers import registry
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+
+def _do_nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What a server is given by the process that it runs in. ``peer`` None: the process serves alone. ``ask_to_drain``: begin
+    what SIGTERM begins, and return at once. ``wall_s``: seconds since the epoch."""
+
+    log: FilteringBoundLogger = field(default_factory=get_logger)
+    peer: Peer | None = None
+    ask_to_drain: Callable[[], None] = _do_nothing
+    wall_s: Callable[[], float] = time.time
+    jitter: random.Random = field(default_factory=random.Random)
+    wires: Sequence[Wire] = WIRES
+
+
+def build(
+    config: Config,
+    pools: Mapping[str, Pool],
+    loop: Loop,
+    clock: Callable[[], float] = monotonic_ms,
+    host: Host | None = None,
+) -> Services:
+    """Raises ConfigError for a key file that cannot be used."""
+    host = host or Host()
+    peer, log = host.peer, host.log
+    metrics = Metrics(peer.merged if peer is not None else None)
+    ticks, state = Ticks(loop, clock), ServerState()
+    takes_audio = registry.takes_audio(config.stages.reply.engine)
+    formats = [one.line_format for one in host.wires if one.line_format is not None]
+    announcements = Announcements(config.session, formats)
+    settings = SessionSettings.from_config(
+        config, fillers=announcements.fillers, reply_takes_audio=takes_audio
+    )
+    store = _session_store(config, peer)
+    sessions = SessionFactory(settings, pools, store)
+    places = _places(config, pools, sessions, ticks, log)
+    auth = Auth(
+        config.auth, host.wall_s, check_session=lambda body: openai.read_session(body, speech_voices(pools))
+    )
+    parts = RouteParts(config, pools, places.admission, metrics, state, auth, announcements, host.wires, peer)
+    routes = build_routes(parts)
+    pages.add(routes, auth, metrics, state, host.ask_to_drain)
+    outage = Outage(pools, config.backpressure.busy_after_ms)
+    credit_ms = float(config.backpressure.max_backlog_ms)
+    _observe(metrics, pools, places, state, store)
+    return Services(
+        config=config,
+        log=log,
+        metrics=metrics,
+        ticks=ticks,
+        timers=Timers(ticks),
+        state=state,
+        places=places,
+        sessions=sessions,
+        outage=OutageNotices(outage, settings.options, credit_ms, state=state, ticks=ticks, log=log),
+        router=Router(routes, places.admission, auth, state, store.resume_target, host.jitter),
+        auth=auth,
+        announcements=announcements,
+        handoff=peer.handoff if peer is not None else None,
+    )
+
+
+def _observe(
+    metrics: Metrics, pools: Mapping[str, Pool], places: Places, state: ServerState, store: SessionStore
+) -> None:
+    """What is read at every scrape."""
+    metrics.observe_detached(lambda: store.detached)
+    metrics.observe_admission(places.admission, places.controller, lambda: live_accounting(state, store))
+    metrics.observe_pools(lambda: [pool.stats() for pool in pools.values()])
+
+
+def _session_store(config: Config, peer: Peer | None) -> SessionStore:
+    """With several processes, a session's id names the process that keeps it."""
+    window_ms = config.session.resume_window_ms
+    if peer is None:
+        return SessionStore(window_ms)
+    return SessionStore(window_ms, peer.index, peer.processes)
+
+
+def _places(
+    config: Config,
+    pools: Mapping[str, Pool],
+    sessions: SessionFactory,
+    ticks: Ticks,
+    log: FilteringBoundLogger,
+) -> Places:
+    limits = config.backpressure
+    admission = _admission(limits)
+
+    def on_change(name: str, fields: Mapping[str, object]) -> None:
+        log.log(level_of(name), name, **fields)
+
+    controller = CapacityController(
+        pools,
+        admission,
+        sessions.snapshot,
+        is_learned=limits.max_talkers == 0,
+        windows_ms={name: getattr(config.stages, name).max_wait_ms for name in pools},
+        on_change=on_change,
+        now_ms=ticks.now_ms,
+    )
+    return Places(admission, controller, pools, ticks, log)
+
+
+def _admission(limits: BackpressureConfig) -> Admission:
+    return Admission(
+        limits.max_connections,
+        limits.max_talkers,
+        limits.hold,
+        limits.retry_after_ms,
+        room=limits.waiting_room,
+        waiting_timeout_ms=limits.waiting_timeout_ms,
+        share=limits.tenant_share,
+    )
+
+
+class Accounted(Protocol):
+    def accounting(self) -> Accounting | None: ...
+
+
+def live_accounting(state: ServerState, store: SessionStore) -> Iterator[Accounting]:
+    """Of the open and the kept sessions that have received audio."""
+    owners: list[Accounted] = [*state.connections, *store.kept()]
+    for owner in owners:
+        accounting = owner.accounting()
+        if accounting is not None:
+            yield accounting

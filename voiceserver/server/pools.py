@@ -1,0 +1,81 @@
+"""The pools of a server: which engine serves which stage, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from voiceserver.config.schema import Config, StageConfig
+from voiceserver.errors import ConfigError
+from voiceserver.observability.logs import level_of
+from voiceserver.pool import OnEvent, Pool
+from voiceserver.pool.fallback import FallbackPool
+from voiceserver_workers import registry
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+STAGES: Final = ("vad", "stt", "reply", "tts")
+
+MakePool = Callable[[str, StageConfig, OnEvent], Pool]
+
+
+def check_engines(config: Config, source_of: Callable[[str], str] = lambda key: "default") -> None:
+    """Raises ConfigError for an engine that is unknown, that lacks a package, or that serves another stage.
+    source_of: where a setting came from."""
+    for name in STAGES:
+        stage: StageConfig = getattr(config.stages, name)
+        if stage.engine in ("", "none"):
+            continue
+        lighter = stage.lighter_stage
+        engines = {f"stages.{name}.engine": stage.engine}
+        if lighter is not None:
+            engines[f"stages.{name}.lighter.engine"] = lighter.engine
+        for key, engine in engines.items():
+            try:
+                registry.check(engine, name)
+            except registry.EngineLookupError as error:
+                raise ConfigError(key, str(error), source_of(key)) from None
+        if lighter is not None:
+            _check_lighter(name, stage.engine, lighter.engine, source_of)
+
+
+def _check_lighter(name: str, engine: str, lighter: str, source_of: Callable[[str], str]) -> None:
+    key = f"stages.{name}.lighter.engine"
+    problem = ""
+    if name == "vad":
+        problem = "vad hears the whole call with one engine, so there cannot be a lighter one for some turns"
+    elif registry.takes_audio(engine) != registry.takes_audio(lighter):
+        problem = f"{engine} and {lighter} do not take the same input: one hears audio, the other reads text"
+    if problem:
+        raise ConfigError(key, problem, source_of(key))
+
+
+def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
+    """The pool for a stage: of processes if its engine computes, of tasks on the loop if it waits for a network."""
+    if registry.resolve(config.engine).is_remote:
+        from voiceserver.pool.chat.client import chat_pool
+
+        return chat_pool(stage, config, on_event=on_event)
+    from voiceserver.pool.process_pool import ProcessPool
+
+    return ProcessPool(stage, config, on_event=on_event)
+
+
+def make_pools(config: Config, make_pool: MakePool, log: FilteringBoundLogger) -> dict[str, Pool]:
+    """One pool for each stage that has an engine, with its lighter engine behind it where there is one."""
+
+    def on_event(name: str, fields: Mapping[str, object]) -> None:
+        log.log(level_of(name), name, **fields)
+
+    def on_lighter_event(name: str, fields: Mapping[str, object]) -> None:
+        log.log(level_of(name), name, **fields, is_lighter=True)
+
+    pools: dict[str, Pool] = {}
+    for name in STAGES:
+        stage: StageConfig = getattr(config.stages, name)
+        if stage.engine not in ("", "none"):
+            pools[name] = make_pool(name, stage, on_event)
+            if (lighter := stage.lighter_stage) is not None:
+                pools[name] = FallbackPool(pools[name], make_pool(name, lighter, on_lighter_event))
+    return pools

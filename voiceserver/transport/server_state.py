@@ -1,0 +1,60 @@
+"""What one server process knows of all its connections: which are open, how many are upgraded, whether the server drains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from voiceserver.events.events import Accounting
+from voiceserver.transport.timers import Member
+
+_LAG_SMOOTHING: Final = 0.2
+
+
+class OpenConnection(Member, Protocol):
+    """A connection, as the server sees it that ends or counts all of them."""
+
+    def on_outage(self, now_ms: float) -> None: ...
+
+    def drain(self, within_ms: float) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def accounting(self) -> Accounting | None: ...
+
+
+class ServerState:
+    """``sessions``: upgraded connections. ``is_draining``: no new session is let in. ``loop_lag_ms``: how late the event loop
+    runs what is due, smoothed."""
+
+    __slots__ = ("_on_empty", "connections", "is_draining", "loop_lag_ms", "sessions")
+
+    def __init__(self) -> None:
+        # A set takes twice the memory at 15,000 connections.
+        self.connections: dict[OpenConnection, None] = {}
+        self.sessions = 0
+        self.is_draining = False
+        self.loop_lag_ms = 0.0
+        self._on_empty: Callable[[], None] | None = None
+
+    def join(self) -> None:
+        """One more connection was upgraded."""
+        self.sessions += 1
+
+    def leave(self) -> None:
+        """An upgraded connection is gone."""
+        self.sessions -= 1
+        if not self.sessions and self._on_empty is not None:
+            self._on_empty()
+
+    def note_loop_lag(self, lag_ms: float) -> None:
+        self.loop_lag_ms += (lag_ms - self.loop_lag_ms) * _LAG_SMOOTHING
+
+    def begin_drain(self) -> None:
+        self.is_draining = True
+
+    def when_empty(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the last upgraded connection leaves; at once if there is none."""
+        self._on_empty = callback
+        if not self.sessions:
+            callback()

@@ -21,7 +21,7 @@ import typer
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from benchmarks.report import percentiles, print_table, store
+from benchmarks.report.results import percentiles, print_table, store
 from voiceserver_workers.engine import Item
 from voiceserver_workers.engines.silero import RATE_HZ, WINDOW_SAMPLES, Silero
 from voiceserver_workers.ipc.messages import StreamParams

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from benchmarks.report import print_table
+from benchmarks.report.results import print_table
 from benchmarks.running import run_until_done
 from voiceserver_clients.command import raise_file_limit
 from voiceserver_clients.local_server import LocalServer, ServerFailed
@@ -136,7 +136,7 @@ async def storm(connections: int, *, room: int = ROOM, timeout_s: float = TIMEOU
         "server.log_level": "error",
         "backpressure.max_talkers": max(connections // 2, 1),
         "backpressure.waiting_room": room,
-        "stages.vad.engine": "benchmarks.connection_engines:Taker",
+        "stages.vad.engine": "benchmarks.sides.connection_engines:Taker",
         **{f"stages.{stage}.engine": "none" for stage in ("stt", "reply", "tts")},
     }
     async with LocalServer(settings) as server:

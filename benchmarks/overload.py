@@ -3,7 +3,7 @@
 ``python -m benchmarks.overload [--quick]``. First a server without a limit gets more and more talkers until words come late:
 the most that it serves in time is the measured capacity. Then a server that learns its limit has 20 s to learn it from so
 many, and gets 0.5, 1, 1.4, 2 (as a step from 1) and 10 times that, and 10 times at once. The usual design
-(``benchmarks.naive_server``) gets the same callers and the same engines in as many processes.
+(``benchmarks.sides.naive_server``) gets the same callers and the same engines in as many processes.
 
 Goodput is counted in talkers: those who have a place, times the part of their speech whose final transcript came within 2 s of
 its end. Peak goodput is the best of all rows. The callers run on the same cores as the server; what they take is in the table.
@@ -26,10 +26,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from benchmarks.paced_talkers import CHUNK_MS, IN_TIME_MS, Crowd, Script, Talker
-from benchmarks.report import cpu_seconds, percentiles, print_table, store
+from benchmarks.callers.paced_talkers import CHUNK_MS, IN_TIME_MS, Crowd, Script, Talker
+from benchmarks.report.results import cpu_seconds, percentiles, print_table, store
 from benchmarks.running import run_until_done
-from benchmarks.server_process import bucket_percentile, histogram_of
+from benchmarks.sides.server_process import bucket_percentile, histogram_of
 from voiceserver_clients import lifeline
 from voiceserver_clients.local_server import LocalServer, ServerFailed, free_port
 from voiceserver_clients.made_speech import LINES, make_speech
@@ -127,7 +127,7 @@ async def naive() -> AsyncIterator[int]:
     """The usual design; its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        *lifeline.bound([sys.executable, "-m", "benchmarks.naive_server", f"--port={port}"]),
+        *lifeline.bound([sys.executable, "-m", "benchmarks.sides.naive_server", f"--port={port}"]),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:

@@ -24,9 +24,9 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks.report import percentiles, print_table, store
+from benchmarks.callers.speech import speech
+from benchmarks.report.results import percentiles, print_table, store
 from benchmarks.running import run_until_done
-from benchmarks.speech import speech
 from voiceserver.events.events import (
     ReplyDone,
     ReplyText,

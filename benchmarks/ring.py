@@ -32,7 +32,7 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 
-from benchmarks.report import cpu_seconds, print_table, store
+from benchmarks.report.results import cpu_seconds, print_table, store
 from voiceserver_workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
 from voiceserver_workers.ipc.layout import HEADER_BYTES
 from voiceserver_workers.ipc.messages import RequestKind

@@ -17,7 +17,7 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks.compare import (
+from benchmarks.report.compare import (
     SUMMARY,
     TOLERANCE,
     Change,
@@ -29,8 +29,8 @@ from benchmarks.compare import (
     report,
     summarise,
 )
-from benchmarks.report import RESULTS, print_table, store
-from benchmarks.report_tables import render
+from benchmarks.report.results import RESULTS, print_table, store
+from benchmarks.report.tables import render
 from benchmarks.running import INTERRUPTED
 from voiceserver_clients import lifeline
 from voiceserver_clients.command import complain

@@ -26,12 +26,12 @@ from typing import Annotated, Final
 
 import typer
 
-from benchmarks.report import cpu_seconds, print_table, pss_bytes, store
+from benchmarks.callers.serving_callers import OverHttp, OverWebSocket, Session, Told
+from benchmarks.callers.speech import speech
+from benchmarks.report.results import cpu_seconds, print_table, pss_bytes, store
 from benchmarks.running import run_until_done
-from benchmarks.server_process import cpu_by_process, mean_batch_of
-from benchmarks.serving_callers import OverHttp, OverWebSocket, Session, Told
-from benchmarks.serving_model import CHUNK_BYTES, CHUNK_MS, RATE_HZ, WAIT, WEIGHT
-from benchmarks.speech import speech
+from benchmarks.sides.server_process import cpu_by_process, mean_batch_of
+from benchmarks.sides.serving_model import CHUNK_BYTES, CHUNK_MS, RATE_HZ, WAIT, WEIGHT
 from voiceserver_clients import lifeline
 from voiceserver_clients.callers import Schedule
 from voiceserver_clients.histogram import Histogram
@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 OURS: Final[dict[str, str | int | float]] = {
     "stages.vad.engine": "none",
-    "stages.stt.engine": "benchmarks.serving_model:Engine",
+    "stages.stt.engine": "benchmarks.sides.serving_model:Engine",
     "stages.stt.workers": 1,
     "stages.stt.max_batch_size": 256,
     "stages.reply.engine": "none",
@@ -117,14 +117,14 @@ def sides() -> list[Side]:
     """Those that can run here."""
     found = [
         Side("ours", _ours, settings={"backpressure.max_talkers": 100_000}),
-        Side("asyncio + process pool", _naive, (sys.executable, "-m", "benchmarks.serving_naive")),
+        Side("asyncio + process pool", _naive, (sys.executable, "-m", "benchmarks.sides.serving_naive")),
     ]
     for name, connect in (("mosec", _mosec), ("litserve", _litserve)):
         python = _python_with(name)
         if python is None:
             print(f"{name} is not installed: make bench-venv", file=sys.stderr)
         else:
-            found.append(Side(name, connect, (python, "-m", f"benchmarks.serving_{name}")))
+            found.append(Side(name, connect, (python, "-m", f"benchmarks.sides.serving_{name}")))
     return found
 
 
@@ -253,7 +253,7 @@ async def measure(side: Side, count: int, seconds: float, chunk: bytes) -> Row:
 
 def bare(chunk: bytes, seconds: float, batch: int = BARE_BATCH, every_ms: float = 0.0) -> float:
     """The limit: audio seconds per CPU second of the model alone; ``every_ms``: from one batch to the next, 0 for no pause."""
-    from benchmarks.serving_model import Server
+    from benchmarks.sides.serving_model import Server
 
     server = Server()
     requests = [row.to_bytes(4, "little") + chunk for row in range(batch)]

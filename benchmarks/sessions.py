@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from benchmarks import realtime_callers as realtime
-from benchmarks.report import cpu_seconds, print_table, store
+from benchmarks.callers import realtime_callers as realtime
+from benchmarks.callers.speech import speech
+from benchmarks.report.results import cpu_seconds, print_table, store
 from benchmarks.running import run_until_done
-from benchmarks.server_process import bucket_percentile, cpu_by_process, histogram_of, mean_batch_of
-from benchmarks.speech import speech
+from benchmarks.sides.server_process import bucket_percentile, cpu_by_process, histogram_of, mean_batch_of
 from voiceserver_clients.callers import Tally
 from voiceserver_clients.load import RATE_HZ, Load, Plan
 from voiceserver_clients.local_server import LocalServer

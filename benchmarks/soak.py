@@ -22,17 +22,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from benchmarks.report import cpu_seconds, store, store_at
+from benchmarks.report.results import cpu_seconds, store, store_at
+from benchmarks.report.soak_needs import MAX_SOURCES, Machine, Needs, fitting, work_out
+from benchmarks.report.soak_verdict import Evidence, judge, show
 from benchmarks.running import run_until_done
-from benchmarks.server_process import (
+from benchmarks.sides.server_process import (
     ServerProcesses,
     cpu_by_process,
     find_processes,
     histogram_of,
     samples_of,
 )
-from benchmarks.soak_needs import MAX_SOURCES, Machine, Needs, fitting, work_out
-from benchmarks.soak_verdict import Evidence, judge, show
 from voiceserver_clients.callers import Tally
 from voiceserver_clients.command import complain
 from voiceserver_clients.load import tally_from_json
@@ -214,7 +214,7 @@ class Soak:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "benchmarks.soak_callers",
+                "benchmarks.callers.soak_callers",
                 *(f"--{name}={value}" for name, value in share.items()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -22,10 +22,10 @@ import typer
 from rich.progress import Progress
 from websockets.asyncio.client import connect
 
-from benchmarks import realtime_callers as realtime
-from benchmarks.report import percentiles, print_table, store
+from benchmarks.callers import realtime_callers as realtime
+from benchmarks.report.results import percentiles, print_table, store
 from benchmarks.running import run_until_done
-from benchmarks.slow_llm import SlowLlm
+from benchmarks.sides.slow_llm import SlowLlm
 from voiceserver_clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
 from voiceserver_clients.local_server import LocalServer
 from voiceserver_clients.made_speech import LINES, make_speech

@@ -28,7 +28,7 @@ def run_locust(scenario: str, users: int, port: int) -> dict[str, Any]:
         "--host",
         f"ws://127.0.0.1:{port}",
     ]
-    command = [str(LOCUST), "--locustfile", "benchmarks/locustfile.py", scenario, *flags]
+    command = [str(LOCUST), "--locustfile", "benchmarks/callers/locustfile.py", scenario, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return {row["name"]: row for row in json.loads(done.stdout)}

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.callers.paced_talkers import CHUNK_MS, SILENCE_AFTER_MS, Script, Talker, Tally
 from benchmarks.overload import Load, loads, settled_s
-from benchmarks.paced_talkers import CHUNK_MS, SILENCE_AFTER_MS, Script, Talker, Tally
 from voiceserver_clients.recording import Recording
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import typer
 
-from benchmarks import report_tables, run, tables
-from benchmarks.compare import Change, changes, compare, read_ratios, report, summarise
-from benchmarks.ratios import floors_of, ratios_of
-from benchmarks.report_tables import Results, blocks, charts, marks, render, with_blocks
+from benchmarks import run
+from benchmarks.report import markdown, tables
+from benchmarks.report.compare import Change, changes, compare, read_ratios, report, summarise
+from benchmarks.report.ratios import floors_of, ratios_of
+from benchmarks.report.svg import bars, lines, nines
+from benchmarks.report.tables import Results, blocks, charts, marks, render, with_blocks
 from benchmarks.ring import Cost, median_of
 from benchmarks.run import PLAN
-from benchmarks.svg import bars, lines, nines
 
 MACHINE = {"cores": 2, "cpu_model": "Abacus 9", "python": "3.11.7"}
 RING: dict[str, Any] = {
@@ -461,9 +462,9 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
 
 
 def test_every_benchmark_of_a_run_is_told_and_what_is_stored_can_be_told() -> None:
-    assert {name.partition("-")[0] for names, *_ in report_tables._PARTS for name in names} | {
-        "recovery"
-    } == set(PLAN)
-    assert set(tables.TABLES) == set(PLAN)
+    assert {name.partition("-")[0] for names, *_ in tables._PARTS for name in names} | {"recovery"} == set(
+        PLAN
+    )
+    assert set(markdown.TABLES) == set(PLAN)
     for name, told in blocks(Results()).items():
         assert told or name == "recovery"

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from benchmarks.report.soak_needs import MAX_SOURCES, Machine, fitting, work_out
+from benchmarks.report.soak_verdict import MEMORY_OF_ONE, Evidence, judge, show
 from benchmarks.soak import first_source, soak
-from benchmarks.soak_needs import MAX_SOURCES, Machine, fitting, work_out
-from benchmarks.soak_verdict import MEMORY_OF_ONE, Evidence, judge, show
 from voiceserver_clients.callers import Tally
 
 ROOT = Path(__file__).resolve().parents[2]

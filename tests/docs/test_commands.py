@@ -25,7 +25,7 @@ MAINS: dict[str, str | None] = {
     "voiceserver_clients.demo": None,
     "benchmarks.soak": "soak",
     "benchmarks.recovery": None,
-    "benchmarks.report_tables": "main",
+    "benchmarks.report.tables": "main",
     "voiceserver.testing.chat_endpoint": None,
 }
 MAKEFILE = (ROOT / "Makefile").read_text()

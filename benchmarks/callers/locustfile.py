@@ -1,7 +1,7 @@
 """For those who use Locust: real speech in real time, at 10, 100, 1,000 and 10,000 chunks a second.
 
-``locust -f benchmarks/locustfile.py Chunks1000 --headless -u 20 -t 30s --host ws://127.0.0.1:8765``. Each user is one caller; a
-scenario has as many as its rate takes, so give ``-u`` its ``fixed_count``: 1, 2, 20 or 200. In the report:
+``locust -f benchmarks/callers/locustfile.py Chunks1000 --headless -u 20 -t 30s --host ws://127.0.0.1:8765``. Each user is
+one caller; a scenario has as many as its rate takes, so give ``-u`` its ``fixed_count``: 1, 2, 20 or 200. In the report:
 
 - ``chunk``: how late it was sent (this generator's trouble, not the server's),
 - ``ping``: round trip of a WebSocket ping,
@@ -29,7 +29,7 @@ from locust.env import Environment
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from benchmarks.speech import speech
+from benchmarks.callers.speech import speech
 from voiceserver_clients.recording import BYTES_PER_SAMPLE
 
 RATE_HZ = 16_000

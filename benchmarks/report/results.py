@@ -18,7 +18,7 @@ from pathlib import Path
 
 from voiceserver.config.cores import usable_cores
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 _PACKAGES = ("uvloop", "websockets", "picows", "msgspec", "numpy", "torch", "silero-vad", "pocketsphinx")
 

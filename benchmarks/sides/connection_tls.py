@@ -7,28 +7,15 @@ plain TCP there is nothing to be had: the two more bound methods of each connect
 from __future__ import annotations
 
 import asyncio
-import shutil
-import socket
 import ssl
-import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks.connection_clients import MESSAGE_BYTES, frame, request_head
-from benchmarks.connection_sides import HOST, Ours
+from benchmarks.sides.connection_ours import HOST, Ours
 
-if TYPE_CHECKING:
-    from benchmarks.connection import SideProcess
-
-TURNS = 5
-CALLERS = 16
-ROUNDS = 30
-BURST = 16
 _BUFFER = memoryview(bytearray(262_144))  # one for all: what is in it is used up before the next read
 
 
@@ -81,38 +68,3 @@ def _certify(context: ssl.SSLContext) -> None:
         command = ["openssl", "req", "-x509", *kind.split(), "-keyout", str(key), "-out", str(cert)]
         subprocess.run(command, check=True, capture_output=True)
         context.load_cert_chain(cert, key)
-
-
-def can_measure() -> bool:
-    return shutil.which("openssl") is not None
-
-
-def measure(side: SideProcess) -> dict[str, float]:
-    """Loop CPU in us per message received under TLS, in bursts and one at a time; the two take turns."""
-    found: dict[str, list[float]] = {}
-    for _ in range(TURNS):
-        for name in ("protocol", "buffered"):
-            for burst, kind in ((BURST, "bursts"), (1, "single")):
-                found.setdefault(f"{name}_{kind}_us", []).append(_receive(side, name, burst))
-    return {name: round(statistics.median(turns), 2) for name, turns in found.items()}
-
-
-def _receive(side: SideProcess, service: str, burst: int) -> float:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    port = side.ports[service]
-    callers = [context.wrap_socket(socket.create_connection((HOST, port))) for _ in range(CALLERS)]
-    for caller in callers:
-        caller.sendall(request_head(port))
-        caller.recv(4_096)
-    data = frame(bytes(MESSAGE_BYTES)) * burst
-    base = side.settle()
-    for _ in range(ROUNDS):
-        for caller in callers:
-            caller.sendall(data)
-        time.sleep(0.004)
-    sent = CALLERS * ROUNDS * burst
-    after = side.settle(base["received"] + sent)
-    for caller in callers:
-        caller.close()
-    return float(after["cpu_s"] - base["cpu_s"]) / sent * 1e6

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from benchmarks.speech import speech
+from benchmarks.callers.speech import speech
 from voiceserver_clients.callers import Caller, Talker
 from voiceserver_clients.command import raise_file_limit
 from voiceserver_clients.histogram import Histogram

@@ -1,6 +1,6 @@
 """The figures and charts of README and docs, written from the stored results and from nothing else.
 
-``python -m benchmarks.report_tables [--check]`` draws ``docs/charts/*.svg`` and rewrites three documents between their marks:
+``python -m benchmarks.report.tables [--check]`` draws ``docs/charts/*.svg`` and rewrites three documents between their marks:
 README has the block ``headlines``, ``docs/server-behaviour.md`` has ``recovery``, ``docs/benchmarks.md`` has ``headlines`` and
 ``benchmarks``. ``--check`` changes nothing and fails when a document would change. A missing result leaves its part out.
 """
@@ -15,11 +15,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from benchmarks import tables
-from benchmarks.report import RESULTS
-from benchmarks.svg import bars, lines, nines
+from benchmarks.report import markdown
+from benchmarks.report.results import RESULTS
+from benchmarks.report.svg import bars, lines, nines
 
-ROOT: Final = Path(__file__).resolve().parents[1]
+ROOT: Final = Path(__file__).resolve().parents[2]
 DOCUMENTS: Final = (ROOT / "README.md", ROOT / "docs/server-behaviour.md", ROOT / "docs/benchmarks.md")
 CHARTS: Final = ROOT / "docs/charts"
 Document = dict[str, Any]
@@ -172,8 +172,8 @@ def blocks(results: Results) -> dict[str, str]:
     """What stands between the marks of each name."""
     recovery = results.find("recovery")
     return {
-        "headlines": tables.headlines(results.find),
-        "recovery": tables.recovery(recovery) if recovery is not None else "",
+        "headlines": markdown.headlines(results.find),
+        "recovery": markdown.recovery(recovery) if recovery is not None else "",
         "benchmarks": "\n\n".join(_details(results)),
     }
 
@@ -191,7 +191,7 @@ def _details(results: Results) -> Iterator[str]:
         yield f"Measured on {where}. The files are in `benchmarks/results`."
     for document, title, images in found:
         yield f"### {title}"
-        yield tables.TABLES[document["benchmark"].partition("-")[0]](document)
+        yield markdown.TABLES[document["benchmark"].partition("-")[0]](document)
         yield from (f"![{title}](charts/{name}.svg)" for name in images if name in drawn)
 
 
@@ -201,7 +201,7 @@ def _machine(machine: Document) -> str:
 
 def marks(name: str) -> tuple[str, str]:
     """What begins and what ends the block ``name``."""
-    return f"<!-- {name}: begin (python -m benchmarks.report_tables) -->", f"<!-- {name}: end -->"
+    return f"<!-- {name}: begin (python -m benchmarks.report.tables) -->", f"<!-- {name}: end -->"
 
 
 def render(
@@ -252,7 +252,7 @@ def main(
         found = [path.name for path in stale()]
         if found:
             print(
-                f"{', '.join(found)}: not the figures of benchmarks/results: python -m benchmarks.report_tables"
+                f"{', '.join(found)}: not the figures of benchmarks/results: python -m benchmarks.report.tables"
             )
             raise typer.Exit(1)
         return

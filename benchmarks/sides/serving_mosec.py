@@ -9,7 +9,7 @@ import sys
 
 from mosec import Server, Worker
 
-from benchmarks import serving_model
+from benchmarks.sides import serving_model
 
 MAX_BATCH = 256
 

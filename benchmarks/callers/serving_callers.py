@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from benchmarks import serving_model
+from benchmarks.sides import serving_model
 from voiceserver_clients.histogram import Histogram
 from voiceserver_clients.raw import BINARY, TEXT, RawConnection, build_frame, build_request
 

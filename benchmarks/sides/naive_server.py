@@ -1,7 +1,7 @@
 """The usual design, to compare with: one asyncio server, a task per connection, each chunk handed to ``run_in_executor``.
 
-``python -m benchmarks.naive_server --port 9000``. The same engines in as many processes as voiceserver's defaults have, and the
-native events, so that one client can measure both. It does what most published servers do: it accepts everybody,
+``python -m benchmarks.sides.naive_server --port 9000``. The same engines in as many processes as voiceserver's defaults
+have, and the native events, so that one client can measure both. It does what most published servers do: it accepts everybody,
 awaits the executor for each chunk, transcribes an utterance when it has ended, and says nothing meanwhile.
 """
 

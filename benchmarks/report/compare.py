@@ -1,10 +1,10 @@
 """Has something become worse? Ratios to the peer of the same run, then and now.
 
-``python -m benchmarks.compare OLD.json [NEW.json]``: OLD is an earlier ``results/summary.json`` (or the result of one benchmark),
-NEW the present one. The ratio to a peer of the same run depends on the machine and the day much less than a figure by itself, but
-it does: most repeat within a tenth, some that hang on where the kernel puts two processes do not. So where OLD has the rounds of
-a benchmark, NEW's best is held against the worst of them, and ``benchmarks.run --compare`` measures again what fell. Exit code 1
-when a ratio fell by more than ``--tolerance`` or is gone; 2 when a file is no result.
+``python -m benchmarks.report.compare OLD.json [NEW.json]``: OLD is an earlier ``results/summary.json`` (or the result of one
+benchmark), NEW the present one. The ratio to a peer of the same run depends on the machine and the day much less than a
+figure by itself, but it does: most repeat within a tenth, some that hang on where the kernel puts two processes do not. So
+where OLD has the rounds of a benchmark, NEW's best is held against the worst of them, and ``benchmarks.run --compare``
+measures again what fell. Exit code 1 when a ratio fell by more than ``--tolerance`` or is gone; 2 when a file is no result.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 import typer
 
-from benchmarks.ratios import Document, floors_of, ratios_of
-from benchmarks.report import RESULTS, print_table
+from benchmarks.report.ratios import Document, floors_of, ratios_of
+from benchmarks.report.results import RESULTS, print_table
 from voiceserver_clients.command import complain
 
 SUMMARY = "summary"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from benchmarks.svg import number
+from benchmarks.report.svg import number
 
 Document = dict[str, Any]
 Rows = list[list[object]]

@@ -12,7 +12,7 @@ import uvloop
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks import serving_model
+from benchmarks.sides import serving_model
 
 _model: serving_model.Server
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from voiceserver_clients.made_speech import LINES, make_speech
 from voiceserver_clients.recording import Recording, read_recording
 
-RECORDED = Path(__file__).resolve().parents[2] / "shared" / "audio"
+RECORDED = Path(__file__).resolve().parents[3] / "shared" / "audio"
 FILES = ("goforward.wav", "austen-0880.wav", "austen-0890.wav", "austen-0930.wav")
 
 

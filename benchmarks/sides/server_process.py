@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.report import cpu_seconds, pss_bytes
+from benchmarks.report.results import cpu_seconds, pss_bytes
 from voiceserver_clients.local_server import LocalServer, ServerFailed
 
 PATIENCE_S = 15.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.report import print_table
-from benchmarks.server_process import bucket_percentile
+from benchmarks.report.results import print_table
+from benchmarks.sides.server_process import bucket_percentile
 from voiceserver_clients.callers import Tally
 
 MEMORY_OF_ONE = "memory per idle connection"

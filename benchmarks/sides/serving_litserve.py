@@ -10,7 +10,7 @@ import sys
 
 import litserve as ls
 
-from benchmarks import serving_model
+from benchmarks.sides import serving_model
 
 MAX_BATCH = 256
 

@@ -1,0 +1,1 @@
+"""Those who connect to the servers that are compared, and what they say."""

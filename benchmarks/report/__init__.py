@@ -1,0 +1,1 @@
+"""What becomes of figures: stored results, ratios, verdicts, tables and charts."""

@@ -155,15 +155,15 @@ class Caller:
         assert session is not None
         if self.is_away or session.is_closed:
             return
-        gone = self.world.outage.gone_of(session.options)
+        missing = self.world.outage.missing_for(session.options)
         signals = self.audit.signals
-        outage.tell(session, gone, is_back=is_back)
+        outage.tell(session, missing, is_back=is_back)
         self.pump()
-        if gone is not None and session.is_open:
+        if missing is not None and session.is_open:
             waits = {wait.stage for wait in deadlines.delays(session)}
-            is_told = self.audit.signals > signals or session.place is not None or gone.stage in waits
-            assert is_told, f"{self.name} was not told that {gone.stage} has no worker"
-        elif gone is None:
+            is_told = self.audit.signals > signals or session.place is not None or missing.stage in waits
+            assert is_told, f"{self.name} was not told that {missing.stage} has no worker"
+        elif missing is None:
             assert not session.gone
 
     def break_off(self, away_ms: float) -> None:

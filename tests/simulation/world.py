@@ -283,7 +283,7 @@ class World:
         for ticket in self.admission.news():
             self._tell(ticket)
         if self.outage.look(self.now_ms):
-            self.outages += bool(self.outage.gone)
+            self.outages += bool(self.outage.missing)
             for caller in present:
                 caller.hear_of_outage()
         for caller in present:

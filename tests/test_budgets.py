@@ -21,17 +21,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES: Final = {
-    "voiceserver": ROOT,
-    "voiceserver_workers": ROOT / "workers",
-    "voiceserver_clients": ROOT / "clients",
-}
+from tests.sources import modules
+
 BUDGETS: Final = {
     "methods": 25,
     "attributes": 15,
@@ -106,12 +101,6 @@ class Class:
     bases: tuple[str, ...]
     methods: set[str] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
-
-
-def modules() -> Iterator[tuple[str, Path]]:
-    for package, folder in PACKAGES.items():
-        for path in sorted((folder / package).rglob("*.py")):
-            yield ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"), path
 
 
 def names_of(module: str, tree: ast.Module) -> dict[str, str]:

@@ -11,17 +11,11 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES: Final = {
-    "voiceserver": ROOT,
-    "voiceserver_workers": ROOT / "workers",
-    "voiceserver_clients": ROOT / "clients",
-}
+from tests.sources import modules
 
 # The word, and what the field says instead.
 OLD: Final = {
@@ -73,12 +67,6 @@ LEFT: Final[dict[str, int]] = {
     "said": 13,
     "weight": 1,
 }
-
-
-def modules() -> Iterator[tuple[str, Path]]:
-    for package, folder in PACKAGES.items():
-        for path in sorted((folder / package).rglob("*.py")):
-            yield ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"), path
 
 
 def identifiers_of(module: str, tree: ast.Module) -> Iterator[str]:

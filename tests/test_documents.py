@@ -11,14 +11,11 @@ from typing import get_args
 import msgspec
 import pytest
 
-from voiceserver.capacity.admission import Admission
-from voiceserver.capacity.controller import CapacityController
+from docs.generate.metrics import observed
 from voiceserver.config.loader import load
 from voiceserver.config.schema import Config
 from voiceserver.events import events
-from voiceserver.observability.metrics import Metrics
 from voiceserver.server.multiprocess.merge import RESTARTS
-from voiceserver.session.settings import ServerSnapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -86,14 +83,7 @@ def test_metrics_table_is_complete() -> None:
         for names, *_ in rows_after("monitoring.md", "## Every metric")
         for name in names_in(names)
     }
-    metrics = Metrics()
-    metrics.observe_pools(list)
-    admission = Admission(0, 1, "connection", 1.0)
-    learner = CapacityController(
-        {}, admission, ServerSnapshot(), is_learned=True, windows_ms={}, on_change=print, now_ms=0.0
-    )
-    metrics.observe_admission(admission, learner, list)
-    exported = set(re.findall(r"^# TYPE (voiceserver_\w+)", metrics.to_text().decode(), re.MULTILINE))
+    exported = set(re.findall(r"^# TYPE (voiceserver_\w+)", observed().to_text().decode(), re.MULTILINE))
     assert told == {name.removesuffix("_total") for name in exported} | {RESTARTS}
 
 

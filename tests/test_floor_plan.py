@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.sources import ROOT, imports_among, in_circles, modules
+
 SERVER = ROOT / "voiceserver"
 
 # Bottom up. Packages of one floor do not import each other.
@@ -36,27 +37,12 @@ WITHOUT_CODE = frozenset({"web", "__init__"})
 MOST_ROOMS = 16
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for path in sorted(SERVER.rglob("*.py")):
-        yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
+MODULES = dict(modules("voiceserver"))
 
 
-MODULES = dict(modules())
-
-
-def imports_of(name: str, path: Path) -> Iterator[str]:
-    """The modules of ``voiceserver`` that one imports, wherever in its text."""
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for one in found:
-            known = one if one in MODULES else one.rpartition(".")[0]
-            if known.startswith("voiceserver.") and known != name:
-                yield known
+def imports_of(name: str, path: Path) -> set[str]:
+    """The other modules of ``voiceserver`` that one imports."""
+    return imports_among(MODULES.keys(), path) - {name, "voiceserver"}
 
 
 def room_of(module: str) -> str:
@@ -89,11 +75,7 @@ def test_packages_import_only_what_stands_below_them() -> None:
 
 @pytest.mark.xfail(reason="the house is being moved into: see CHANGELOG", strict=False)
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {name: set(imports_of(name, path)) for name, path in MODULES.items()}
-    while leaves := [name for name, found in graph.items() if not found & graph.keys()]:
-        for name in leaves:
-            del graph[name]
-    assert sorted(graph) == []
+    assert in_circles({name: imports_of(name, path) for name, path in MODULES.items()}) == []
 
 
 def texts_outside(*rooms: str) -> Iterator[tuple[str, ast.AST]]:

@@ -13,17 +13,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {
-    "voiceserver": ROOT,
-    "voiceserver_workers": ROOT / "workers",
-    "voiceserver_clients": ROOT / "clients",
-}
+from tests.sources import ROOT, modules
 
 LOOP = frozenset({"asyncio", "anyio", "uvloop"})
 WORLD = LOOP | {"websockets", "socket", "time", "os", "threading", "multiprocessing", "subprocess", "select"}
@@ -55,13 +49,6 @@ HAS_LOOP = {
     "voiceserver.transport.connection",
     "voiceserver.transport.services",
 }
-
-
-def modules(package: str) -> Iterator[tuple[str, Path]]:
-    root = PACKAGES[package]
-    for path in sorted((root / package).rglob("*.py")):
-        dotted = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        yield dotted, path
 
 
 def imports_of(path: Path) -> set[str]:

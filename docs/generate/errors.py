@@ -124,8 +124,8 @@ def _called(node: ast.AST) -> str:
 
 
 def _number(node: ast.AST) -> int:
-    is_number = isinstance(node, ast.Constant) and type(node.value) is int
-    return node.value if is_number else 0  # type: ignore[attr-defined]
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _numbers(nodes: Iterable[ast.AST]) -> list[int]:

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from voiceserver.events.events import MAX_TURN_MS
 
 Value = str | int | float | bool
+StageName = Literal["vad", "stt", "reply", "tts"]
 _MEANING: Final = re.compile(r"^(\w+): (.+)$", re.MULTILINE)
 
 
 def meanings_of(kind: type) -> dict[str, str]:
     """What each setting of ``kind`` means, as its docstring says in lines of ``name: meaning``."""
     return dict(_MEANING.findall(inspect.cleandoc(kind.__doc__ or "")))
+
+
+def has_engine(name: str) -> bool:
+    """Whether the setting ``engine`` of a stage names one; "none" and "" switch the stage off."""
+    return name not in ("", "none")
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,13 +227,13 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_on(self) -> bool:
         """The stage has an engine."""
-        return self.engine not in ("", "none")
+        return has_engine(self.engine)
 
     @property
     def lighter_stage(self) -> StageConfig | None:
         """The configuration of the lighter engine's pool, None without one."""
         lighter = self.lighter
-        if lighter.engine in ("", "none") or not self.is_on:
+        if not has_engine(lighter.engine) or not self.is_on:
             return None
         return msgspec.structs.replace(
             self,
@@ -254,9 +260,14 @@ class StagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reply: StageConfig = StageConfig(engine="concierge")
     tts: StageConfig = StageConfig(engine="espeak")
 
-    def by_name(self) -> dict[str, StageConfig]:
+    def by_name(self) -> dict[StageName, StageConfig]:
         """The stages that have an engine, in the order of a turn."""
-        stages = {"vad": self.vad, "stt": self.stt, "reply": self.reply, "tts": self.tts}
+        stages: dict[StageName, StageConfig] = {
+            "vad": self.vad,
+            "stt": self.stt,
+            "reply": self.reply,
+            "tts": self.tts,
+        }
         return {name: stage for name, stage in stages.items() if stage.is_on}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from voiceserver.capacity.limit import Cost, calibrate, carried
-from voiceserver.config.schema import Config, StageConfig
+from voiceserver.config.schema import Config, StageConfig, has_engine
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.messages import CalibrationJob, NotMeasured, decode_measured, encode
 
@@ -59,7 +59,7 @@ def measure(config: Config, budget_s: float) -> Iterator[Step | Trouble]:
     """Every step of every computing stage; budget_s for each pair of batch size and dtype."""
     for stage in MEASURED:
         settings: StageConfig = getattr(config.stages, stage)
-        if settings.engine in ("", "none"):
+        if not settings.is_on:
             continue
         try:
             is_remote = registry.check(settings.engine).is_remote
@@ -140,7 +140,7 @@ def carries(config: Config, steps: Sequence[Step], cores: float, connections: in
 
 def _computes(engine: str) -> bool:
     """Whether a stage with this engine takes time of this machine."""
-    if engine in ("", "none"):
+    if not has_engine(engine):
         return False
     try:
         return not registry.resolve(engine).is_remote

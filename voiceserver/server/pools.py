@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError
@@ -15,18 +15,13 @@ from voiceserver_workers import registry
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-STAGES: Final = ("vad", "stt", "reply", "tts")
-
 MakePool = Callable[[str, StageConfig, OnEvent], Pool]
 
 
 def check_engines(config: Config, source_of: Callable[[str], str] = lambda key: "default") -> None:
     """Raises ConfigError for an engine that is unknown, that lacks a package, or that serves another stage.
     source_of: where a setting came from."""
-    for name in STAGES:
-        stage: StageConfig = getattr(config.stages, name)
-        if stage.engine in ("", "none"):
-            continue
+    for name, stage in config.stages.by_name().items():
         lighter = stage.lighter_stage
         engines = {f"stages.{name}.engine": stage.engine}
         if lighter is not None:
@@ -72,10 +67,8 @@ def make_pools(config: Config, make_pool: MakePool, log: FilteringBoundLogger) -
         log.log(level_of(name), name, **fields, is_lighter=True)
 
     pools: dict[str, Pool] = {}
-    for name in STAGES:
-        stage: StageConfig = getattr(config.stages, name)
-        if stage.engine not in ("", "none"):
-            pools[name] = make_pool(name, stage, on_event)
-            if (lighter := stage.lighter_stage) is not None:
-                pools[name] = FallbackPool(pools[name], make_pool(name, lighter, on_lighter_event))
+    for name, stage in config.stages.by_name().items():
+        pools[name] = make_pool(name, stage, on_event)
+        if (lighter := stage.lighter_stage) is not None:
+            pools[name] = FallbackPool(pools[name], make_pool(name, lighter, on_lighter_event))
     return pools

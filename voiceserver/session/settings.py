@@ -89,8 +89,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     def from_config(
         cls, config: Config, *, fillers: FillerAudio | None = None, reply_takes_audio: bool = False
     ) -> SessionSettings:
-        names = ("vad", "stt", "reply", "tts")
-        stages = tuple(name for name in names if getattr(config.stages, name).engine not in ("", "none"))
+        stages = tuple(config.stages.by_name())
         session = config.session
         detection = TurnDetection(
             threshold=session.threshold,

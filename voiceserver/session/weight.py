@@ -1,7 +1,6 @@
 """About how many bytes of memory a session keeps, so that calls which nobody is connected to can be held to a bound.
 
-Quick to count, and rather too much than too little: the length of a text is known without reading it, and what a client's
-JSON costs is taken from its length.
+It is counted as ``voiceserver.events.memory`` counts the values of the vocabulary.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from voiceserver.config.schema import Config, ServerConfig, StageConfig, StagesC
 from voiceserver.pool import OnEvent, Pool
 from voiceserver.pool.inline import InlinePool
 from voiceserver.server.build import Host
-from voiceserver.server.pools import STAGES, MakePool, check_engines, make_pool
+from voiceserver.server.pools import MakePool, check_engines, make_pool
 from voiceserver.server.server import Server
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def small_config(*stages: str) -> Config:
     """No audio engines, so that it starts fast: turns are committed by the client and answered in text. ``stages``: those that
     have a pool of the test's own."""
     none, given = StageConfig(engine="none"), StageConfig(engine="given")
-    engines = {name: given if name in stages else none for name in STAGES}
+    engines = {name: given if name in stages else none for name in StagesConfig.__struct_fields__}
     if not stages:
         engines["reply"] = StageConfig(engine="concierge")
     return Config(server=ServerConfig(port=0), stages=StagesConfig(**engines))

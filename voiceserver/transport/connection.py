@@ -18,6 +18,7 @@ import math
 from typing import TYPE_CHECKING, Final, cast
 
 from voiceserver.events.events import ErrorEvent
+from voiceserver.transport.ticks import LONG_TURN_MS
 from voiceserver.transport.upgrade import LINGER_MS, TOLD_MS, Door
 from voiceserver.transport.websocket import ReceiveBuffer
 from voiceserver.wire.frames import PING, build_head
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # For the peer's half of a closing handshake, and for the last bytes to leave.
 CLOSE_TIMEOUT_MS: Final = 2_000.0
 CHOKE: Final = 4  # times the write limit
-LONG_TURN_MS: Final = 2.0
 REST: Final = 3.0  # times a long turn: whoever keeps the loop busy has a quarter of it
 _PING: Final = build_head(PING, 0)
 KEEP_ALIVE_LATER_MS: Final = 5_000.0  # how often a call without a connection is passed over

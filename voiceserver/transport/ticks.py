@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+# A callback that keeps the loop longer lets other connections go first.
 LONG_TURN_MS: Final = 2.0
 
 
@@ -67,10 +68,6 @@ class Ticks:
     def read_clock(self) -> float:
         self.now_ms = now_ms = self.clock()
         return now_ms
-
-    def is_long_turn(self) -> bool:
-        """Whether this callback has kept the loop so long that other connections should go first."""
-        return self.clock() - self.now_ms > LONG_TURN_MS
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)

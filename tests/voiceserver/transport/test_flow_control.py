@@ -12,7 +12,7 @@ from voiceserver.events import events as ev
 from voiceserver.session import requests
 from voiceserver.session.audio_input import PIECE, AudioInput
 from voiceserver.session.session import Session
-from voiceserver.transport.connection import LONG_TURN_MS
+from voiceserver.transport.ticks import LONG_TURN_MS
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
 
 SECOND = b"\x01\x00" * 16_000

@@ -88,10 +88,11 @@ format: $(STAMP)
 bench: $(STAMP)
 	@$(RUN)/python -m benchmarks.run $(BENCHMARKS) $(if $(COMPARE),--compare $(COMPARE))
 
-# Other people's servers for the serving benchmark, and Locust; everything else it takes from $(VENV).
+# Other people's servers for the serving benchmark, and Locust; everything else it takes from $(VENV), with addsitedir because
+# the editable install there is a path file, and Python follows none inside a folder that a plain path file adds.
 bench-venv: $(STAMP)
 	$(PYTHON) -m venv .venv-bench
-	@$(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	@$(RUN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 		"$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/voiceserver-venv.pth"
 	.venv-bench/bin/python -m pip install --quiet mosec litserve locust
 

@@ -48,6 +48,11 @@ def make(engine: str, params: Mapping[str, Any]) -> Engine:
     return factory(params)
 
 
+def moonshine_cache() -> str:
+    """Where the tests keep the converted weights of Moonshine from run to run."""
+    return str(recordings.ROOT / "build" / "models")
+
+
 def _maker(engine: str, key: str, model_name: str, **defaults: int) -> Callable[[Mapping[str, Any]], Engine]:
     return lambda params: make(engine, {key: model(model_name), **defaults, **params})
 
@@ -118,6 +123,27 @@ NEURAL_CASES = (
             {"wheels": 4},
         ),
         bad_options=({"language": "klingon"}, {"language": "de"}, {"language": True}, {"voice": "x"}),
+    ),
+    EngineCase(
+        "moonshine",
+        lambda params: make("moonshine", {"cache": moonshine_cache(), **params}),
+        _utterances,
+        bad_params=(
+            {"cache": 3},
+            {"threads": 0},
+            {"decode_interval_ms": "often"},
+            {"decode_interval_share": -1},
+            {"silence_db": 3},
+            {"wheels": 4},
+        ),
+        bad_options=({"language": "de"}, {"language": True}, {"voice": "x"}),
+    ),
+    EngineCase(
+        "hibari",
+        lambda params: make("hibari", params),
+        _sentences,
+        bad_params=({"voice": "nobody"}, {"voice": 3}, {"speed": 9}, {"threads": 0}, {"wheels": 4}),
+        bad_options=({"speed": 0}, {"speed": True}, {"voice": "nobody"}, {"wheels": 4}),
     ),
     EngineCase(
         "piper",

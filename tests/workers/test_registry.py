@@ -131,7 +131,7 @@ def distributions(extra: str) -> set[str]:
 @pytest.mark.parametrize("name", sorted(registry._BUILT_IN))
 def test_the_extra_that_is_recommended_brings_everything(name: str) -> None:
     spec = resolve(name)
-    called = {"piper": "piper-tts"}
+    called = {"piper": "piper-tts", "hibari": "hibari-tts"}
     needed = {*spec.packages, *(() if spec.is_remote else registry._WORKER_PACKAGES)}
     assert {called.get(package, package.replace("_", "-")) for package in needed} <= distributions(spec.extra)
 

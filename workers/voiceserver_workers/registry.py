@@ -5,7 +5,8 @@ importing it. Only :func:`load` imports an engine, and only workers call it.
 
 A name is one of
 
-- a built-in: ``silero``, ``smart_turn``, ``pocketsphinx``, ``whisper``, ``espeak``, ``piper``, ``concierge``, ``echo``, ``chat``
+- a built-in: ``silero``, ``smart_turn``, ``moonshine``, ``pocketsphinx``, ``whisper``, ``hibari``, ``espeak``, ``piper``,
+  ``concierge``, ``echo``, ``chat``
 - an entry point of group ``voiceserver.engines``, from somebody's package
 - ``module:attr``, anything importable
 """
@@ -101,6 +102,20 @@ _BUILT_IN = {
         ),
         EngineSpec(
             "whisper", "voiceserver_workers.engines.whisper:Whisper", ("stt",), "whisper", ("faster_whisper",)
+        ),
+        EngineSpec(
+            "moonshine",
+            "voiceserver_workers.engines.moonshine:Moonshine",
+            ("stt",),
+            "moonshine",
+            ("moonshine_cpp", "onnxruntime", "onnx"),
+        ),
+        EngineSpec(
+            "hibari",
+            "voiceserver_workers.engines.hibari:Hibari",
+            ("tts",),
+            "hibari",
+            ("hibari", "onnxruntime"),
         ),
         EngineSpec("piper", "voiceserver_workers.engines.piper:Piper", ("tts",), "piper", ("piper", "onnx")),
         EngineSpec(

@@ -18,8 +18,8 @@ from tests import recordings
 from tests.neural_cases import make, model
 from voiceserver_workers.engine import Audio, Item, Piece
 from voiceserver_workers.engines import whisper_model
-from voiceserver_workers.engines.whisper import LocalAgreement, Whisper
-from voiceserver_workers.engines.whisper_model import Heard, Job
+from voiceserver_workers.engines.whisper import Whisper
+from voiceserver_workers.engines.windows import Heard, Job, LocalAgreement
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams
 
 RATE_HZ = 16000

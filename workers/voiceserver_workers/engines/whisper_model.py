@@ -25,13 +25,11 @@ import numpy as np
 from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 
 from voiceserver_workers.engine import Audio
+from voiceserver_workers.engines.windows import AUTO, RATE_HZ, Heard, Job, Word
 
-RATE_HZ = 16000
-AUTO = "auto"
 LANGUAGES = frozenset(_LANGUAGE_CODES)
 _HOP_SAMPLES = 160
 _FRAME_SAMPLES = 400
-_LEVEL_SAMPLES = RATE_HZ * 30 // 1000
 _MAX_TOKENS = 224
 # Nobody speaks faster: 14 tokens a second, and some for the beginning.
 _TOKENS_PER_S, _MIN_TOKENS = 14, 16
@@ -39,8 +37,6 @@ _COMPRESSION_LIMIT = 2.4
 _UNSURE_LOG_PROBABILITY = -1.0
 _FORBIDDEN_REPEAT = 3
 _MARKS = {"cpu": "int8", "cuda": "float16"}
-
-Word = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +86,6 @@ class Settings:
         )
 
 
-class Job(NamedTuple):
-    """One window: float32 audio at 16 kHz, at most the context; the language, "auto" to detect it; tokens to begin with."""
-
-    audio: Audio
-    language: str
-    prefix: Word = ()
-
-
-class Heard(NamedTuple):
-    """words: token ids, word by word, the job's prefix among them. language: that of the words."""
-
-    words: list[Word]
-    language: str
-
-
 class _Guess(NamedTuple):
     """is_cut: it went on beyond ``tokens``, so its last word may be half of one."""
 
@@ -151,15 +132,6 @@ class WhisperModel:
     def text(self, words: Sequence[Word], language: str) -> str:
         decoded: str = self.tokenizer(language).decode([token for word in words for token in word])
         return decoded.strip()
-
-    def is_silent(self, audio: Audio) -> bool:
-        """Nothing in ``audio`` is as loud as ``silence_db`` for 30 ms."""
-        count = len(audio) // _LEVEL_SAMPLES
-        if not count:
-            return True
-        blocks = audio[: count * _LEVEL_SAMPLES].reshape(count, _LEVEL_SAMPLES)
-        loudest = float(np.sqrt(np.mean(blocks * blocks, axis=1)).max())
-        return bool(loudest < 10.0 ** (self._settings.silence_db / 20.0))
 
     def hear(self, jobs: Sequence[Job], beam_size: int) -> list[Heard]:
         """One call of the model for all of ``jobs``; a second one for those that repeat themselves."""

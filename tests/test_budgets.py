@@ -61,7 +61,6 @@ OVER: Final[dict[str, int]] = {
     "attributes voiceserver_clients.callers.Speaker": 19,
     "attributes voiceserver_clients.callers.Talker": 21,
     "attributes voiceserver_clients.voice.VoiceClient": 32,
-    "attributes voiceserver_workers.engines.silero.SileroNet": 17,
     "fan-out voiceserver.pool.process_pool": 11,
     "fan-out voiceserver.session.session": 12,
     "fan-out voiceserver.session.state": 13,

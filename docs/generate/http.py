@@ -19,7 +19,8 @@ from voiceserver.config.schema import Config, StageConfig, StagesConfig
 from voiceserver.server import pages
 from voiceserver.server.auth import CLIENT_SECRETS, MAX_SESSION_BYTES, MAX_TOKEN_TTL_S, MIN_TOKEN_TTL_S
 from voiceserver.server.build import build
-from voiceserver.server.routes import Capacity, Unready
+from voiceserver.server.multiprocess.merge import Unready
+from voiceserver.server.routes import Capacity
 from voiceserver.testing import ManualClock
 from voiceserver.wire import native, openai, twilio, whisperlive
 

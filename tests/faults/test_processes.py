@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.e2e.serving import ENVIRONMENT, SMALL, ServerProcess
 from voiceserver.errors import StartError
+from voiceserver.server.auth import CLIENT_SECRETS, new_key
 from voiceserver.server.multiprocess.supervisor import _hold_port
 
 PROCESSES = 2
@@ -147,8 +150,6 @@ async def test_the_drain_button_of_one_process_drains_all(server: ServerProcess)
 
 
 def _press(server: ServerProcess) -> tuple[int, bytes]:
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     connection.request("POST", "/v1/drain", headers={"X-Voiceserver-Action": "drain"})
     response = connection.getresponse()
@@ -174,6 +175,100 @@ def test_a_setting_that_no_process_can_serve_with_ends_the_supervisor_with_2() -
         assert any("error:" in line for line in server.plain)
     finally:
         server.end()
+
+
+async def test_a_process_that_hangs_is_noticed_and_replaced(
+    server: ServerProcess, connections: list[ClientConnection]
+) -> None:
+    before = children(server)
+    os.kill(before[0], signal.SIGSTOP)
+    entry = await asyncio.to_thread(server.wait_for, "server process hung")
+    assert entry["pid"] == before[0]
+    await asyncio.to_thread(server.wait_for, "server process lost")
+    # Its callers hear of it, the others are served on.
+    ended = served = 0
+    for connection in connections:
+        try:
+            await connection.send('{"type":"session.update","event_id":"still there?"}')
+            await asyncio.wait_for(connection.recv(), 30.0)
+            served += 1
+        except ConnectionClosed:
+            ended += 1
+    assert ended > 0
+    assert served > 0
+    await until(lambda: len(children(server)) == PROCESSES, "there are as many as before")
+    assert before[0] not in children(server)
+
+
+def test_a_process_that_hangs_does_not_keep_the_server_from_ending(server: ServerProcess) -> None:
+    pids = children(server)
+    os.kill(pids[0], signal.SIGSTOP)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 1
+    assert not any(map(is_alive, pids))
+
+
+def test_a_process_that_hangs_does_not_outlive_the_supervisor(server: ServerProcess) -> None:
+    pids = children(server)
+    os.kill(pids[0], signal.SIGSTOP)
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(map(is_alive, pids)), "children end")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_a_supervisor_without_descriptors_goes_on_and_starts_again_later(server: ServerProcess) -> None:
+    supervisor, pids = server.process.pid, children(server)
+    limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    used = len(os.listdir(f"/proc/{supervisor}/fd"))
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (used - 1, limits[1]))
+    os.kill(pids[0], signal.SIGKILL)
+    entry = server.wait_for("server process cannot be started")
+    assert entry["reason"] == "Too many open files"
+    assert entry["retry_after_ms"] > 0
+    assert is_alive(pids[1])
+    status, _ = server.get("/healthz")
+    assert status == 200
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: len(children(server)) == PROCESSES, "there are as many as before")
+
+
+async def test_keys_and_their_limits_are_those_of_the_whole_server(tmp_path: Path) -> None:
+    key, kept = new_key()
+    keys_file = tmp_path / "keys.toml"
+    keys_file.write_text(f'[keys.app]\nhash = "{kept}"\nmax_sessions = 1\n')
+    settings = (f"server.processes={PROCESSES}", f"auth.keys_file={keys_file}", "session.resume_window_ms=0")
+    server = ServerProcess(*settings, *SMALL)
+    try:
+        await asyncio.to_thread(server.wait_for, "all processes started")
+        token = await asyncio.to_thread(_client_token, server, key)
+        for count in range(12):
+            bearer = token if count % 2 else key
+            async with contextlib.AsyncExitStack() as stack:
+                headers = {"Authorization": f"Bearer {bearer}"}
+                first = await _connect_when_free(server, headers)
+                await stack.enter_async_context(first)
+                for _ in range(4):
+                    with pytest.raises(InvalidStatus) as caught:
+                        await connect(server.url, additional_headers=headers)
+                    assert caught.value.response.status_code == 429
+    finally:
+        server.end()
+
+
+async def _connect_when_free(server: ServerProcess, headers: dict[str, str]) -> ClientConnection:
+    """Who left a moment ago may still be counted."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(InvalidStatus):
+                return await connect(server.url, additional_headers=headers)
+
+
+def _client_token(server: ServerProcess, key: str) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", CLIENT_SECRETS, headers={"Authorization": f"Bearer {key}"})
+        return str(json.loads(connection.getresponse().read())["value"])
 
 
 def refusal(*settings: str, port: int = 0) -> str:

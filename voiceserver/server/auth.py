@@ -28,6 +28,7 @@ import msgspec
 
 from voiceserver.config.schema import AuthConfig
 from voiceserver.errors import ConfigError, ProtocolError
+from voiceserver.server.key_usage import DAY_S, KeyUsage, SharedUsage
 from voiceserver.transport.http import TOO_DEEP, Caller, Response, error_response, json_response
 from voiceserver.wire.decoding import parameter_error
 
@@ -41,7 +42,6 @@ MAX_SESSION_BYTES: Final = 6_000  # of a token, which is sent in a header
 MIN_TOKEN_TTL_S: Final = 1.0
 MOST_OF_A_KEY: Final = 1_000_000_000  # sessions, or minutes a day
 ANCHOR: Final = "created_at"  # what a token's time is counted from
-_DAY_S: Final = 86_400.0
 _HASH: Final = re.compile(HASH_PREFIX + "[0-9a-fA-F]{64}")
 _DECLARED_TWICE: Final = re.compile(r"Cannot declare \('keys', '(.*)'\) twice")
 
@@ -74,20 +74,6 @@ class _ExpiresAfter(msgspec.Struct, frozen=True):
 class _SecretRequest(msgspec.Struct, frozen=True):
     expires_after: _ExpiresAfter | None = None
     session: msgspec.Raw = msgspec.Raw()
-
-
-class _Usage:
-    """What a key has used: sessions now, ms of audio of those that ended since the day began, and of each open session so far,
-    and when the day began."""
-
-    __slots__ = ("before_ms", "day", "open_ms", "sessions", "talk_ms")
-
-    def __init__(self) -> None:
-        self.sessions = 0
-        self.day = 0
-        self.talk_ms = 0.0
-        self.open_ms: dict[str, float] = {}
-        self.before_ms: dict[str, float] = {}
 
 
 def new_key() -> tuple[str, str]:
@@ -166,14 +152,16 @@ class Auth:
         source: str = "",
         *,
         check_session: Callable[[bytes], object] = lambda session: None,
+        shared_usage: SharedUsage | None = None,
     ) -> None:
-        """check_session raises ProtocolError for a session object that a client token cannot open."""
+        """check_session raises ProtocolError for a session object that a client token cannot open. ``shared_usage``: what keys
+        have used at the other processes of this server."""
         self._config = config
         self._wall_s = wall_s
         self._origins = frozenset(one.strip().rstrip("/") for one in config.origins.split(",") if one.strip())
         self._secret = config.token_secret.encode() or secrets.token_bytes(32)
         self._keys = read_keys(config.keys_file, source) if config.keys_file else {}
-        self._usage: dict[str, _Usage] = {}
+        self._usage = KeyUsage(wall_s, shared_usage)
         self._check_session = check_session
 
     @property
@@ -207,18 +195,22 @@ class Auth:
         origins = [origin.rstrip("/") for origin in caller.headers.get_all("Origin")]
         if self._origins and not self._origins.issuperset(origins):
             return error_response(403, "origin_not_allowed", "Pages of this Origin may not connect here.")
-        name = self._identify(caller, takes_tokens=True)
-        if isinstance(name, Response) or not name:
-            return name
-        key, usage = self._keys[name], self._used(name)
-        if key.max_sessions and usage.sessions >= key.max_sessions:
-            message = f"This key may hold {key.max_sessions} sessions at once, and does."
-            return error_response(429, "key_sessions_exhausted", message, ("Retry-After", "5"))
+        return self._identify(caller, takes_tokens=True)
+
+    def refuse_over_limit(self, name: str, *, is_resumed: bool = False) -> Response | None:
+        """For an upgrade with the key ``name``: None if it may have the session, which is counted from now on. Who resumes has a
+        session already."""
+        key = self._keys.get(name)
+        if key is None:
+            return None
         if self.talk_left_ms(name) <= 0:
-            seconds = str(int(_DAY_S - self._wall_s() % _DAY_S) + 1)
+            seconds = str(int(DAY_S - self._wall_s() % DAY_S) + 1)
             message = f"This key may talk {key.talk_minutes_per_day:g} minutes a day (UTC), and has."
             return error_response(429, "key_talk_exhausted", message, ("Retry-After", seconds))
-        return name
+        if key.max_sessions and not is_resumed and not self._usage.try_reserve(name, key.max_sessions):
+            message = f"This key may hold {key.max_sessions} sessions at once, and does."
+            return error_response(429, "key_sessions_exhausted", message, ("Retry-After", "5"))
+        return None
 
     def _identify(self, caller: Caller, *, takes_tokens: bool) -> str | Response:
         if not self.has_keys:
@@ -242,44 +234,35 @@ class Auth:
 
     # ------------------------------------------------------------------------------------------------------ usage
 
-    def _used(self, name: str) -> _Usage:
-        usage = self._usage.setdefault(name, _Usage())
-        today = int(self._wall_s() // _DAY_S)
-        if usage.day != today:
-            usage.day, usage.talk_ms = today, 0.0
-            usage.before_ms = dict(usage.open_ms)
-        return usage
-
     def enter(self, name: str) -> None:
         """A session of the key has begun."""
-        self._used(name).sessions += 1
+        self._usage.enter(name)
 
     def note(self, name: str, session_id: str, talk_ms: float) -> None:
         """An open session has sent so much audio by now: many at once have one limit together."""
         key = self._keys.get(name)
         if key is not None and key.talk_minutes_per_day:
-            self._used(name).open_ms[session_id] = talk_ms
+            self._usage.note(name, session_id, talk_ms)
 
     def leave(self, name: str, talk_ms: float, session_id: str = "") -> None:
         """It has ended; ``talk_ms``: the audio that it sent."""
-        usage = self._used(name)
-        usage.sessions -= 1
-        usage.talk_ms += talk_ms - usage.before_ms.pop(session_id, 0.0)
-        usage.open_ms.pop(session_id, None)
+        self._usage.leave(name, talk_ms, session_id)
+
+    def publish_usage(self) -> None:
+        """Tell the other processes of this server what keys have used. Call it about once a second."""
+        self._usage.publish()
 
     def talk_left_ms(self, name: str) -> float:
         """How much audio sessions of the key may still send today, as far as open ones were noted."""
         key = self._keys.get(name)
         if key is None or not key.talk_minutes_per_day:
             return float("inf")
-        usage = self._used(name)
-        open_ms = sum(usage.open_ms.values()) - sum(usage.before_ms.values())
-        return key.talk_minutes_per_day * 60_000.0 - usage.talk_ms - open_ms
+        return key.talk_minutes_per_day * 60_000.0 - self._usage.talk_ms(name)
 
     def talk_check_ms(self, name: str) -> float:
         """How soon the key's audio may be used up, all its sessions talking; at least a second. Infinite without a limit."""
         left_ms = self.talk_left_ms(name)
-        return max(left_ms / max(self._used(name).sessions, 1), 1_000.0)
+        return max(left_ms / max(self._usage.sessions(name), 1), 1_000.0)
 
     def talk_limit(self, name: str) -> tuple[float, float, float] | None:
         """Of a key with a daily limit: ms of audio a day, ms that are left, and seconds until they are all there again. None
@@ -288,7 +271,7 @@ class Auth:
         if left_ms == float("inf"):
             return None
         daily_ms = self._keys[name].talk_minutes_per_day * 60_000.0
-        return daily_ms, max(left_ms, 0.0), _DAY_S - self._wall_s() % _DAY_S
+        return daily_ms, max(left_ms, 0.0), DAY_S - self._wall_s() % DAY_S
 
     # ----------------------------------------------------------------------------------------------------- tokens
 

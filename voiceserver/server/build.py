@@ -83,7 +83,10 @@ def build(
     sessions = SessionFactory(settings, pools, store)
     places = _places(config, pools, sessions, ticks, log)
     auth = Auth(
-        config.auth, host.wall_s, check_session=lambda body: openai.read_session(body, speech_voices(pools))
+        config.auth,
+        host.wall_s,
+        check_session=lambda body: openai.read_session(body, speech_voices(pools)),
+        shared_usage=peer,
     )
     parts = RouteParts(config, pools, places.admission, metrics, state, auth, announcements, host.wires, peer)
     routes = build_routes(parts)

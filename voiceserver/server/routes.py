@@ -15,6 +15,7 @@ from voiceserver.config.schema import Config
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool, speech_voices
 from voiceserver.server.auth import CLIENT_SECRETS, Auth
+from voiceserver.server.multiprocess.merge import Unready
 from voiceserver.session.settings import SessionSettings
 from voiceserver.transport.http import Caller, CodecFactory, Response, Routes, json_response
 from voiceserver.transport.server_state import ServerState
@@ -30,12 +31,7 @@ class Merging(Protocol):
 
     def merged_capacity(self, capacity: bytes) -> bytes: ...
 
-
-class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One reason why ``/readyz`` says 503."""
-
-    reason: str
-    stage: str | None = None
+    def unready_elsewhere(self) -> Sequence[Unready]: ...
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -112,6 +108,8 @@ def _add_pages(routes: Routes, parts: RouteParts) -> None:
 
     def ready(caller: Caller) -> Response:
         why = reasons_unready(parts.pools, parts.state.is_draining, parts.state.loop_lag_ms)
+        if merging is not None:
+            why += merging.unready_elsewhere()
         return json_response(503 if why else 200, {"status": "unavailable" if why else "ready", "why": why})
 
     def metrics_page(caller: Caller) -> Response:
@@ -142,7 +140,7 @@ def capacity_of(pools: Mapping[str, Pool], admission: Admission, state: ServerSt
     return msgspec.json.encode(value)
 
 
-def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> Sequence[Unready]:
+def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> list[Unready]:
     """Why no caller should be sent here now; empty when one may."""
     remote = "its endpoint does not answer"
     why = [

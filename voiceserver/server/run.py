@@ -19,9 +19,10 @@ from voiceserver.doctor import machine
 from voiceserver.errors import ConfigError
 from voiceserver.observability.logs import configure, get_logger
 from voiceserver.server.build import Host
-from voiceserver.server.multiprocess.peer import Peer
+from voiceserver.server.multiprocess.peer import BEAT_MS, Peer
 from voiceserver.server.pools import check_engines
 from voiceserver.server.server import Server
+from voiceserver.server.upkeep import Repeated
 
 
 async def _serve(config: Config, peer: Peer | None = None) -> int:
@@ -34,6 +35,8 @@ async def _serve(config: Config, peer: Peer | None = None) -> int:
         host = Host(log=log, ask_to_drain=functools.partial(signals.put_nowait, signal.SIGTERM))
     else:
         host = Host(log=log.bind(process=peer.index), peer=peer, ask_to_drain=peer.ask_to_drain)
+        # For as long as the loop runs, also while the server starts and stops.
+        Repeated(loop, BEAT_MS, peer.beat).start()
         loop.add_reader(peer.lifeline, peer.on_readable, functools.partial(_end_at_once, signals, peer))
     server = Server(config, host=host)
     starting = asyncio.ensure_future(server.start())

@@ -88,11 +88,15 @@ class Server:
         if host.peer is not None:
             host.peer.handoff.listen(loop, lambda data: Connection(services, data))
         tls = tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None
-        await self._listen(loop, tls)
+        # The kernel gives callers to every process that listens: one that comes back does so when it can serve them.
+        is_late = host.peer is not None and host.peer.is_served_elsewhere()
+        if not is_late:
+            await self._listen(loop, tls)
         self._start_duties(loop, tls)
-        host.log.info("listening", port=self.port, url=pages.address(server, self.port))
         try:
             await self._start_pools()
+            if is_late:
+                await self._listen(loop, tls)
         except BaseException:
             await self.stop()
             raise
@@ -117,6 +121,7 @@ class Server:
             # The loop's own text repeats the address.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise StartError(f"cannot listen on {server.host}:{server.port}: {reason}") from None
+        self._host.log.info("listening", port=self.port, url=pages.address(server, self.port))
 
     def _start_duties(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         services = self.services

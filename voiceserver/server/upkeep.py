@@ -10,14 +10,15 @@ import math
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from voiceserver.capacity.calibration import Calibration
 from voiceserver.capacity.limit import CAUTION, PROCESSOR, calibrate, processor_of
 from voiceserver.config.cores import Cores
 from voiceserver.errors import ConfigError
-from voiceserver.server.routes import capacity_of
+from voiceserver.server.multiprocess.merge import Unready
+from voiceserver.server.routes import capacity_of, reasons_unready
 from voiceserver.server.tls import tls_context, use_instead
 from voiceserver.transport.services import Services
 
@@ -33,7 +34,7 @@ _FREEZE_STEP: Final = 1_000
 class Publisher(Protocol):
     """Where a process publishes its figures for the others; ``voiceserver.server.multiprocess.peer.Peer`` is one."""
 
-    def publish(self, families: Iterable[Metric], capacity: bytes) -> None: ...
+    def publish(self, families: Iterable[Metric], capacity: bytes, unready: Sequence[Unready]) -> bool: ...
 
 
 class LoopProbe:
@@ -171,6 +172,7 @@ class Figures:
     def __init__(self, services: Services, publisher: Publisher | None) -> None:
         self._services = services
         self._publisher = publisher
+        self._is_told = True
 
     def refresh(self) -> None:
         services = self._services
@@ -182,7 +184,12 @@ class Figures:
         snapshot.local_time = time.strftime("%Y-%m-%d %H:%M")
         if self._publisher is not None:
             capacity = capacity_of(pools, services.places.admission, services.state)
-            self._publisher.publish(services.metrics.own_families(), capacity)
+            unready = reasons_unready(pools, services.state.is_draining, services.state.loop_lag_ms)
+            is_told = self._publisher.publish(services.metrics.own_families(), capacity, unready)
+            if self._is_told and not is_told:
+                services.log.warning("figures too long", reason="the other processes see old ones")
+            self._is_told = is_told
+            services.auth.publish_usage()
 
 
 class CollectorFreeze:

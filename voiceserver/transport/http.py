@@ -116,6 +116,7 @@ class Gatekeeper(Protocol):
     def has_keys(self) -> bool: ...
     def refuse_admin(self, caller: Caller) -> Response | None: ...
     def admit(self, caller: Caller) -> str | Response: ...
+    def refuse_over_limit(self, name: str, *, is_resumed: bool) -> Response | None: ...
     def tenant(self, name: str) -> str: ...
 
 
@@ -234,22 +235,17 @@ class Router:
             resume = self._resume(caller, codec, key)
             if isinstance(resume, Response | OtherProcess):
                 return resume
+            exhausted = self._gatekeeper.refuse_over_limit(key, is_resumed=resume is not None)
+            if exhausted is not None:
+                return exhausted
             data = handshake.accept(codec.traits.subprotocol)
         except ProtocolError as error:
             return error_response(error.http_status, error.code, str(error), param=error.param)
         except BadRequest as error:
             return _response_to(error)
-        if self._state.is_draining:
-            got: Ticket | Refusal = Refusal("draining", DRAIN_RETRY_MS)
-        elif resume is not None and resume.call.has_place:
+        if resume is not None and resume.call.has_place and not self._state.is_draining:
             return Upgrade(data, codec, caller, None, key=key, resume=resume)
-        else:
-            is_resumed = resume is not None
-            # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
-            can_wait = is_resumed or "Origin" in caller.headers or codec.traits.can_wait
-            got = self._admission.try_enter(
-                now_ms, tenant=self._tenant(caller, key), is_resumed=is_resumed, can_wait=can_wait
-            )
+        got = self._try_enter(caller, codec, key, now_ms, is_resumed=resume is not None)
         if isinstance(got, Ticket):
             return Upgrade(data, codec, caller, got, key=key, resume=resume)
         is_told = "Origin" in caller.headers or codec.traits.tells_refusal
@@ -258,6 +254,16 @@ class Router:
                 got = replace(got, retry_after_ms=self._jittered_ms(got))
             return Upgrade(data, codec, caller, None, got)
         return self._refuse(got)
+
+    def _try_enter(
+        self, caller: Caller, codec: Codec, key: str, now_ms: float, *, is_resumed: bool
+    ) -> Ticket | Refusal:
+        if self._state.is_draining:
+            return Refusal("draining", DRAIN_RETRY_MS)
+        # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
+        can_wait = is_resumed or "Origin" in caller.headers or codec.traits.can_wait
+        tenant = self._tenant(caller, key)
+        return self._admission.try_enter(now_ms, tenant=tenant, is_resumed=is_resumed, can_wait=can_wait)
 
     def _jittered_ms(self, refusal: Refusal) -> float:
         """So that those who were refused at once do not come back at once."""

@@ -40,9 +40,9 @@ from voiceserver_workers.ipc.messages import (
     decode_forkserver_request,
     encode,
 )
+from voiceserver_workers.ipc.platform import die_with_parent
 from voiceserver_workers.process import (
     describe_error,
-    die_with_parent,
     ignore_terminal_signals,
     limit_torch_threads,
     run_worker,

@@ -7,7 +7,6 @@ lifeline, a socket whose other end only the server holds, reaches its end.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -31,7 +30,7 @@ from voiceserver_workers.ipc.messages import (
     WorkerSpec,
     encode,
 )
-from voiceserver_workers.ipc.platform import PORTABLE
+from voiceserver_workers.ipc.platform import PORTABLE, die_with_parent
 from voiceserver_workers.worker import Worker, merge_bytes
 
 log = logging.getLogger(__name__)
@@ -44,20 +43,7 @@ NAP_MS = 2.0  # while a batch waits for company: how long a request that need no
 # Below the loop that feeds it: where cores are short, a caller is answered before a batch is computed.
 NICENESS = 5
 LIFELINE_EVERY = 64  # rounds between two looks at the lifeline
-_PR_SET_PDEATHSIG = 1
 _LAST_WORDS_TIMEOUT_MS = 200.0
-
-
-def die_with_parent(parent_pid: int) -> bool:
-    """Have the kernel kill this process when its parent ends. False: this system cannot."""
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        return False
-    if os.getppid() != parent_pid:  # it died before the call
-        os._exit(1)
-    return True
 
 
 def ignore_terminal_signals() -> None:

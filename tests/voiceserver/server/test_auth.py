@@ -55,7 +55,8 @@ class Door:
         answer = self.auth.admit(Caller("/v1/stream", {}, found))
         if isinstance(answer, Response):
             return answer.status, json.loads(answer.body)["error"]["code"]
-        return answer
+        refused = self.auth.refuse_over_limit(answer)
+        return answer if refused is None else (refused.status, json.loads(refused.body)["error"]["code"])
 
     def mint(self, body: bytes = b"") -> dict[str, object]:
         headers = Headers({"Authorization": f"Bearer {self.key}"})
@@ -99,6 +100,14 @@ def test_a_key_has_a_number_of_sessions(tmp_path: Path) -> None:
     assert door.ask(door.key) == (429, "key_sessions_exhausted")
     door.auth.leave("app", 1_000.0)
     assert door.ask(door.key) == "app"
+
+
+def test_who_resumes_a_session_needs_no_second_one(tmp_path: Path) -> None:
+    door = Door(tmp_path, "max_sessions = 1")
+    assert door.ask(door.key) == "app"
+    door.auth.enter("app")
+    assert door.ask(door.key) == (429, "key_sessions_exhausted")
+    assert door.auth.refuse_over_limit("app", is_resumed=True) is None
 
 
 def test_talk_time_is_by_the_day(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
 from prometheus_client.core import Metric
 
-from voiceserver.server.multiprocess.handoff import Handoff
-from voiceserver.server.multiprocess.merge import decode, figures_of, lasting, merge, restarts
+from voiceserver.server.multiprocess.handoff import Handoff, answer_waiting, mailbox
+from voiceserver.server.multiprocess.merge import Unready, decode, figures_of, lasting, merge, restarts
 from voiceserver.server.multiprocess.peer import Peer
-from voiceserver.server.multiprocess.shared_stats import PLACE_BYTES, SharedStats
+from voiceserver.server.multiprocess.shared_stats import PLACE_BYTES, SILENT_MS, SharedStats
 
 PROCESSES = 2
 
@@ -27,7 +31,7 @@ def shared_stats() -> Iterator[SharedStats]:
 @pytest.fixture
 def shares(shared_stats: SharedStats) -> Iterator[list[Peer]]:
     ends = [socket.socketpair() for _ in range(PROCESSES)]
-    handoffs = [Handoff(index, end, []) for index, (end, _) in enumerate(ends)]
+    handoffs = [Handoff(index, end, [end] * PROCESSES) for index, (end, _) in enumerate(ends)]
     yield [Peer(index, end, shared_stats, handoffs[index]) for index, (end, _) in enumerate(ends)]
     for pair in ends:
         for end in pair:
@@ -103,3 +107,65 @@ def test_restarts_of_processes_add_up_and_outlive_them() -> None:
     for _ in range(3):
         kept = lasting([kept, restarts(1)])
     assert told(merge([kept])) == {("voiceserver_process_restarts_total", ""): 3.0}
+
+
+def test_a_process_hears_why_callers_of_the_others_would_not_be_served(shares: list[Peer]) -> None:
+    first, second = shares
+    assert second.unready_elsewhere() == []
+    assert not second.is_served_elsewhere()
+    first.publish([], b"{}", [Unready("no worker is ready", "stt")])
+    assert second.unready_elsewhere() == [Unready("no worker is ready", "stt", process=0)]
+    assert not second.is_served_elsewhere()
+    assert first.unready_elsewhere() == []
+    first.publish([], b"{}")
+    assert second.unready_elsewhere() == []
+    assert second.is_served_elsewhere()
+
+
+def test_a_process_that_does_not_beat_any_more_is_no_place_for_callers(
+    shares: list[Peer], shared_stats: SharedStats
+) -> None:
+    first, second = shares
+    first.beat()
+    assert second.unready_elsewhere() == []
+    shared_stats.beat(0, shared_stats.beat_ns(0) - int(SILENT_MS * 1e6) - 1)
+    assert second.unready_elsewhere() == [Unready("the server process does not answer", process=0)]
+    shared_stats.clear(0)
+    assert second.unready_elsewhere() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory without a file is Linux's")
+def test_the_memory_is_reserved_and_needs_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    stats = SharedStats.create(PROCESSES)
+    assert os.fstat(stats.fd).st_blocks * 512 >= PROCESSES * PLACE_BYTES
+    stats.close()
+
+
+def test_who_waits_for_a_process_that_died_is_answered() -> None:
+    read_end, write_end = mailbox()
+    callers = [socket.socketpair() for _ in range(3)]
+    for _, ours in callers:
+        socket.send_fds(write_end, [b"GET / HTTP/1.1\r\n\r\n"], [ours.fileno()])
+        ours.close()
+    assert answer_waiting(read_end, b"HTTP/1.1 503 ") == len(callers)
+    assert answer_waiting(read_end, b"") == 0
+    for caller, _ in callers:
+        assert caller.recv(100) == b"HTTP/1.1 503 "
+        assert caller.recv(100) == b""
+        caller.close()
+    read_end.close()
+    write_end.close()
+
+
+def test_nobody_is_handed_to_a_process_that_hangs() -> None:
+    read_end, write_end = mailbox()
+    handoff = Handoff(0, read_end, [write_end, write_end], is_silent=lambda process: process == 1)
+    loop = MagicMock()
+    handoff.listen(loop, MagicMock())
+    transport = MagicMock()
+    assert not handoff.hand_on(transport, 1, b"GET")
+    transport.set_protocol.assert_not_called()
+    handoff.close()
+    read_end.close()
+    write_end.close()

@@ -5,8 +5,9 @@
     caller --resume=sess_1_....--> process 0 --its socket (SCM_RIGHTS) and what it sent--> process 1
 
 The kernel gives a new connection to any process, and a resume token names the one that made it. Each process has a mailbox that
-the supervisor keeps open, so what is sent to one that just died is read by its successor (which answers 404). Encryption does
-not travel with a socket: a TLS connection stays where it came in and is relayed. Rule: a mailbox that is full is an answer (503).
+the supervisor keeps open: what was sent to one that died is answered by the supervisor (503, ``CALL_IS_ELSEWHERE``), what is sent
+while there is none is read by its successor (which answers 404). Encryption does not travel with a socket: a TLS connection stays
+where it came in and is relayed. Rule: a mailbox that is full is an answer (503).
 """
 
 from __future__ import annotations
@@ -36,14 +37,39 @@ def mailbox() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-class Handoff:
-    """``index``: this process; ``mailboxes``: where to write to each; ``own_mailbox``: the read end of its own."""
+def answer_waiting(own_mailbox: socket.socket, answer: bytes) -> int:
+    """Answer everybody who waits in the mailbox of a process that is gone; how many."""
+    answered = 0
+    while True:
+        try:
+            _, fds, _, _ = socket.recv_fds(own_mailbox, MAX_HANDED_BYTES, 1)
+        except OSError:
+            return answered
+        if not fds:
+            return answered
+        with socket.socket(fileno=fds[0]) as caller, contextlib.suppress(OSError):
+            caller.setblocking(False)
+            caller.send(answer)
+            caller.shutdown(socket.SHUT_WR)
+        answered += 1
 
-    def __init__(self, index: int, own_mailbox: socket.socket, mailboxes: Sequence[socket.socket]) -> None:
+
+class Handoff:
+    """``index``: this process; ``mailboxes``: where to write to each; ``own_mailbox``: the read end of its own;
+    ``is_silent(process)``: it hangs, so nothing is handed to it."""
+
+    def __init__(
+        self,
+        index: int,
+        own_mailbox: socket.socket,
+        mailboxes: Sequence[socket.socket],
+        is_silent: Callable[[int], bool] = lambda process: False,
+    ) -> None:
         self.index = index
         self.processes = len(mailboxes)
         self._own_mailbox = own_mailbox
         self._mailboxes = mailboxes
+        self._is_silent = is_silent
         self._loop: AbstractEventLoop | None = None
         self._welcome: Welcome | None = None
         self._arriving: set[asyncio.Task[None]] = set()
@@ -72,7 +98,7 @@ class Handoff:
         """Give the connection away; ``data``: all that it sent so far. The transport must not be used after True.
 
         False: that process cannot take it now, and the connection is as it was."""
-        if len(data) > MAX_HANDED_BYTES or self._loop is None:
+        if len(data) > MAX_HANDED_BYTES or self._loop is None or self._is_silent(process):
             return False
         if transport.get_extra_info("sslcontext") is not None:
             return self._relay(transport, process, data)
@@ -91,7 +117,10 @@ class Handoff:
 
     def _relay(self, transport: Transport, process: int, data: bytes) -> bool:
         assert self._loop is not None
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            return False
         ours.setblocking(False)
         with theirs:
             if not self._send(process, data, theirs.fileno()):

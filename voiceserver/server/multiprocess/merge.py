@@ -18,6 +18,15 @@ _PER_WORKER: Final = "worker"
 RESTARTS: Final = "voiceserver_process_restarts"
 
 
+class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One reason why ``/readyz`` says 503. ``process``: of several the one that it is about, unless that is the one that
+    answers."""
+
+    reason: str
+    stage: str | None = None
+    process: int | None = None
+
+
 class Series(msgspec.Struct, frozen=True, array_like=True):
     name: str
     labels: dict[str, str]
@@ -32,16 +41,20 @@ class Family(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Figures(msgspec.Struct, frozen=True, array_like=True):
-    """All that one process tells. capacity: the JSON of its ``/v1/capacity``; empty for one that has ended."""
+    """All that one process tells. ``capacity``: the JSON of its ``/v1/capacity``; empty for one that has ended. ``unready``: why
+    its ``/readyz`` would say 503; empty when it is ready."""
 
     families: list[Family]
     capacity: msgspec.Raw = msgspec.Raw()
+    unready: list[Unready] = []
 
 
 _decode: Final = msgspec.json.Decoder(Figures).decode
 
 
-def figures_of(families: Iterable[Metric], capacity: bytes, process: str) -> Figures:
+def figures_of(
+    families: Iterable[Metric], capacity: bytes, process: str, unready: Sequence[Unready] = ()
+) -> Figures:
     """What ``process`` tells the others."""
     told = []
     for family in families:
@@ -52,7 +65,7 @@ def figures_of(families: Iterable[Metric], capacity: bytes, process: str) -> Fig
                 labels = {**labels, "process": process}
             series.append(Series(sample.name, labels, sample.value))
         told.append(Family(family.name, family.type, family.documentation, series))
-    return Figures(told, msgspec.Raw(capacity))
+    return Figures(told, msgspec.Raw(capacity), list(unready))
 
 
 def decode(figures: bytes) -> Figures | None:

@@ -1,20 +1,25 @@
-"""The supervisor of ``serve --processes N``: it starts the children, starts dead ones again, and drains them all.
+"""The supervisor of ``serve --processes N``: it starts the children, ends those that hang, starts dead ones again, and drains
+them all.
 
-It holds the port (bound, never listening, so that no caller lands here) and serves nobody. Each child lives as long as its
-lifeline: when the supervisor is killed, they all end.
+It holds the port (bound, never listening, so that no caller lands here) and serves nobody. Rules:
+
+- One crash path: a child that hangs is killed, and buried as one that died (``_bury``).
+- No OSError ends it: a child that cannot be started is due again after a while, and the others serve on.
+- It waits for nobody without a deadline: at the end, who is still there is killed.
+- Each child lives as long as the supervisor: when that is killed, they all end, also one that is stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,33 +27,28 @@ import msgspec
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
 from voiceserver.observability.logs import configure, get_logger
-from voiceserver.server.multiprocess.handoff import mailbox
+from voiceserver.server.key_usage import usage_that_lasts
+from voiceserver.server.multiprocess.child_handle import Child
+from voiceserver.server.multiprocess.handoff import answer_waiting, mailbox
 from voiceserver.server.multiprocess.lifeline import DRAIN, READY, send_config
 from voiceserver.server.multiprocess.merge import Figures, decode, lasting, restarts
+from voiceserver.server.multiprocess.peer import USAGE_BYTES, decode_usage
 from voiceserver.server.multiprocess.shared_stats import SharedStats
 from voiceserver.server.tls import tls_context
+from voiceserver.transport.http import CALL_IS_ELSEWHERE
 
 if TYPE_CHECKING:
     from types import FrameType
 
-HEALTHY_MS: Final = 10_000.0  # a child that lived so long starts with a clean record
-FIRST_BACKOFF_MS: Final = 100.0
-MAX_BACKOFF_MS: Final = 5_000.0
+LOOK_MS: Final = 100.0
+# More than ``drain_timeout_ms`` that a child may take to end: the closing handshakes, and the end of its workers.
+END_MS: Final = 8_000.0
+END_AT_ONCE_MS: Final = 4_000.0
+_REAP_S: Final = 5.0
+# For a child to take its configuration, which fits into the socket's buffer.
+_CONFIG_S: Final = 2.0
 _MISCONFIGURED: Final = 2
 _LISTED_ONCE: Final = ("max_connections", "max_talkers")
-
-
-@dataclass(slots=True)
-class _Child:
-    """``process`` None: it is to start at ``due_ms``."""
-
-    index: int
-    process: subprocess.Popen[bytes] | None = None
-    lifeline: socket.socket | None = None
-    started_ms: float = 0.0
-    due_ms: float = 0.0
-    crashes: int = 0
-    is_ready: bool = False
 
 
 def share_of(config: Config, index: int) -> Config:
@@ -65,23 +65,36 @@ def share_of(config: Config, index: int) -> Config:
     )
 
 
+def with_secret(config: Config) -> Config:
+    """With a secret that all processes sign client tokens with: a token made at one is checked at another."""
+    secret = config.auth.token_secret or secrets.token_hex(32)
+    return msgspec.structs.replace(config, auth=msgspec.structs.replace(config.auth, token_secret=secret))
+
+
 class Supervisor:
     """``run`` until a signal."""
 
     def __init__(self, config: Config) -> None:
+        """Raises StartError."""
         self._port = _hold_port(config.server.host, config.server.port)
         port = self._port.getsockname()[1]
-        self._config = msgspec.structs.replace(
-            config, server=msgspec.structs.replace(config.server, port=port)
+        self._config = with_secret(
+            msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, port=port))
         )
         self._log = get_logger()
-        self._children = [_Child(index) for index in range(config.server.processes)]
-        self._shared_stats = SharedStats.create(len(self._children) + 1)
+        self._children = [Child(index) for index in range(config.server.processes)]
+        places = len(self._children) + 1
+        try:
+            self._stats = SharedStats.create(places)
+            self._usage = SharedStats.create(places, USAGE_BYTES)
+            self._mailboxes = [mailbox() for _ in self._children]
+            self._selector = selectors.DefaultSelector()
+            self._bells = socket.socketpair()
+        except OSError as error:
+            raise StartError(f"cannot prepare {places - 1} server processes: {error.strerror}") from None
         self._keep([restarts(0)])
-        self._mailboxes = [mailbox() for _ in self._children]
-        self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
-        self._is_draining = False
+        self._deadline_ms = 0.0  # of a drain; 0: there is none
         self._is_told = False
         self._code = 0
 
@@ -90,49 +103,52 @@ class Supervisor:
         self._catch_signals()
         self._log.info("listening", port=self._config.server.port, processes=len(self._children))
         try:
-            while any(child.process is not None for child in self._children) or not self._is_draining:
+            while not self._deadline_ms or any(child.process is not None for child in self._children):
                 self._start_due()
                 self._wait()
                 self._obey_signals()
                 self._reap()
+                self._kill_hung()
         finally:
-            for child in self._children:
-                if child.process is not None:
-                    child.process.kill()
-                    child.process.wait()
-            self._shared_stats.close()
-            self._port.close()
-            for end in (end for ends in self._mailboxes for end in ends):
-                end.close()
+            self._close()
         return self._code
+
+    def _close(self) -> None:
+        for child in self._children:
+            child.kill()
+        for child in self._children:
+            if child.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(_REAP_S)
+        self._stats.close()
+        self._usage.close()
+        self._port.close()
+        for end in (end for ends in self._mailboxes for end in ends):
+            end.close()
 
     # -------------------------------------------------------------------------------------------------- waiting
 
     def _catch_signals(self) -> None:
-        reader, writer = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
-        self._bells = (reader, writer)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for end in self._bells:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._bells[1].fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, self._note)
-        self._selector.register(reader, selectors.EVENT_READ)
+        self._selector.register(self._bells[0], selectors.EVENT_READ)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:
             self._signals.append(number)
 
     def _wait(self) -> None:
-        due_ms = [child.due_ms for child in self._children if child.process is None]
-        timeout = max(min(due_ms) - _now_ms(), 0.0) / 1000.0 if due_ms and not self._is_draining else None
-        for key, _ in self._selector.select(timeout):
+        for key, _ in self._selector.select(LOOK_MS / 1000.0):
             if key.data is None:
                 with contextlib.suppress(BlockingIOError):
                     self._bells[0].recv(4096)
             else:
                 self._hear(key.data)
 
-    def _hear(self, child: _Child) -> None:
+    def _hear(self, child: Child) -> None:
         assert child.lifeline is not None
         try:
             words = child.lifeline.recv(64)
@@ -141,11 +157,9 @@ class Supervisor:
         except OSError:
             words = b""
         if not words:
-            self._selector.unregister(child.lifeline)  # SIGCHLD follows
-            child.lifeline.close()
-            child.lifeline = None
+            self._let_go(child)  # SIGCHLD follows
         if READY in words:
-            child.is_ready = True
+            child.is_ready = child.was_ready = True
             if not self._is_told and all(one.is_ready for one in self._children):
                 self._is_told = True
                 pids = [one.process.pid for one in self._children if one.process is not None]
@@ -156,82 +170,124 @@ class Supervisor:
     def _obey_signals(self) -> None:
         signals, self._signals = self._signals, []
         for number in signals:
-            if self._is_draining:
+            if self._deadline_ms:
                 self._code = 128 + number
+                self._deadline_ms = min(self._deadline_ms, _now_ms() + END_AT_ONCE_MS)
             else:
                 self._log.info("draining", processes=len(self._children))
             self._drain()
 
     def _drain(self) -> None:
-        self._is_draining = True
+        self._deadline_ms = self._deadline_ms or _now_ms() + self._config.server.drain_timeout_ms + END_MS
         for child in self._children:
-            if child.process is not None:
-                child.process.send_signal(signal.SIGTERM)
+            child.terminate()
 
     # ------------------------------------------------------------------------------------------------- children
 
     def _start_due(self) -> None:
         now_ms = _now_ms()
         for child in self._children:
-            if child.process is None and not self._is_draining and now_ms >= child.due_ms:
-                self._start(child, now_ms)
+            if not self._deadline_ms and child.is_due(now_ms):
+                try:
+                    self._start(child, now_ms)
+                except OSError as error:
+                    child.finish(now_ms, is_started=False)
+                    self._log.error(
+                        "server process cannot be started",
+                        process=child.index,
+                        reason=error.strerror,
+                        retry_after_ms=child.due_ms - now_ms,
+                    )
 
-    def _start(self, child: _Child, now_ms: float) -> None:
+    def _start(self, child: Child, now_ms: float) -> None:
+        """Raises OSError."""
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "voiceserver.server.multiprocess.child", str(child.index)]
-        fds = [theirs.fileno(), self._shared_stats.fd, self._mailboxes[child.index][0].fileno()]
-        fds += [write_end.fileno() for _, write_end in self._mailboxes]
-        with theirs:
-            child.process = subprocess.Popen(
-                [*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
-            )
-        child.started_ms, child.is_ready = now_ms, False
-        child.lifeline = ours
-        with contextlib.suppress(OSError):  # it is dead already
+        try:
+            with theirs:
+                process = self._popen(child.index, theirs)
+        except OSError:
+            ours.close()
+            raise
+        child.begin(process, ours, now_ms)
+        # An error: it is dead already, or hangs, and will be found out.
+        with contextlib.suppress(OSError):
+            ours.settimeout(_CONFIG_S)
             send_config(ours, share_of(self._config, child.index))
         ours.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, child)
 
+    def _popen(self, index: int, lifeline: socket.socket) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "voiceserver.server.multiprocess.child",
+            str(os.getpid()),
+            str(index),
+        ]
+        fds = [lifeline.fileno(), self._stats.fd, self._usage.fd, self._mailboxes[index][0].fileno()]
+        fds += [write_end.fileno() for _, write_end in self._mailboxes]
+        return subprocess.Popen([*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL)
+
+    def _kill_hung(self) -> None:
+        """End who hangs, and at the end of a drain who is still there."""
+        now_ms = _now_ms()
+        is_over = self._deadline_ms and now_ms >= self._deadline_ms
+        for child in self._children:
+            if child.process is None or child.is_killed:
+                continue
+            pid = child.process.pid
+            if child.is_hung(pid, self._stats.beat_ns(child.index), now_ms):
+                self._log.error("server process hung", process=child.index, pid=pid)
+                child.kill()
+            elif is_over:
+                self._log.error("server process did not end", process=child.index, pid=pid)
+                child.kill()
+
     def _reap(self) -> None:
         for child in self._children:
             if child.process is not None and (code := child.process.poll()) is not None:
-                self._bury(child, code)
+                self._bury(child, child.process.pid, code)
 
-    def _bury(self, child: _Child, code: int) -> None:
-        assert child.process is not None
-        pid, child.process = child.process.pid, None
-        if child.lifeline is not None:
-            self._selector.unregister(child.lifeline)
-            child.lifeline.close()
-            child.lifeline = None
+    def _bury(self, child: Child, pid: int, code: int) -> None:
+        """A child has ended: the one crash path."""
+        self._let_go(child)
         self._retire(child.index)
-        if self._is_draining:
+        child.finish(_now_ms())
+        if self._deadline_ms:
             self._code = self._code or (0 if code == 0 else 1)
             return
-        if code == _MISCONFIGURED and not child.is_ready:  # it has said why, and would say it again
+        # At the first start it has said why, and would say it again. Later what it reads may be half written.
+        if code == _MISCONFIGURED and not child.was_ready:
             self._code = code
             self._drain()
             return
         self._keep([restarts(1)])
-        now_ms = _now_ms()
-        child.crashes = child.crashes + 1 if now_ms - child.started_ms < HEALTHY_MS else 1
-        backoff_ms = min(FIRST_BACKOFF_MS * 2 ** min(child.crashes - 1, 10), MAX_BACKOFF_MS)
-        child.due_ms = now_ms + (backoff_ms if child.crashes > 1 else 0.0)
         self._log.error("server process lost", process=child.index, pid=pid, status=code)
+        # Who waited for it to take up a call again is not kept waiting for its successor.
+        answer_waiting(self._mailboxes[child.index][0], CALL_IS_ELSEWHERE.to_bytes())
+
+    def _let_go(self, child: Child) -> None:
+        if child.lifeline is not None:
+            self._selector.unregister(child.lifeline)
+            child.lifeline.close()
+            child.lifeline = None
 
     def _retire(self, index: int) -> None:
         """Keep the counts of a process that has ended, and nothing else of it."""
-        ended = decode(self._shared_stats.get(index))
+        ended = decode(self._stats.get(index))
         if ended is not None:
             self._keep([ended])
-        self._shared_stats.put(index, b"")
+        self._stats.clear(index)
+        place = len(self._children)
+        kept = decode_usage(self._usage.get(place))
+        lasting_usage = usage_that_lasts(kept, decode_usage(self._usage.get(index)))
+        self._usage.put(place, msgspec.json.encode(lasting_usage))
+        self._usage.clear(index)
 
     def _keep(self, figures: list[Figures]) -> None:
         place = len(self._children)
-        kept = decode(self._shared_stats.get(place))
-        self._shared_stats.put(
-            place, msgspec.json.encode(lasting(figures if kept is None else [kept, *figures]))
-        )
+        kept = decode(self._stats.get(place))
+        self._stats.put(place, msgspec.json.encode(lasting(figures if kept is None else [kept, *figures])))
 
 
 def _hold_port(host: str, port: int) -> socket.socket:

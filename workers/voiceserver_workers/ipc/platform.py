@@ -6,6 +6,7 @@ need         Linux                         elsewhere (macOS)
 segment      memfd, sealed                 temporary file, unlinked at once
 doorbell     one eventfd                   one socketpair
 sentinel     pidfd                         end of file on the lifeline socket
+parent died  PR_SET_PDEATHSIG              end of file on the lifeline socket
 ===========  ============================  =====================================
 
 Rule: nothing here has a name in the file system when the call returns, so nothing outlives its processes.
@@ -16,8 +17,10 @@ would make the shared file description so anyway).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform as _platform
+import signal
 import socket
 import sys
 import tempfile
@@ -25,6 +28,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PREFAULT_FLAG = 0x8000 if sys.platform == "linux" else 0  # MAP_POPULATE: fault all pages in at mmap time
+
+_PR_SET_PDEATHSIG = 1
 
 # x86 keeps the order of stores and of loads; only a store before a load needs a fence there.
 IS_STORE_ORDERED = _platform.machine().lower() in {"x86_64", "amd64", "i386", "i686"}
@@ -135,3 +140,15 @@ def silence_doorbell(fd: int) -> None:
 
 
 _ONE = (1).to_bytes(8, sys.byteorder)
+
+
+def die_with_parent(parent_pid: int) -> bool:
+    """Have the kernel kill this process when its parent ends. False: this system cannot."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        return False
+    if os.getppid() != parent_pid:  # it died before the call
+        os._exit(1)
+    return True

@@ -39,9 +39,12 @@ def imports_among(known: Set[str], path: Path) -> set[str]:
 
 
 def in_circles(graph: Mapping[str, Set[str]]) -> list[str]:
-    """The modules that import each other in a circle, and those that import one of them."""
+    """The modules that import each other in a circle, and those on the way from one circle to another."""
     left = dict(graph)
-    while leaves := [name for name, found in left.items() if not found & left.keys()]:
-        for name in leaves:
+    while True:
+        imported = {found for imports in left.values() for found in imports}
+        ends = [name for name, found in left.items() if name not in imported or not found & left.keys()]
+        if not ends:
+            return sorted(left)
+        for name in ends:
             del left[name]
-    return sorted(left)

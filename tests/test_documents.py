@@ -15,7 +15,7 @@ from docs.generate.metrics import observed
 from voiceserver.config.loader import load
 from voiceserver.config.schema import Config
 from voiceserver.events import events
-from voiceserver.server.multiprocess.merge import RESTARTS
+from voiceserver.observability.metrics import process_restarts
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -84,7 +84,7 @@ def test_metrics_table_is_complete() -> None:
         for name in names_in(names)
     }
     exported = set(re.findall(r"^# TYPE (voiceserver_\w+)", observed().to_text().decode(), re.MULTILINE))
-    assert told == {name.removesuffix("_total") for name in exported} | {RESTARTS}
+    assert told == {name.removesuffix("_total") for name in exported} | {process_restarts(0).name}
 
 
 def test_configuration_table_names_real_settings() -> None:

@@ -70,9 +70,11 @@ def serve(
         ("server.processes", processes, "--processes"),
     ]
     loaded = _load(config, settings, [(key, text, flag) for key, text, flag in flags if text is not None])
+    from voiceserver.doctor import machine
     from voiceserver.server.run import serve as serve_until_signal
 
-    raise typer.Exit(serve_until_signal(loaded))
+    warnings = [(finding.warning, finding.fix) for finding in machine.too_low(loaded.config)]
+    raise typer.Exit(serve_until_signal(loaded, warnings))
 
 
 @app.command("config")

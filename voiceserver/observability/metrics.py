@@ -333,6 +333,12 @@ def _restarts(pools: Iterable[PoolStats]) -> CounterMetricFamily:
     return family
 
 
+def process_restarts(count: int) -> CounterMetricFamily:
+    """Counted by the supervisor of several server processes; a server of one process has none."""
+    text = "Server processes that were lost and started again."
+    return CounterMetricFamily("voiceserver_process_restarts", text, value=count)
+
+
 def _each_worker(pools: Sequence[PoolStats]) -> Iterator[Metric]:
     labels = ["stage", "worker"]
     state = GaugeMetricFamily(

@@ -2,7 +2,7 @@
 
     STARTING --hello--> READY --death, hang--> DEAD --respawn--> STARTING ...
 
-A lane keeps its index for ever; each incarnation of its worker has a new channel and a new generation.
+A handle keeps its index for ever; each incarnation of its worker has a new channel and a new generation.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from voiceserver.pool import LossReason, StreamOwner, WorkerStats
 from voiceserver_workers.ipc.channel import FlightState, ServerEnd
 from voiceserver_workers.ipc.messages import RequestKind
-
-if TYPE_CHECKING:
-    from voiceserver.pool.channel_pool import ChannelPool
 
 HEALTHY_MS = 1_000.0  # a worker that lived so long starts with a clean record
 FIRST_BACKOFF_MS = 50.0
@@ -208,14 +205,20 @@ class WorkerHandle:
         )
 
 
+class ClosesStreams(Protocol):
+    """Ends streams on their worker; a pool does."""
+
+    def close_stream(self, handle: WorkerHandle, stream: WorkerStream) -> None: ...
+
+
 class WorkerStream:
-    """The Stream of a lane. ``key`` names the session for the quarantine."""
+    """A stream on one worker. ``key`` names the session for the quarantine."""
 
     __slots__ = ("_pool", "id", "is_lighter", "key", "handle", "owner")
 
     def __init__(
         self,
-        pool: ChannelPool,
+        pool: ClosesStreams,
         handle: WorkerHandle,
         stream: int,
         owner: StreamOwner,

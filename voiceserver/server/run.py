@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import functools
 import signal
+from collections.abc import Iterable
 
 import uvloop
 
 from voiceserver.config.loader import Loaded
 from voiceserver.config.schema import Config
-from voiceserver.doctor import machine
 from voiceserver.errors import ConfigError
 from voiceserver.observability.logs import configure, get_logger
 from voiceserver.server.build import Host
@@ -77,13 +77,14 @@ def serve_peer(config: Config, peer: Peer) -> int:
     return uvloop.run(_serve(config, peer))
 
 
-def serve(loaded: Loaded) -> int:
-    """Run until a signal; the exit code. Raises ConfigError or StartError before anything was served."""
+def serve(loaded: Loaded, warnings: Iterable[tuple[str, str]] = ()) -> int:
+    """Run until a signal; the exit code. ``warnings``: of the machine, each with the command that helps; logged at the start.
+    Raises ConfigError or StartError before anything was served."""
     config = loaded.config
     check_engines(config, loaded.source_of)
     configure(config.server.log_level, config.server.log_format)
-    for finding in machine.too_low(config):
-        get_logger().warning(finding.warning, fix=finding.fix)
+    for warning, fix in warnings:
+        get_logger().warning(warning, fix=fix)
     if config.server.processes > 1:
         from voiceserver.server.multiprocess.supervisor import supervise
 

@@ -12,10 +12,11 @@ from typing import Any, Final
 import msgspec
 from prometheus_client.core import Metric
 
+from voiceserver.observability.metrics import process_restarts
+
 _WORST: Final = ("_seconds", "_ratio", "_level", "_batch", "_ms")
 _LASTING: Final = ("counter", "histogram")  # what outlives the process that counted it
 _PER_WORKER: Final = "worker"
-RESTARTS: Final = "voiceserver_process_restarts"
 
 
 class Unready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -107,9 +108,7 @@ def lasting(all_figures: Iterable[Figures]) -> Figures:
 
 def restarts(count: int) -> Figures:
     """What the supervisor itself has to tell: how many server processes were lost and are started again."""
-    series = Series(f"{RESTARTS}_total", {}, float(count))
-    text = "Server processes that were lost and started again."
-    return Figures([Family(RESTARTS, "counter", text, [series])], msgspec.Raw(b"null"))
+    return figures_of([process_restarts(count)], b"null", "")
 
 
 def merge_capacity(capacities: Sequence[bytes]) -> bytes:

@@ -34,6 +34,7 @@ from voiceserver_clients import lifeline
 from voiceserver_clients.local_server import LocalServer, ServerFailed, free_port
 from voiceserver_clients.made_speech import LINES, make_speech
 from voiceserver_clients.recording import Recording, read_recording
+from voiceserver_workers import registry
 
 RATE_HZ = 16_000
 TIMES = (0.5, 1.0, 1.4, 2.0, 10.0)
@@ -123,11 +124,11 @@ def loads(capacity: int, times: Sequence[float]) -> list[Load]:
 
 
 @asynccontextmanager
-async def naive() -> AsyncIterator[int]:
+async def naive(stt: str) -> AsyncIterator[int]:
     """The usual design; its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        *lifeline.bound([sys.executable, "-m", "benchmarks.sides.naive_server", f"--port={port}"]),
+        *lifeline.bound([sys.executable, "-m", "benchmarks.sides.naive_server", f"--port={port}", f"--stt={stt}"]),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -142,12 +143,14 @@ async def naive() -> AsyncIterator[int]:
         await process.wait()
 
 
-def settings(**more: str | int | float) -> dict[str, str | int | float]:
+def settings(stt: str, **more: str | int | float) -> dict[str, str | int | float]:
     chosen: dict[str, str | int | float] = {
         "backpressure.waiting_room": ROOM,
         "server.log_format": "json",
-        "stages.stt.params.decoders": DECODERS,
+        "stages.stt.engine": stt,
     }
+    if stt == "pocketsphinx":
+        chosen["stages.stt.params.decoders"] = DECODERS
     return {**chosen, **{f"backpressure.{key}": value for key, value in more.items()}}
 
 
@@ -219,7 +222,7 @@ class _Capacity(msgspec.Struct):
     talkers_limit: int = 0
 
 
-async def ramp(script: Script, expected: int) -> tuple[int, list[tuple[float, float, float]]]:
+async def ramp(stt: str, script: Script, expected: int) -> tuple[int, list[tuple[float, float, float]]]:
     """(the most talkers served in time, [(s, talkers, goodput)]) of a server that lets everybody in."""
     size, arrivals_ms = max(round(expected * RAMP_FROM), 2), []
     arrivals_ms = [ARRIVE_S * 1000 * index / size for index in range(size)]
@@ -227,7 +230,7 @@ async def ramp(script: Script, expected: int) -> tuple[int, list[tuple[float, fl
     while at_s < RAMP_S:
         at_s += 1.0 / (len(arrivals_ms) * (GROWTH - 1.0))
         arrivals_ms.append(at_s * 1000)
-    async with LocalServer(settings(max_talkers=UNLIMITED)) as server:
+    async with LocalServer(settings(stt, max_talkers=UNLIMITED)) as server:
         await server.wait_ready()
         crowd = Crowd(server.port, script, arrivals_ms, now_ms)
 
@@ -252,9 +255,9 @@ async def ramp(script: Script, expected: int) -> tuple[int, list[tuple[float, fl
     return max(round(max(goodput for _, _, goodput in curve)), 1), curve
 
 
-async def ours(script: Script, capacity: int, times: Sequence[float], seconds: float) -> list[Row]:
+async def ours(stt: str, script: Script, capacity: int, times: Sequence[float], seconds: float) -> list[Row]:
     rows = []
-    async with LocalServer(settings()) as server:
+    async with LocalServer(settings(stt)) as server:
         await server.wait_ready()
         begun = await calibrated(server)
         print(f"calibrated itself to {begun} talkers to begin with")
@@ -280,10 +283,12 @@ def told(row: Row, more: str = "") -> None:
     print(f"  {row.load}: {row.goodput:.1f} of {row.offered} callers heard in time {more}", flush=True)
 
 
-async def theirs(script: Script, capacity: int, times: Sequence[float], seconds: float) -> list[Row]:
+async def theirs(
+    stt: str, script: Script, capacity: int, times: Sequence[float], seconds: float
+) -> list[Row]:
     rows = []
     for load in loads(capacity, times):
-        async with naive() as port:  # a new one each time: its queues would go on for minutes
+        async with naive(stt) as port:  # a new one each time: its queues would go on for minutes
             rows.append(await measure(port, script, load, seconds))
         told(rows[-1])
     return rows
@@ -344,6 +349,7 @@ def overload(
     quick: Annotated[bool, typer.Option("--quick", help="A smoke: one short load.")] = False,
     alone: Annotated[bool, typer.Option("--alone", help="Without the usual design.")] = False,
     capacity: Annotated[int, typer.Option(min=0, help="Talkers; 0: measured first.")] = 0,
+    stt: Annotated[str, typer.Option(help="The recogniser of both.")] = registry.preferred("stt").name,
 ) -> None:
     """Overload a server with its default engines, and the usual design beside it."""
     times = (4.0,) if quick else TIMES
@@ -352,10 +358,10 @@ def overload(
     async def run() -> tuple[int, list[tuple[float, float, float]], list[Row], list[Row]]:
         script = Script.build(speech())
         gc.freeze()  # what is here stays; the callers are not to stop for it
-        found, curve = (capacity, []) if capacity or quick else await measured(script)
-        rows = await ours(script, found, times, seconds)
+        found, curve = (capacity, []) if capacity or quick else await measured(stt, script)
+        rows = await ours(stt, script, found, times, seconds)
         found = found or rows[0].offered // 4
-        others = [] if alone else await theirs(script, found, times, seconds)
+        others = [] if alone else await theirs(stt, script, found, times, seconds)
         return found, curve, rows, others
 
     found, curve, rows, others = run_until_done(run())
@@ -364,6 +370,7 @@ def overload(
         show("the usual design: run_in_executor for each chunk", others)
     if not quick:
         figures = {
+            "stt": stt,
             "capacity": found,
             "seconds": seconds,
             "in_time_ms": IN_TIME_MS,
@@ -375,11 +382,11 @@ def overload(
         print(f"stored in {store('overload', msgspec.to_builtins(figures))}")
 
 
-async def measured(script: Script) -> tuple[int, list[tuple[float, float, float]]]:
-    async with LocalServer(settings()) as server:
+async def measured(stt: str, script: Script) -> tuple[int, list[tuple[float, float, float]]]:
+    async with LocalServer(settings(stt)) as server:
         await server.wait_ready()
         expected = await calibrated(server)
-    found, curve = await ramp(script, expected)
+    found, curve = await ramp(stt, script, expected)
     last = curve[-1]
     print(
         f"without a limit: {found} talkers served in time at best, {last[2]:.1f} of {last[1]:.1f} in the end"

@@ -5,6 +5,7 @@ The name tells which: made speech is called ``made-…``, so that every test rep
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,12 @@ class Recording(NamedTuple):
     audio: Audio
     words: str
     is_made: bool
+
+
+def plain(text: str) -> str:
+    """The words of ``text`` as in ``WORDS``, whatever punctuation, capitals and spelling the recogniser chose."""
+    known = {"metres": "meters", "10": "ten"}
+    return " ".join(known.get(word, word) for word in re.sub(r"[^\w' ]", " ", text.lower()).split())
 
 
 def names() -> list[str]:

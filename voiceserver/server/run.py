@@ -21,6 +21,7 @@ from voiceserver.observability.logs import configure, get_logger
 from voiceserver.server.build import Host
 from voiceserver.server.multiprocess.peer import BEAT_MS, Peer
 from voiceserver.server.pools import check_engines
+from voiceserver.server.preparation import prepare_engines
 from voiceserver.server.server import Server
 from voiceserver.server.upkeep import Repeated
 
@@ -85,6 +86,7 @@ def serve(loaded: Loaded, warnings: Iterable[tuple[str, str]] = ()) -> int:
     configure(config.server.log_level, config.server.log_format)
     for warning, fix in warnings:
         get_logger().warning(warning, fix=fix)
+    config = prepare_engines(config, get_logger())
     if config.server.processes > 1:
         from voiceserver.server.multiprocess.supervisor import supervise
 

@@ -82,6 +82,7 @@ class WhisperLiveCodec(Codec):
 
     __slots__ = (
         "_format",
+        "_grown",
         "_is_busy",
         "_is_ended",
         "_is_open",
@@ -104,6 +105,7 @@ class WhisperLiveCodec(Codec):
         self.uid = ""
         self._named_uid = ""  # of options that were refused: a client drops what does not carry its uid
         self._format = ""
+        self._grown = ""  # the text that was last shown as not completed
         self._last = 10  # completed segments in each message
         self._received = 0  # samples
         self._is_open = False  # the session has begun
@@ -256,9 +258,20 @@ class WhisperLiveCodec(Codec):
         if is_completed and not text.strip():
             self._segments.remove(segment)
             return []
-        segment.text, segment.is_completed = text.strip(), is_completed
+        segment.text = text.strip()
         if not segment.is_stopped:
             segment.end_ms = max(clock_ms, segment.start_ms)
+        frames: list[Frame] = []
+        # The client writes the last text that it saw growing behind the transcript, unless the completed one is the same.
+        if not is_completed or self._grown not in ("", segment.text):
+            self._grown = segment.text
+            frames = self._shown()
+        if is_completed:
+            segment.is_completed = True
+            frames += self._shown()
+        return frames
+
+    def _shown(self) -> list[Frame]:
         shown = [one for one in self._segments if one.text]
         completed = [one for one in shown if one.is_completed][-self._last :]
         growing = [one for one in shown if not one.is_completed]

@@ -9,6 +9,8 @@ A name is one of
   ``concierge``, ``echo``, ``chat``
 - an entry point of group ``voiceserver.engines``, from somebody's package
 - ``module:attr``, anything importable
+
+``auto`` stands for the best built-in engine of a stage that is installed (:func:`preferred`).
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import platform
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib.machinery import ModuleSpec, PathFinder
@@ -29,9 +33,12 @@ if TYPE_CHECKING:
     from voiceserver_workers.engine import EngineFactory, Stage
 
 ENTRY_POINT_GROUP = "voiceserver.engines"
+AUTO = "auto"
+# What ``auto`` stands for, the best first.
+PREFERRED: dict[str, tuple[str, ...]] = {"stt": ("moonshine", "pocketsphinx"), "tts": ("hibari", "espeak")}
 
 _WORKER_PACKAGES = ("numpy", "soxr")
-WORKER_EXTRA = "workers"  # brings those; the extra of an engine that computes brings them too
+_WORKER_EXTRA = "workers"  # brings those; the extra of an engine brings them too
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -52,15 +59,13 @@ class EngineNotFound(EngineLookupError):
 
 
 class EngineMissing(EngineLookupError):
-    """The engine is known, but packages it needs are not installed. ``extra``: the extra of voiceserver that brings them."""
+    """The engine is known, but packages it needs are not installed. ``install`` is the command that helps."""
 
-    def __init__(self, name: str, packages: tuple[str, ...], extra: str) -> None:
+    def __init__(self, name: str, packages: tuple[str, ...], install: str) -> None:
         noun = "package" if len(packages) == 1 else "packages"
-        super().__init__(
-            name, f"engine {name!r} needs the {noun} {', '.join(packages)} of voiceserver[{extra}]"
-        )
+        super().__init__(name, f"engine {name!r} needs the {noun} {', '.join(packages)}: {install}")
         self.packages = packages
-        self.extra = extra
+        self.install = install
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ class EngineSpec:
     (empty: only the engine knows). extra: the extra of voiceserver that brings all it needs (empty: none). packages:
     what it imports. is_remote: it waits for a network, so it runs in the server's http pool, not in a worker.
     takes_audio: a reply engine that hears the turn itself (speech to speech), so stt and tts are not asked.
+    platforms: as ``system-machine``, those that its packages are built for (empty: all). prepare: ``module:function`` that
+    makes its weights ready before a worker starts (empty: there is nothing to make); stdlib only, it raises ValueError.
     """
 
     name: str
@@ -80,6 +87,8 @@ class EngineSpec:
     packages: tuple[str, ...] = ()
     is_remote: bool = False
     takes_audio: bool = False
+    platforms: tuple[str, ...] = ()
+    prepare: str = ""
 
 
 _BUILT_IN = {
@@ -115,6 +124,8 @@ _BUILT_IN = {
             ("stt",),
             "moonshine",
             ("moonshine_cpp", "onnxruntime", "onnx"),
+            platforms=("linux-x86_64", "darwin-arm64"),
+            prepare="voiceserver_workers.engines.moonshine_weights:prepare",
         ),
         EngineSpec(
             "hibari",
@@ -174,10 +185,15 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
     Raises EngineNotFound (unknown name, module that does not exist, wrong stage) or EngineMissing.
     """
     spec = resolve(name)
+    if not _runs_here(spec):
+        here = f"{sys.platform}-{platform.machine()}"
+        raise EngineNotFound(
+            name, f"engine {name!r} has no build for {here}, only for {', '.join(spec.platforms)}"
+        )
     packages = spec.packages if spec.is_remote else (*_WORKER_PACKAGES, *spec.packages)
     missing = tuple(package for package in packages if importlib.util.find_spec(package) is None)
     if missing:
-        raise EngineMissing(name, missing, spec.extra or WORKER_EXTRA)
+        raise EngineMissing(name, missing, f"pip install 'voiceserver[{spec.extra or _WORKER_EXTRA}]'")
     if spec.target and name not in _BUILT_IN:
         module = spec.target.partition(":")[0]
         if _find_module(module) is None:
@@ -193,6 +209,45 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
             name, f"engine {name!r} serves {serves}, not {stage}; for {stage} there is {fitting}"
         )
     return spec
+
+
+def preferred(stage: str, *, without: Sequence[str] = ()) -> EngineSpec:
+    """What ``auto`` stands for in ``stage``: the best engine that is installed and not in ``without``, or the best that this
+    platform could have. Raises EngineNotFound for a stage that has no choice."""
+    names = [name for name in PREFERRED.get(stage, ()) if name not in without]
+    possible = [_BUILT_IN[name] for name in names if _runs_here(_BUILT_IN[name])]
+    if not possible:
+        raise EngineNotFound(AUTO, f"engine 'auto' has nothing to choose from for {stage}; name an engine")
+    return next((spec for spec in possible if is_installed(spec.name)), possible[0])
+
+
+def better_than(name: str, stage: str) -> dict[str, str]:
+    """The engines that ``auto`` would prefer to ``name``, each with what keeps it away, such as the command that installs it."""
+    names = PREFERRED.get(stage, ())
+    return (
+        {better: obstacle(better) for better in names[: names.index(name)] if obstacle(better)}
+        if name in names
+        else {}
+    )
+
+
+def is_installed(name: str) -> bool:
+    return not obstacle(name)
+
+
+def obstacle(name: str) -> str:
+    """Why ``name`` cannot be loaded here, and what helps; empty: nothing keeps it away."""
+    try:
+        check(name)
+    except EngineMissing as error:
+        return error.install
+    except EngineLookupError as error:
+        return str(error)
+    return ""
+
+
+def _runs_here(spec: EngineSpec) -> bool:
+    return not spec.platforms or f"{sys.platform}-{platform.machine()}" in spec.platforms
 
 
 def load(name: str) -> EngineFactory:

@@ -43,7 +43,7 @@ def test_flags_win_over_environment_over_file_over_defaults(file: Path) -> None:
         9002,
         "::1",
         5,
-        "pocketsphinx",
+        "auto",
     )
     assert loaded.source_of("server.port") == "--port"
     assert loaded.source_of("stages.stt.workers") == "environment variable VOICESERVER_STAGES__STT__WORKERS"

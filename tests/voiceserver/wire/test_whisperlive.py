@@ -157,9 +157,9 @@ def test_a_transcript_grows_and_completes() -> None:
         ("0.200", "1.000", " go", False)
     ]
     codec.encode(ev.SpeechStopped(turn=1, at_ms=1234.5))
-    assert segments(codec.encode(ev.TranscriptFinal(turn=1, text="go forward"))) == [
-        ("0.200", "1.234", " go forward", True)
-    ]
+    grown, completed = codec.encode(ev.TranscriptFinal(turn=1, text="go forward"))
+    assert segments([grown]) == [("0.200", "1.234", " go forward", False)]
+    assert segments([completed]) == [("0.200", "1.234", " go forward", True)]
     codec.encode(ev.SpeechStarted(turn=2, at_ms=1100.0))
     speak(codec, 900)
     assert segments(codec.encode(ev.TranscriptPartial(turn=2, text="ten"))) == [
@@ -291,3 +291,24 @@ def test_the_other_formats() -> None:
         Audio(struct.pack("<3h", 0, 127 * 256, -32768))
     ]
     assert uint8_to_pcm(b"") == b""
+
+
+def test_the_last_text_that_grew_is_the_one_that_was_completed() -> None:
+    """The stock client writes the last text that it saw growing behind the transcript, unless it is the last completed one."""
+    codec = opened()
+    grown: list[str] = []
+    told = ((1, "go", False), (1, "Go forward.", True), (2, "Stop.", True), (3, "we", False), (3, "we", True))
+    for turn, text, is_final in told:
+        event = (
+            ev.TranscriptFinal(turn=turn, text=text)
+            if is_final
+            else ev.TranscriptPartial(turn=turn, text=text)
+        )
+        for message in said(codec.encode(event)):
+            last = message["segments"][-1]
+            grown += [] if last["completed"] else [last["text"].strip()]
+            assert [one["completed"] for one in message["segments"][:-1]] == [True] * (
+                len(message["segments"]) - 1
+            )
+        if is_final:
+            assert grown[-1] == text

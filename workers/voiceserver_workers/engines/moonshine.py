@@ -12,7 +12,7 @@ from pathlib import Path
 
 from voiceserver_workers.engine import EngineInfo
 from voiceserver_workers.engines.moonshine_model import LANGUAGE, MoonshineModel
-from voiceserver_workers.engines.moonshine_weights import default_cache, prepared, tokenizer_path
+from voiceserver_workers.engines.moonshine_weights import cache_of, prepared, tokenizer_path
 from voiceserver_workers.engines.sentence_voice import number, whole_number
 from voiceserver_workers.engines.windows import RATE_HZ, Schedule, WindowEngine
 
@@ -21,14 +21,14 @@ _SETTLE_MS = 6000
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """cache: folder for the converted weights, empty for the user's. threads: of one decode. decode_interval_ms: audio
+    """cache: folder for the converted weights; the user's by default. threads: of one decode. decode_interval_ms: audio
     between partial hypotheses at the start of an utterance. decode_interval_share: what is added to it, as a share of the
     utterance so far. silence_db: RMS level, in dB of full scale, below which nobody speaks."""
 
-    cache: str = ""
+    cache: Path
     threads: int = 1
     decode_interval_ms: int = 400
-    decode_interval_share: float = 0.1
+    decode_interval_share: float = 0.2
     silence_db: float = -55.0
 
     @classmethod
@@ -38,14 +38,11 @@ class Settings:
         for key in params:
             if key not in known:
                 raise ValueError(f"{key}: moonshine has no such parameter; it has {', '.join(known)}")
-        cache = params.get("cache", "")
-        if not isinstance(cache, str):
-            raise ValueError(f"cache: must be the path of a folder, not {cache!r}")
         return cls(
-            cache,
+            cache_of(params),
             whole_number("threads", params.get("threads", 1), 1, 64),
             whole_number("decode_interval_ms", params.get("decode_interval_ms", 400), 100, 30_000),
-            number("decode_interval_share", params.get("decode_interval_share", 0.1), 0.0, 2.0),
+            number("decode_interval_share", params.get("decode_interval_share", 0.2), 0.0, 2.0),
             number("silence_db", params.get("silence_db", -55.0), -120.0, 0.0),
         )
 
@@ -53,14 +50,13 @@ class Settings:
         """Converts the weights first, where that was not done. Raises ValueError naming ``model``."""
         model = _loaded.get((self.cache, self.threads))
         if model is None:
-            folder = prepared(Path(self.cache).expanduser() if self.cache else default_cache())
-            model = MoonshineModel(folder, tokenizer_path(), self.threads)
+            model = MoonshineModel(prepared(self.cache), tokenizer_path(), self.threads)
             _loaded[self.cache, self.threads] = model
         return model
 
 
 # A model keeps nothing of an utterance, so all engines of a process use one.
-_loaded: dict[tuple[str, int], MoonshineModel] = {}
+_loaded: dict[tuple[Path, int], MoonshineModel] = {}
 
 
 class Moonshine(WindowEngine):

@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -84,9 +84,29 @@ def default_cache() -> Path:
     return Path(tempfile.gettempdir()) / f"voiceserver-{os.getuid()}"
 
 
+def prepare(params: Mapping[str, object], say: Callable[[str], None]) -> None:
+    """Make the files before a worker starts, where that was not done; ``say`` hears what takes time. Raises ValueError."""
+    folder = cache_of(params)
+    if not is_whole(_in(folder)):
+        say("converting the weights of Moonshine once, which takes 10 to 20 s")
+        prepared(folder)
+
+
+def cache_of(params: Mapping[str, object]) -> Path:
+    """The folder that the parameter ``cache`` names, or the user's. Raises ValueError naming ``cache``."""
+    cache = params.get("cache", "")
+    if not isinstance(cache, str):
+        raise ValueError(f"cache: must be the path of a folder, not {cache!r}")
+    return Path(cache).expanduser() if cache else default_cache()
+
+
+def _in(cache: Path) -> Path:
+    return cache / f"moonshine-base-en-int8-{RECIPE}"
+
+
 def prepared(cache: Path) -> Path:
     """The folder of the two files, made now if they are not in ``cache``. Raises ValueError naming ``model``."""
-    folder = cache / f"moonshine-base-en-int8-{RECIPE}"
+    folder = _in(cache)
     if is_whole(folder):
         return folder
     try:

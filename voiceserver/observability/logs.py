@@ -26,6 +26,7 @@ _LEVEL_OF: Final = {
     "quarantined": logging.WARNING,
     "reply_failed": logging.WARNING,
     "endpoint_down": logging.WARNING,
+    "endpoint_odd": logging.WARNING,
 }
 
 

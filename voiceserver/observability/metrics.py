@@ -304,6 +304,7 @@ class _PoolCollector(Collector):
         )
         yield _workers(pools)
         yield _restarts(pools)
+        yield _skipped(pools)
         yield from _each_worker(pools)
 
 
@@ -330,6 +331,14 @@ def _restarts(pools: Iterable[PoolStats]) -> CounterMetricFamily:
     family = CounterMetricFamily("voiceserver_worker_restarts", "Workers started again.", labels=["stage"])
     for pool in pools:
         family.add_metric([pool.stage], pool.restarts)
+    return family
+
+
+def _skipped(pools: Iterable[PoolStats]) -> CounterMetricFamily:
+    text = "Parts of a remote engine's answers that could not be read and were passed over."
+    family = CounterMetricFamily("voiceserver_stage_skipped", text, labels=["stage"])
+    for pool in pools:
+        family.add_metric([pool.stage], pool.skipped)
     return family
 
 

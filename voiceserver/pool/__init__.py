@@ -108,6 +108,8 @@ class PoolStats:
     mean_batch: float
     # Of ``streams``, those on the stage's lighter engine.
     lighter_streams: int = 0
+    # Parts of a remote side's answers that could not be read, since the start of the server.
+    skipped: int = 0
 
 
 class Pool(ABC):

@@ -87,6 +87,7 @@ class FallbackPool(Pool):
             restarts=own.restarts + lighter.restarts,
             mean_batch=items / steps if steps else 0.0,
             lighter_streams=lighter.streams,
+            skipped=own.skipped + lighter.skipped,
         )
 
     async def start(self) -> None:

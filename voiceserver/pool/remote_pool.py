@@ -62,6 +62,8 @@ class RemoteEngine(Protocol):
     """What talks to the other side. All of it runs on the pool's loop."""
 
     name: str
+    # Parts of answers that could not be read and were passed over, since the start.
+    skipped: int
 
     async def open(self) -> None:
         """Make connections possible; returns at once."""
@@ -248,7 +250,17 @@ class RemotePool(Pool):
             service_ms=self._first_ms,
         )
         free = max(0, self._max_concurrency - len(self._requests))
-        return PoolStats(self.stage, self.engine, (worker,), len(self._streams), free, lag_ms, 0, 1.0)
+        return PoolStats(
+            self.stage,
+            self.engine,
+            (worker,),
+            len(self._streams),
+            free,
+            lag_ms,
+            0,
+            1.0,
+            skipped=self.remote.skipped,
+        )
 
     def health(self) -> RemoteHealth:
         return RemoteHealth(

@@ -220,7 +220,7 @@ async def settled(pool: RemotePool) -> None:
         (Raw(b"data: [1]\n\n"), "reply_http_error", False, 1),
         (Raw(b'data: {"error": {"message": "secret"}}\n\n'), "reply_http_error", True, 2),
         (Raw(b""), "reply_unreachable", True, 2),
-        (Raw(b"<html>hello</html>", "text/html"), "reply_unreachable", True, 2),
+        (Raw(b"<html>hello</html>", "text/html"), "reply_http_error", False, 1),
     ],
 )
 async def test_a_failure_is_told_with_its_code(
@@ -246,7 +246,7 @@ async def test_a_retry_hint_of_the_endpoint_is_passed_on() -> None:
 async def test_what_was_said_before_a_break_stays_said_and_is_not_asked_twice() -> None:
     async with chat(Broken(["One. ", "Two"]), Answer(["never"])) as (pool, endpoint):
         owner = await ask(pool)
-        assert owner.payloads(ResultKind.TEXT) == [b"One."]
+        assert owner.payloads(ResultKind.TEXT) == [b"One.", b" Two"]
         assert len(endpoint.requests) == 1
 
 

@@ -18,6 +18,7 @@ class Echo:
     """A RemoteEngine that says its text back."""
 
     name = "echo"
+    skipped = 0
 
     async def open(self) -> None:
         pass

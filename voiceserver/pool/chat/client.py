@@ -1,6 +1,6 @@
 """The ``chat`` engine: any OpenAI-compatible chat-completions endpoint, streamed and cut into sentences for speech.
 
-    request --POST, SSE--> deltas --SentenceCutter--> TEXT per sentence, TOOL per delta, DONE once
+    request --POST--> body --``Answer``--> TEXT per sentence, TOOL per delta, DONE once
 
 An endpoint that is down, slow or unwilling becomes a RemoteFailure, never silence:
 
@@ -21,28 +21,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import msgspec
-
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError
 from voiceserver.pool import OnEvent, ignore_event
+from voiceserver.pool.chat.answer import Answer
 from voiceserver.pool.chat.config import ChatConfig
-from voiceserver.pool.chat.messages import (
-    Choice,
-    ToolDelta,
-    decode_chunk,
-    is_unheard,
-    request_body,
-)
-from voiceserver.pool.chat.sse import EventTooLong, SseParser
+from voiceserver.pool.chat.messages import is_unheard, request_body
 from voiceserver.pool.remote_pool import RemoteFailure, RemotePool, Say
 from voiceserver.session.sentences import SentenceCutter
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.messages import (
     Finish,
     ResultKind,
-    ToolPiece,
-    Usage,
     decode_reply_request,
     encode,
 )
@@ -54,7 +44,6 @@ RETRY_MS = 150.0
 DOWN_PROBE_MS = 2_000.0
 TIDY_MS = 1_000.0  # for the rest of a response, so that its connection can be used again
 KEEPALIVE_S = 300.0
-MAX_BODY_BYTES = 4_194_304
 _RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 _PROBE_TIMEOUT_MS = 5_000.0
 
@@ -71,7 +60,7 @@ def chat_pool(stage: str, config: StageConfig, *, on_event: OnEvent = ignore_eve
 
 
 class Chat:
-    """A RemoteEngine. ``on_event(name, fields)``: endpoint_down, endpoint_up."""
+    """A RemoteEngine. ``on_event(name, fields)``: endpoint_down, endpoint_up, endpoint_odd."""
 
     name = "chat"
 
@@ -82,6 +71,8 @@ class Chat:
         self._client: httpx.AsyncClient | None = None
         self._is_up = config.keep_warm_ms == 0  # nobody looks, so hope
         self._used_at_s = 0.0
+        self._odd_names: set[str] = set()
+        self.skipped = 0
 
     async def open(self) -> None:
         import httpx
@@ -150,6 +141,13 @@ class Chat:
         self._is_up = True
         self._used_at_s = asyncio.get_running_loop().time()
 
+    def _note_odd(self, name: str) -> None:
+        """A part of an answer could not be read. For the log, once for each name."""
+        self.skipped += 1
+        if name not in self._odd_names:
+            self._odd_names.add(name)
+            self._on_event("endpoint_odd", {"url": _without_password(self._config.base_url), "field": name})
+
     # ------------------------------------------------------------------------------------------------- one answer
 
     async def answer(self, request: bytes, say: Say) -> None:
@@ -160,14 +158,19 @@ class Chat:
             say(ResultKind.TEXT, config.reprompt.encode())
             say(ResultKind.DONE, encode(Finish()))
             return
-        answer = Answer(say, SentenceCutter(config.max_sentence_chars, config.first_clause_chars))
+        cutter = SentenceCutter(config.max_sentence_chars, config.first_clause_chars)
+        answer = Answer(say, cutter, self._note_odd)
         loop = asyncio.get_running_loop()
         limits = _Limits(config, loop.time)
         try:
             async with asyncio.timeout(None) as clock:
                 await self._ask_until_answered(request_body(asked, config), answer, limits, clock)
+        except RemoteFailure:
+            answer.say_rest()
+            raise
         except TimeoutError:
             if not answer.is_done:  # else only the tidying took too long
+                answer.say_rest()
                 raise RemoteFailure(
                     "reply_timeout", limits.complaint(answer), retry_after_ms=RETRY_MS
                 ) from None
@@ -202,10 +205,7 @@ class Chat:
                 self._note_up()
                 if response.status_code != 200:
                     raise _refused(response.status_code, response.headers.get("retry-after", ""))
-                if "json" in response.headers.get("content-type", ""):
-                    await _receive_whole(response, answer)
-                else:
-                    await _receive_stream(response, answer, lambda: limits.set(clock, answer))
+                await _receive(response, answer, lambda: limits.set(clock, answer))
         except httpx.TimeoutException as error:
             self._note_down(error)
             raise RemoteFailure(
@@ -218,8 +218,6 @@ class Chat:
                 self._note_down(error)
             what = "broke off its answer" if answer.has_begun else "cannot be reached"
             raise RemoteFailure("reply_unreachable", f"The reply endpoint {what}.") from None
-        if not answer.is_done:
-            raise RemoteFailure("reply_unreachable", "The reply endpoint broke off its answer.")
 
 
 def _without_password(url: str) -> str:
@@ -254,115 +252,11 @@ class _Limits:
         return f"The reply endpoint {what}; given up after {waited_ms} ms."
 
 
-class Answer:
-    """One answer on its way: chunks in, records out."""
-
-    def __init__(self, say: Say, cutter: SentenceCutter) -> None:
-        self._say = say
-        self._cutter = cutter
-        self._finish_reason = ""
-        self._usage: Usage | None = None
-        self._calls = 0
-        self.has_begun = False  # a token was seen: trying again could say things twice
-        self.is_done = False
-
-    def receive(self, data: bytes) -> None:
-        """One event of the stream. Raises RemoteFailure for what is no chunk of a chat completion."""
-        if self.is_done:
-            return
-        if data == b"[DONE]":
-            self.finish()
-            return
-        try:
-            chunk = decode_chunk(data)
-        except (msgspec.DecodeError, RecursionError):
-            raise _broken() from None
-        if chunk.error and bytes(chunk.error) != b"null":
-            raise RemoteFailure(
-                "reply_http_error", "The reply endpoint failed in its answer.", retry_after_ms=1_000.0
-            )
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        for choice in chunk.choices[:1]:
-            self._receive_choice(choice)
-
-    def _receive_choice(self, choice: Choice) -> None:
-        delta = choice.delta or choice.message
-        if delta is not None:
-            text = delta.content or delta.refusal
-            if text:
-                self.has_begun = True
-                self._speak(self._cutter.feed(text))
-            for call in delta.tool_calls or ():
-                self._call(call)
-        if choice.finish_reason:
-            self._finish_reason = choice.finish_reason
-            self._speak(self._cutter.finish())
-
-    def _speak(self, pieces: list[str]) -> None:
-        for piece in pieces:
-            self._say(ResultKind.TEXT, piece.encode())
-
-    def _call(self, delta: ToolDelta) -> None:
-        if not self._calls:
-            self._speak(self._cutter.finish())  # what was said before the call is heard before it
-        self.has_begun = True
-        index = delta.index
-        if index is None:  # some endpoints send whole calls without a number
-            index = self._calls if delta.id else max(self._calls - 1, 0)
-        self._calls = max(self._calls, index + 1)
-        function = delta.function
-        piece = ToolPiece(
-            index=index,
-            call_id=delta.id or "",
-            name=(function.name or "") if function else "",
-            arguments=(function.arguments or "") if function else "",
-        )
-        self._say(ResultKind.TOOL, encode(piece))
-
-    def finish(self) -> None:
-        """The endpoint has said all."""
-        self._speak(self._cutter.finish())
-        self.is_done = True
-        self._say(ResultKind.DONE, encode(Finish(self._finish_reason or "stop", self._usage)))
-
-    def end_of_stream(self) -> None:
-        """The body is over. Without ``[DONE]`` that is an end only if a reason for it was given."""
-        if not self.is_done and self._finish_reason:
-            self.finish()
-
-
-async def _receive_stream(response: httpx.Response, answer: Answer, on_life: Callable[[], None]) -> None:
-    parser = SseParser()
-    try:
-        async for chunk in response.aiter_bytes():
-            for data in parser.feed(chunk):
-                answer.receive(data)
-            on_life()
-        for data in parser.finish():
-            answer.receive(data)
-    except EventTooLong:
-        raise _broken() from None
+async def _receive(response: httpx.Response, answer: Answer, on_life: Callable[[], None]) -> None:
+    async for data in response.aiter_bytes():
+        answer.receive(data)
+        on_life()
     answer.end_of_stream()
-
-
-async def _receive_whole(response: httpx.Response, answer: Answer) -> None:
-    """The answer of an endpoint that does not stream."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _broken()
-    answer.receive(bytes(body))
-    answer.end_of_stream()
-
-
-def _broken() -> RemoteFailure:
-    return RemoteFailure(
-        "reply_http_error",
-        "The reply endpoint answered with something else than a chat completion.",
-        is_retryable=False,
-    )
 
 
 def _refused(status: int, retry_after: str) -> RemoteFailure:

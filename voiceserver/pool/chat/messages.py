@@ -1,4 +1,4 @@
-"""A session's request as the body of a chat-completions call, and its chunks back. Pure: no client, no loop.
+"""A session's request as the body of a chat-completions call. Pure: no client, no loop.
 
 Endpoints refuse a conversation whose tool calls and their answers do not match, and ours can be cut anywhere (a barge-in,
 the history's limit). So each call goes with its answer right behind it, and what lacks its other half stays out.
@@ -6,41 +6,10 @@ the history's limit). So each call goes with its answer right behind it, and wha
 
 from __future__ import annotations
 
-import msgspec
-
 from voiceserver.pool.chat.config import ChatConfig
-from voiceserver_workers.ipc.messages import FunctionCall, ReplyMessage, ReplyRequest, Usage, encode
+from voiceserver_workers.ipc.messages import ReplyMessage, ReplyRequest, encode
 
 _TOOL_CHOICES = ("auto", "none", "required")
-
-
-class ToolDelta(msgspec.Struct, frozen=True):
-    index: int | None = None
-    id: str | None = None
-    function: FunctionCall | None = None
-
-
-class Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[ToolDelta] | None = None
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """``message`` in place of ``delta``: the endpoint does not stream."""
-
-    delta: Delta | None = None
-    message: Delta | None = None
-    finish_reason: str | None = None
-
-
-class Chunk(msgspec.Struct, frozen=True):
-    choices: list[Choice] = []
-    usage: Usage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"")
-
-
-decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
 def is_unheard(request: ReplyRequest) -> bool:

@@ -1,0 +1,155 @@
+"""One answer on its way, sans I/O: events of the endpoint in, records for the session out.
+
+::
+
+    bytes --BodyParser--> event --read_event--> Chunk --SentenceCutter--> TEXT per sentence, TOOL per delta, DONE once
+
+Rule: what was received is said, whatever is odd beside it; only an answer in which there was nothing fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from voiceserver.pool.chat.body import BodyParser, EventTooLong
+from voiceserver.pool.chat.chunks import CallDelta, Chunk, TextJoiner, read_event
+from voiceserver.pool.remote_pool import RemoteFailure, Say
+from voiceserver.session.sentences import SentenceCutter
+from voiceserver_workers.ipc.messages import Finish, ResultKind, ToolPiece, Usage, encode
+
+OnOdd = Callable[[str], None]
+
+_ENDINGS = (".", "!", "?", "…", "。", "！", "？")
+
+
+class Answer:
+    """``on_odd(name)``: a field could not be read and was passed over."""
+
+    def __init__(self, say: Say, cutter: SentenceCutter, on_odd: OnOdd) -> None:
+        self._say = say
+        self._parser = BodyParser()
+        self._cutter = cutter
+        self._on_odd = on_odd
+        self._joiner = TextJoiner()
+        self._finish_reason = ""
+        self._usage: Usage | None = None
+        self._calls = 0
+        self._last_letter = ""
+        self.has_begun = False  # a token was seen: trying again could say things twice
+        self.is_done = False
+        self._is_whole = False  # it came in one piece
+        self._odd = 0
+
+    def receive(self, data: bytes) -> None:
+        """A piece of the body. Raises RemoteFailure where the endpoint says that it failed, or ends with nothing said."""
+        try:
+            for event in self._parser.feed(data):
+                self._receive_event(event)
+        except EventTooLong:
+            raise broken() from None
+
+    def _receive_event(self, event: bytes) -> None:
+        for chunk in read_event(event):
+            self._receive_chunk(chunk)
+
+    def _receive_chunk(self, chunk: Chunk) -> None:
+        if self.is_done:
+            return
+        for name in chunk.odd:
+            self._note_odd(name)
+        if chunk.is_done:
+            self._finish()
+            return
+        if chunk.is_error:
+            raise RemoteFailure(
+                "reply_http_error", "The reply endpoint failed in its answer.", retry_after_ms=1_000.0
+            )
+        self._count(chunk)
+        # After deltas a message would say everything once more.
+        is_repeated = chunk.is_message and self.has_begun
+        if not is_repeated:
+            self._hear(chunk.text)
+            for call in chunk.calls:
+                self._call(call)
+            self._is_whole = chunk.is_message and self.has_begun
+        if chunk.finish_reason:
+            self._finish_reason = chunk.finish_reason
+            # Some endpoints give a reason with every delta, so it does not end a word.
+            if self._last_letter in _ENDINGS:
+                self._speak(self._cutter.finish())
+
+    def _count(self, chunk: Chunk) -> None:
+        """Tokens: the last number of each kind."""
+        asked, answered = chunk.prompt_tokens, chunk.completion_tokens
+        if asked is None and answered is None:
+            return
+        before = self._usage or Usage()
+        self._usage = Usage(
+            before.prompt_tokens if asked is None else asked,
+            before.completion_tokens if answered is None else answered,
+        )
+
+    def _hear(self, text: str) -> None:
+        text = self._joiner.feed(text) if text else ""
+        if text:
+            self.has_begun = True
+            self._last_letter = text.rstrip()[-1:] or self._last_letter
+            self._speak(self._cutter.feed(text))
+
+    def _speak(self, pieces: list[str]) -> None:
+        for piece in pieces:
+            self._say(ResultKind.TEXT, piece.encode())
+
+    def _call(self, delta: CallDelta) -> None:
+        if not self._calls:
+            self._speak(self._cutter.finish())  # what was said before the call is heard before it
+        self.has_begun = True
+        index = delta.number
+        if index is None:  # some endpoints send whole calls without a number
+            index = self._calls if delta.call_id else max(self._calls - 1, 0)
+        self._calls = max(self._calls, index + 1)
+        piece = ToolPiece(index=index, call_id=delta.call_id, name=delta.name, arguments=delta.arguments)
+        self._say(ResultKind.TOOL, encode(piece))
+
+    def say_rest(self) -> None:
+        """No more text comes: say what there is."""
+        self._joiner.finish()
+        if self._joiner.skipped:
+            self._note_odd("character")
+            self._joiner.skipped = 0
+        self._speak(self._cutter.finish())
+
+    def end_of_stream(self) -> None:
+        """The body is over. Raises RemoteFailure where that is no end of an answer."""
+        for event in self._parser.finish():
+            self._receive_event(event)
+        if self._parser.skipped_lines:
+            self._note_odd("line")
+        if not self.is_done and (self._finish_reason or self._is_whole):
+            self._finish()
+        if not self.is_done:
+            raise broken() if self._odd and not self.has_begun else broken_off()
+
+    def _finish(self) -> None:
+        """The endpoint has said all. Raises RemoteFailure if that was nothing, and nothing that could be read."""
+        self.say_rest()
+        if self._odd and not self.has_begun and not self._finish_reason:
+            raise broken()
+        self.is_done = True
+        self._say(ResultKind.DONE, encode(Finish(self._finish_reason or "stop", self._usage)))
+
+    def _note_odd(self, name: str) -> None:
+        self._odd += 1
+        self._on_odd(name)
+
+
+def broken() -> RemoteFailure:
+    return RemoteFailure(
+        "reply_http_error",
+        "The reply endpoint answered with something else than a chat completion.",
+        is_retryable=False,
+    )
+
+
+def broken_off() -> RemoteFailure:
+    return RemoteFailure("reply_unreachable", "The reply endpoint broke off its answer.")

@@ -9,10 +9,11 @@ Rule: what was received is said, whatever is odd beside it; only an answer in wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from voiceserver.pool.chat.body import BodyParser, EventTooLong
 from voiceserver.pool.chat.chunks import CallDelta, Chunk, TextJoiner, read_event
+from voiceserver.pool.chat.tool_calls import ToolCalls
 from voiceserver.pool.remote_pool import RemoteFailure, Say
 from voiceserver.session.sentences import SentenceCutter
 from voiceserver_workers.ipc.messages import Finish, ResultKind, ToolPiece, Usage, encode
@@ -33,7 +34,7 @@ class Answer:
         self._joiner = TextJoiner()
         self._finish_reason = ""
         self._usage: Usage | None = None
-        self._calls = 0
+        self._calls = ToolCalls()
         self._last_letter = ""
         self.has_begun = False  # a token was seen: trying again could say things twice
         self.is_done = False
@@ -57,6 +58,9 @@ class Answer:
             return
         for name in chunk.odd:
             self._note_odd(name)
+        if "json" in chunk.odd and len(self._calls):
+            # What is left may be valid, and ask for something else.
+            raise RemoteFailure("reply_http_error", "The reply endpoint sent a torn tool call.")
         if chunk.is_done:
             self._finish()
             return
@@ -101,15 +105,14 @@ class Answer:
             self._say(ResultKind.TEXT, piece.encode())
 
     def _call(self, delta: CallDelta) -> None:
-        if not self._calls:
+        if not len(self._calls):
             self._speak(self._cutter.finish())  # what was said before the call is heard before it
         self.has_begun = True
-        index = delta.number
-        if index is None:  # some endpoints send whole calls without a number
-            index = self._calls if delta.call_id else max(self._calls - 1, 0)
-        self._calls = max(self._calls, index + 1)
-        piece = ToolPiece(index=index, call_id=delta.call_id, name=delta.name, arguments=delta.arguments)
-        self._say(ResultKind.TOOL, encode(piece))
+        self._tell_of_calls(self._calls.receive(delta))
+
+    def _tell_of_calls(self, pieces: Iterable[ToolPiece]) -> None:
+        for piece in pieces:
+            self._say(ResultKind.TOOL, encode(piece))
 
     def say_rest(self) -> None:
         """No more text comes: say what there is."""
@@ -135,6 +138,9 @@ class Answer:
         self.say_rest()
         if self._odd and not self.has_begun and not self._finish_reason:
             raise broken()
+        self._tell_of_calls(self._calls.finish())
+        if self._calls.nameless:
+            self._note_odd("name")
         self.is_done = True
         self._say(ResultKind.DONE, encode(Finish(self._finish_reason or "stop", self._usage)))
 

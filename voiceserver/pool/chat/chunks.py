@@ -61,7 +61,10 @@ def read_event(data: bytes) -> list[Chunk]:
         # A peer that does not stream may send all its chunks as one list.
         several = value if isinstance(value, list) and value else [value]
         chunks += map(_read_chunk, several)
-    return chunks if is_whole else [*chunks, Chunk(odd=("json",))]
+    if is_whole:
+        return chunks
+    # "json": the rest of something; "data": nothing of a chunk was ever in it.
+    return [*chunks, Chunk(odd=("json" if b"{" in data else "data",))]
 
 
 def _values(data: bytes) -> tuple[list[object], bool]:

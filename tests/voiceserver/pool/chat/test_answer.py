@@ -284,3 +284,62 @@ def test_token_counts_are_the_last_that_could_be_read() -> None:
     assert heard.finish is not None
     assert heard.finish.usage is not None
     assert (heard.finish.usage.prompt_tokens, heard.finish.usage.completion_tokens) == (3, 4)
+
+
+# --------------------------------------------------------------------------------------------------------- tool calls
+
+
+def call(arguments: object, call_id: object = "a", name: str = "weather") -> dict[str, object]:
+    return {"index": 0, "id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def with_calls(*calls: object) -> bytes:
+    return sse({"choices": [{"index": 0, "delta": {"tool_calls": list(calls)}}]})
+
+
+def test_two_whole_calls_with_index_0_are_two_and_what_was_said_is_before_them() -> None:
+    first, second = call({"city": "Oslo"}), call('{"city": "Rome"}', "b")
+    for parts in ([with_calls(first), with_calls(second)], [with_calls(first, second)]):
+        heard = play(sse(text("One moment")), *parts, sse(end("tool_calls")), DONE)
+        told = [json.loads(payload) for payload in heard.of(ResultKind.TOOL)]
+        assert [(one["index"], one["call_id"], json.loads(one["arguments"])["city"]) for one in told] == [
+            (0, "a", "Oslo"),
+            (1, "b", "Rome"),
+        ]
+        assert [kind for kind, _ in heard.records] == [
+            ResultKind.TEXT,
+            ResultKind.TOOL,
+            ResultKind.TOOL,
+            ResultKind.DONE,
+        ]
+
+
+def test_a_call_without_an_id_gets_one() -> None:
+    heard = play(with_calls(call("{}", None)), sse(end("tool_calls")))
+    (told, rest) = (json.loads(payload) for payload in heard.of(ResultKind.TOOL))
+    assert told["call_id"].startswith("call_")
+    assert rest["arguments"] == "{}"
+
+
+def test_a_call_of_which_a_part_was_lost_is_not_made() -> None:
+    """What is left of its arguments may be valid, and ask for something else."""
+    torn = b'data: {"choices":[{"delta":{"tool_calls":[{"ind\n\n'
+    heard = play(
+        with_calls(call('{"path": "/tmp')), torn, with_calls(call('/x"}', "")), sse(end("tool_calls"))
+    )
+    assert heard.failure is not None
+    assert heard.failure.code == "reply_http_error"
+    assert heard.finish is None
+
+
+def test_an_event_that_says_nothing_does_not_tear_a_call() -> None:
+    pieces = [
+        with_calls(call('{"a":')),
+        sse(b"null"),
+        b": ping\n\n",
+        sse(b"ping"),
+        with_calls(call("1}", "")),
+    ]
+    heard = play(*pieces, sse(end("tool_calls")))
+    assert "".join(json.loads(one)["arguments"] for one in heard.of(ResultKind.TOOL)) == '{"a":1}'
+    assert heard.finish is not None

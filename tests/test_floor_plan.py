@@ -19,7 +19,7 @@ SERVER = ROOT / "voiceserver"
 
 # Bottom up. Packages of one floor do not import each other.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors"}),
+    frozenset({"errors", "installation"}),
     frozenset({"events"}),
     frozenset({"config"}),
     frozenset({"session"}),

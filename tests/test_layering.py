@@ -5,7 +5,8 @@ R2 ``voiceserver`` imports of ``voiceserver_workers`` only ``ipc`` and ``registr
    ``voiceserver.testing`` tests engines, so its modules may know more; no other module imports them.
 R3 a module of ``voiceserver`` is pure (no event loop, socket, time or os) unless the table below says what it may know.
 R4 event-loop code lives in the shell only.
-``voiceserver_clients`` share the vocabulary of the server (``events``, ``errors``, ``wire``) and nothing else.
+``voiceserver_clients`` share the vocabulary of the server (``events``, ``errors``, ``wire``) and its hints about missing packages
+(``installation``), nothing else.
 """
 
 from __future__ import annotations
@@ -124,7 +125,12 @@ def test_event_loop_code_is_in_the_shell(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "path"), CLIENTS)
 def test_clients_share_only_the_vocabulary(name: str, path: Path) -> None:
-    vocabulary = ("voiceserver.events", "voiceserver.errors", "voiceserver.wire")
+    vocabulary = (
+        "voiceserver.events",
+        "voiceserver.errors",
+        "voiceserver.wire",
+        "voiceserver.installation",
+    )
     of_server = {found for found in imports_of(path) if is_within(found, "voiceserver")} - {"voiceserver"}
     assert not {found for found in of_server if not any(is_within(found, known) for known in vocabulary)}
     assert not packages_of(imports_of(path)) & {"voiceserver_workers", "tests", "torch"}

@@ -1,18 +1,24 @@
-"""The command line: ``voiceserver serve | config | engines | doctor | version``. Errors are one line and exit code 2."""
+"""The command line: ``voiceserver serve | talk | load | demo | config | engines | key | doctor | version``.
+
+Errors are one line and exit code 2. The clients are imported when one is called; a server never loads them.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from voiceserver.config import loader
 from voiceserver.config.environment import FILE_VARIABLE, environment
-from voiceserver.config.loader import DEFAULT_FILE, Loaded, load, parse_assignment
+from voiceserver.config.loader import DEFAULT_FILE, Loaded, parse_assignment
 from voiceserver.errors import ConfigError, VoiceServerError
+from voiceserver.installation import install_command
 from voiceserver_workers import registry
 
 app = typer.Typer(
@@ -22,6 +28,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+# The clients: the function of ``voiceserver_clients.NAME`` that is the command.
+CLIENTS: Final = {"talk": "talk", "load": "load", "demo": "main"}
+# A client reads its own arguments, ``--help`` as well.
+_READ_BY_CLIENT: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 LEAST_SECONDS = 0.01  # of one measurement
 MOST_SECONDS = 60.0
@@ -77,6 +88,36 @@ def serve(
     raise typer.Exit(serve_until_signal(loaded, warnings))
 
 
+@app.command(context_settings=_READ_BY_CLIENT, add_help_option=False)
+def talk(context: typer.Context) -> None:
+    """Hold a spoken conversation with a voiceserver and show it as it happens."""
+    _run_client("talk", context.args)
+
+
+@app.command(context_settings=_READ_BY_CLIENT, add_help_option=False)
+def load(context: typer.Context) -> None:
+    """Put load on a voiceserver and print what its callers saw."""
+    _run_client("load", context.args)
+
+
+@app.command(context_settings=_READ_BY_CLIENT, add_help_option=False)
+def demo(context: typer.Context) -> None:
+    """Start a server, hold a conversation with it, then overload it. There is nothing to configure."""
+    _run_client("demo", context.args)
+
+
+def client(name: str) -> typer.Typer:
+    """The client ``name``, one of ``CLIENTS``, as a program of its own."""
+    module = importlib.import_module(f"voiceserver_clients.{name}")
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(getattr(module, CLIENTS[name]))
+    return program
+
+
+def _run_client(name: str, arguments: list[str]) -> None:
+    client(name)(arguments, prog_name=f"voiceserver {name}")
+
+
 @app.command("config")
 def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
     """Print the effective configuration and where each setting came from."""
@@ -97,7 +138,7 @@ def engines() -> None:
             registry.check(name)
             state = "yes"
         except registry.EngineMissing as error:
-            state = f"no: {error.install}"
+            state = f"no: {install_command([error.extra])}"
         except registry.EngineLookupError as error:
             state = f"no: {error}"
         table.add_row(name, ", ".join(spec.stages) or "?", escape(state))
@@ -170,7 +211,7 @@ def _load(config: Path | None, settings: list[str] | None, flags: list[tuple[str
     if path is None and Path(DEFAULT_FILE).is_file():
         path, named_by = Path(DEFAULT_FILE), "the working directory"
     assigned = [parse_assignment(text) for text in settings or ()]
-    return load(path, environ, [*assigned, *flags], named_by=named_by)
+    return loader.load(path, environ, [*assigned, *flags], named_by=named_by)
 
 
 def main() -> None:

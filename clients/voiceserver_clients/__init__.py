@@ -1,6 +1,7 @@
 """The other end of the wire: an async client, a talking client, a demo and a load generator.
 
-Imports nothing of the server except its vocabulary: ``voiceserver.events``, ``voiceserver.errors``, ``voiceserver.wire``.
+Imports nothing of the server except its vocabulary: ``voiceserver.events``, ``voiceserver.errors``, ``voiceserver.wire``; and
+``voiceserver.installation``, which says what is missing.
 """
 
 if __name__ != "voiceserver_clients":

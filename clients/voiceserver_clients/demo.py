@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from voiceserver.events.events import ServerBusy, ServerEvent, SessionReady, SpeechStarted, TranscriptPartial
+from voiceserver.installation import install_command
 from voiceserver_clients.connecting import ConnectFailed, ConnectionLost, Refused
 from voiceserver_clients.conversation import Conversation
 from voiceserver_clients.local_server import LocalServer, ServerFailed
@@ -224,13 +225,10 @@ def how_to() -> list[tuple[str, str]]:
         (f"{home}voiceserver serve", "the default engines on port 8765"),
         (f"{browse} http://127.0.0.1:8765/", "the page: microphone, transcript, where the time went"),
         (
-            f"{home}python -m voiceserver_clients.talk --say 'what time is it' --out reply.wav",
+            f"{home}voiceserver talk --say 'what time is it' --out reply.wav",
             "or a sound file, any rate",
         ),
-        (
-            f"{home}python -m voiceserver_clients.talk --mic",
-            "your own voice (pip install 'voiceserver[mic]')",
-        ),
+        (f"{home}voiceserver talk --mic", f"your own voice ({install_command(['mic'])})"),
         ("curl http://127.0.0.1:8765/v1/capacity", "what the server carries right now"),
     ]
 

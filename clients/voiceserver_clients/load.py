@@ -1,6 +1,6 @@
 """Load for a voiceserver: thousands of callers from one process, in real time, with honest latencies.
 
-``python -m voiceserver_clients.load --talkers 50 --listeners 500 --connections 10000 --seconds 30 speech.wav``. Callers arrive at
+``voiceserver load --talkers 50 --listeners 500 --connections 10000 --seconds 30 speech.wav``. Callers arrive at
 ``--ramp`` per second, stay for ``--seconds`` after the last one came, say goodbye, and are counted out. ``--processes`` spreads
 them when one process cannot carry them (the open-file limit, or a core). Exit codes: 0 done; 1 nobody got in; 2 bad usage.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from voiceserver.installation import missing, missing_message
 from voiceserver_clients.recording import Recording
 
 # Lines, voice and speed that the default recogniser, which was trained on people, understands.
@@ -44,6 +45,9 @@ class NoSpeech(Exception):
 
 def make_speech(text: str, rate_hz: int) -> Recording:
     """Say ``text``. Raises NoSpeech."""
+    lacking = missing(("numpy", "soxr", "espeakng_loader"))
+    if lacking:
+        raise NoSpeech(missing_message("making speech needs", lacking, ("espeak",)))
     command = [sys.executable, "-c", _SPEAK, text, str(rate_hz)]
     try:
         made = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)

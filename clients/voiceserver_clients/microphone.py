@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from voiceserver.events.events import PlaybackStop, ReplyAudio, ServerEvent, SpeechStarted
+from voiceserver.installation import missing_message
 from voiceserver_clients.connecting import Reconnect
 from voiceserver_clients.recording import BYTES_PER_SAMPLE
 from voiceserver_clients.voice import VoiceClient
@@ -46,9 +47,7 @@ def load_sounddevice() -> _SoundDevice:
     try:
         import sounddevice
     except ModuleNotFoundError:
-        raise MicrophoneMissing(
-            "--mic needs the sounddevice package: pip install 'voiceserver[mic]'"
-        ) from None
+        raise MicrophoneMissing(missing_message("--mic needs", ("sounddevice",), ("mic",))) from None
     except OSError as error:
         raise MicrophoneMissing(
             f"--mic needs the PortAudio library ({error}): apt install libportaudio2, or brew install portaudio"

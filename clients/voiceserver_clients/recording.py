@@ -6,6 +6,8 @@ import wave
 from dataclasses import dataclass
 from pathlib import Path
 
+from voiceserver.installation import missing, missing_message
+
 BYTES_PER_SAMPLE = 2
 FULL_SCALE = 32_767
 
@@ -30,14 +32,13 @@ class Recording:
 
 def read_recording(path: Path, rate_hz: int) -> Recording:
     """Decode, mix to mono, resample. Raises BadRecording."""
-    try:
-        import numpy as np
-        import soundfile
-        import soxr
-    except ModuleNotFoundError as error:
-        raise BadRecording(
-            f"sound files need the {error.name} package: pip install 'voiceserver[clients]'"
-        ) from None
+    lacking = missing(("numpy", "soundfile", "soxr"))
+    if lacking:
+        raise BadRecording(missing_message("sound files need", lacking, ("clients",)))
+    import numpy as np
+    import soundfile
+    import soxr
+
     if path.is_dir():
         raise BadRecording(f"{path}: is a directory, not a sound file")
     if not path.is_file():

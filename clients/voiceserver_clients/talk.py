@@ -1,4 +1,4 @@
-"""Talk to a voiceserver from the command line: ``python -m voiceserver_clients.talk FILE…``, ``--say TEXT`` or ``--mic``.
+"""Talk to a voiceserver from the command line: ``voiceserver talk FILE…``, ``--say TEXT`` or ``--mic``.
 
 Exit codes: 0 everything was answered; 1 something was not; 2 a bad file or bad usage; 3 refused (the retry time is printed);
 4 the connection was lost or never came about.

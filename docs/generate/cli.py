@@ -23,7 +23,8 @@ def commands() -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(name: str, command: Any) -> None:
-        found[name] = command
+        client = name.removeprefix("voiceserver ")
+        found[name] = typer.main.get_command(cli.client(client)) if client in cli.CLIENTS else command
         for one, inner in getattr(command, "commands", {}).items():
             walk(f"{name} {one}", inner)
 
@@ -40,7 +41,7 @@ def page() -> Page:
     return Page(
         "cli",
         "Command line",
-        "`voiceserver/cli.py`",
+        "`voiceserver/cli.py`, and the clients that it calls",
         "An error is one line on stderr, and exit code 2. Every command has `--help`.",
         [
             Section(f"`{_usage(name, command)}`", _text(command), HEADS, list(_rows(command)))

@@ -14,15 +14,12 @@ import pytest
 import typer
 
 from tests.docs.documents import ROOT, Command, commands
-from voiceserver.cli import app
+from voiceserver.cli import CLIENTS, app, client
 from voiceserver.config.loader import load, parse_assignment
 
 COMMANDS = commands()
 # The function behind ``python -m MODULE``; None: it takes no options here.
 MAINS: dict[str, str | None] = {
-    "voiceserver_clients.talk": "talk",
-    "voiceserver_clients.load": "load",
-    "voiceserver_clients.demo": None,
     "benchmarks.soak": "soak",
     "benchmarks.recovery": None,
     "benchmarks.report.tables": "main",
@@ -39,7 +36,8 @@ def is_parsed(group: typer.Typer, words: Sequence[str]) -> None:
     command: Any = typer.main.get_command(group)
     arguments = list(words)
     if hasattr(command, "commands") and arguments[:1] != ["--help"]:
-        command = command.commands[arguments.pop(0)]
+        name = arguments.pop(0)
+        command = typer.main.get_command(client(name)) if name in CLIENTS else command.commands[name]
     if arguments != ["--help"]:
         command.make_context(command.name, arguments)
 
@@ -93,8 +91,9 @@ def test_a_wrong_command_fails() -> None:
     for words in (
         ("voiceserver", "serve", "--prt", "1"),
         ("voiceserver", "server"),
+        ("voiceserver", "talk", "--speak", "x"),
         ("voiceserver", "serve", "--set", "stages.sst.workers=1"),
-        ("python", "-m", "voiceserver_clients.talk", "--speak", "x"),
+        ("python", "-m", "voiceserver.testing.chat_endpoint", "x"),
         ("make", "tea"),
         ("pip", "install", "voiceserver[sugar]"),
     ):
@@ -106,7 +105,7 @@ def test_sound_files_in_commands_come_from_a_command_before() -> None:
     """``reply.wav`` is written by the command line client, in README and wherever a page begins with it."""
     made: set[str] = set()
     for command in COMMANDS:
-        if command.words[:2] != ("python", "-m"):
+        if command.words[:1] not in (("python",), ("voiceserver",)):
             continue
         written = set(after(command.words, "--out"))
         assert {word for word in command.words if word.endswith(".wav")} - written <= made

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,26 @@ SMALL = (
 
 
 class ServerProcess:
-    """``settings`` are ``key=value``. Lines of its log are dictionaries; ``wait_for`` reads on until one comes."""
+    """``settings`` are ``key=value``. Lines of its log are dictionaries; ``wait_for`` reads on until one comes.
+    command: another program than ``python`` with the words of ``program``."""
 
     def __init__(
-        self, *settings: str, program: tuple[str, ...] = ("-m", "voiceserver"), port: int = 0
+        self,
+        *settings: str,
+        program: tuple[str, ...] = ("-m", "voiceserver"),
+        port: int = 0,
+        command: tuple[str, ...] = (),
+        environment: Mapping[str, str] = ENVIRONMENT,
+        folder: Path | None = None,
     ) -> None:
         flags = [part for setting in settings for part in ("--set", setting)]
         self.process = subprocess.Popen(
-            [sys.executable, *program, "serve", "--port", str(port), *flags],
+            [*(command or (sys.executable, *program)), "serve", "--port", str(port), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT,
+            cwd=folder,
+            env=environment,
             start_new_session=True,
         )
         self.log: list[dict[str, Any]] = []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError
+from voiceserver.installation import missing_message
 from voiceserver.observability.logs import level_of
 from voiceserver.pool import OnEvent, Pool
 from voiceserver.pool.fallback import FallbackPool
@@ -19,8 +20,9 @@ MakePool = Callable[[str, StageConfig, OnEvent], Pool]
 
 
 def check_engines(config: Config, source_of: Callable[[str], str] = lambda key: "default") -> None:
-    """Raises ConfigError for an engine that is unknown, that lacks a package, or that serves another stage.
+    """Raises ConfigError for an engine that is unknown or serves another stage, and one for all packages that engines lack.
     source_of: where a setting came from."""
+    lacking: list[tuple[str, registry.EngineMissing]] = []
     for name, stage in config.stages.by_name().items():
         lighter = stage.lighter_stage
         engines = {f"stages.{name}.engine": stage.engine}
@@ -29,10 +31,26 @@ def check_engines(config: Config, source_of: Callable[[str], str] = lambda key: 
         for key, engine in engines.items():
             try:
                 registry.check(engine, name)
+            except registry.EngineMissing as error:
+                lacking.append((key, error))
             except registry.EngineLookupError as error:
                 raise ConfigError(key, str(error), source_of(key)) from None
         if lighter is not None:
             _check_lighter(name, stage.engine, lighter.engine, source_of)
+    if lacking:
+        key = lacking[0][0] if len(lacking) == 1 else "stages"
+        raise ConfigError(key, _missing_packages([error for _, error in lacking]), source_of(lacking[0][0]))
+
+
+def _missing_packages(lacking: Sequence[registry.EngineMissing]) -> str:
+    """All that is missing and the one command that brings it."""
+    names = list(dict.fromkeys(error.name for error in lacking))
+    packages = dict.fromkeys(package for error in lacking for package in error.packages)
+    extras = list(dict.fromkeys(error.extra for error in lacking))
+    if len(extras) > 1 and registry.WORKER_EXTRA in extras:
+        extras.remove(registry.WORKER_EXTRA)  # the others bring it
+    what = f"engine {names[0]!r} needs" if len(names) == 1 else f"the engines {', '.join(names)} need"
+    return missing_message(what, packages, extras)
 
 
 def _check_lighter(name: str, engine: str, lighter: str, source_of: Callable[[str], str]) -> None:

@@ -38,7 +38,7 @@ AUTO = "auto"
 PREFERRED: dict[str, tuple[str, ...]] = {"stt": ("moonshine", "pocketsphinx"), "tts": ("hibari", "espeak")}
 
 _WORKER_PACKAGES = ("numpy", "soxr")
-_WORKER_EXTRA = "workers"  # brings those; the extra of an engine brings them too
+WORKER_EXTRA = "workers"  # brings those; the extra of an engine that computes brings them too
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -59,13 +59,15 @@ class EngineNotFound(EngineLookupError):
 
 
 class EngineMissing(EngineLookupError):
-    """The engine is known, but packages it needs are not installed. ``install`` is the command that helps."""
+    """The engine is known, but packages it needs are not installed. ``extra``: the extra of voiceserver that brings them."""
 
-    def __init__(self, name: str, packages: tuple[str, ...], install: str) -> None:
+    def __init__(self, name: str, packages: tuple[str, ...], extra: str) -> None:
         noun = "package" if len(packages) == 1 else "packages"
-        super().__init__(name, f"engine {name!r} needs the {noun} {', '.join(packages)}: {install}")
+        super().__init__(
+            name, f"engine {name!r} needs the {noun} {', '.join(packages)} of voiceserver[{extra}]"
+        )
         self.packages = packages
-        self.install = install
+        self.extra = extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ def check(name: str, stage: Stage | None = None) -> EngineSpec:
     packages = spec.packages if spec.is_remote else (*_WORKER_PACKAGES, *spec.packages)
     missing = tuple(package for package in packages if importlib.util.find_spec(package) is None)
     if missing:
-        raise EngineMissing(name, missing, f"pip install 'voiceserver[{spec.extra or _WORKER_EXTRA}]'")
+        raise EngineMissing(name, missing, spec.extra or WORKER_EXTRA)
     if spec.target and name not in _BUILT_IN:
         module = spec.target.partition(":")[0]
         if _find_module(module) is None:

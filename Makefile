@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# What demo and serve run, and nothing else: no linters, no test tools, no torch.
+DEMO_STAMP := $(VENV)/.installed-demo
 # CPU builds of torch are a tenth of the size; for CUDA: make install TORCH_INDEX=https://download.pytorch.org/whl/cu126
 TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -18,7 +21,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 .PHONY: help install clients-venv demo serve test lint docs format bench bench-venv screenshots clean
 
 help:
-	@echo "make demo     install, start a server, hold a spoken conversation, then overload it"
+	@echo "make demo     install what it needs, start a server, hold a spoken conversation, then overload it"
 	@echo "make serve    a server on 127.0.0.1:8765 with the default engines"
 	@echo "make test     ruff, mypy --strict, the documentation and all tests"
 	@echo "make lint     ruff, mypy and the documentation only (make format repairs the layout)"
@@ -28,23 +31,31 @@ help:
 	@echo "make bench-venv  what benchmarks compare with and can be driven by: Mosec, LitServe, Locust"
 	@echo "make screenshots  the pictures of the page and the dashboard, taken anew (needs Chromium; two minutes)"
 	@echo "make clients-venv  the stock clients that 'make test' talks to, where they are installed (0.8 GB)"
-	@echo "make install  the virtual environment in $(VENV); every other target does it when needed"
+	@echo "make install  everything in the virtual environment $(VENV), for development; targets that need it do it"
 
 install: $(STAMP)
 
-# The stamp is older than pyproject.toml exactly when dependencies may have changed.
-$(STAMP): pyproject.toml
+$(RUN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "voiceserver needs Python 3.11 or newer; try: make PYTHON=python3.12"; exit 1; }
-	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "no venv: install it first (Debian, Ubuntu: apt install python3-venv)"; rm -rf $(VENV); exit 1; }
+
+# A stamp is older than pyproject.toml exactly when dependencies may have changed. What is installed already stays.
+$(DEMO_STAMP): pyproject.toml | $(RUN)/python
+	@echo "installing the server and its default engines into $(VENV): about 180 MB to download, 450 MB on disk"
+	@$(PIP) install --editable '.[demo]'
+	@touch $(DEMO_STAMP)
+
+$(STAMP): pyproject.toml | $(RUN)/python
+	@echo "installing everything that tests, linters and benchmarks need into $(VENV): some minutes, 2 GB on disk"
 	@if [ "$$(uname -s)" = Linux ] && ! $(RUN)/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; then \
 		echo "installing $(TORCH) from $(TORCH_INDEX)"; \
-		$(RUN)/python -m pip install --quiet --retries 1 --no-deps --index-url $(TORCH_INDEX) $(TORCH) || \
+		$(PIP) install --retries 1 --no-deps --index-url $(TORCH_INDEX) $(TORCH) || \
 			echo "not there; the default index will do"; \
 	fi
-	$(RUN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $(STAMP)
+	@$(PIP) install --editable '.[dev]'
+	@touch $(STAMP) $(DEMO_STAMP)
 
 # Clients that people have, for the end-to-end tests: in an environment of their own, so that no version of theirs is ours.
 STOCK := tests/e2e/stock
@@ -61,10 +72,10 @@ $(CLIENTS_STAMP): $(STOCK)/requirements.txt $(STOCK)/js/package-lock.json
 		else echo "no npm: the JavaScript clients are skipped"; fi
 	@touch $(CLIENTS_STAMP)
 
-demo: $(STAMP)
-	@$(RUN)/python -m voiceserver_clients.demo
+demo: $(DEMO_STAMP)
+	@$(RUN)/voiceserver demo
 
-serve: $(STAMP)
+serve: $(DEMO_STAMP)
 	@$(RUN)/voiceserver serve
 
 lint: $(STAMP)

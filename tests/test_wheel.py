@@ -140,7 +140,7 @@ def test_a_conversation_through_server_and_client_of_the_wheel(
     talk = installed.run(
         "voiceserver", "talk", "--url", server.url, "--say", "what time is it", "--out", "reply.wav"
     )
-    assert "what time is it" in talk.stdout
+    assert "what time is it" in talk.stdout.lower()
     with wave.open(str(installed.project / "reply.wav")) as reply:
         assert reply.getnframes() > reply.getframerate() / 2
 

@@ -69,6 +69,11 @@ class EngineMissing(EngineLookupError):
         self.packages = packages
         self.extra = extra
 
+    @property
+    def install(self) -> str:
+        """The command that helps wherever voiceserver is installed."""
+        return f"pip install 'voiceserver[{self.extra}]'"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:

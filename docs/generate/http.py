@@ -20,7 +20,7 @@ from voiceserver.server import pages
 from voiceserver.server.auth import CLIENT_SECRETS, MAX_SESSION_BYTES, MAX_TOKEN_TTL_S, MIN_TOKEN_TTL_S
 from voiceserver.server.build import build
 from voiceserver.server.multiprocess.merge import Unready
-from voiceserver.server.routes import Capacity
+from voiceserver.server.routes import SESSION, Capacity, SessionOffer
 from voiceserver.testing import ManualClock
 from voiceserver.wire import native, openai, twilio, whisperlive
 
@@ -150,6 +150,17 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "/v1/capacity": Operation(
         "Connections, free places, loop lag, and of each stage its workers, streams, places, lag and batch size.",
         {200: Answer("The figures.", Capacity)},
+    ),
+    SESSION: Operation(
+        "What a session here would have: engines, voices, and what is set where the client sets nothing. It refuses as an "
+        "upgrade would, for clients that cannot read why their handshake was refused.",
+        {
+            200: Answer("The offer.", SessionOffer),
+            401: _FOR_KEYS[401],
+            403: Answer("The page's Origin may not connect."),
+            429: Answer("The key has no session or no talk time left."),
+        },
+        takes_key=True,
     ),
     pages.STATS: Operation(
         "The samples of `/metrics` and the answer of `/v1/capacity`, for the dashboard.",

@@ -204,13 +204,24 @@ class Auth:
         if key is None:
             return None
         if self.talk_left_ms(name) <= 0:
-            seconds = str(int(DAY_S - self._wall_s() % DAY_S) + 1)
-            message = f"This key may talk {key.talk_minutes_per_day:g} minutes a day (UTC), and has."
-            return error_response(429, "key_talk_exhausted", message, ("Retry-After", seconds))
+            return self._talk_exhausted(key)
         if key.max_sessions and not is_resumed and not self._usage.try_reserve(name, key.max_sessions):
-            message = f"This key may hold {key.max_sessions} sessions at once, and does."
-            return error_response(429, "key_sessions_exhausted", message, ("Retry-After", "5"))
+            return _sessions_exhausted(key)
         return None
+
+    def why_over_limit(self, name: str) -> Response | None:
+        """What an upgrade with the key ``name`` would be refused with now; nothing is counted."""
+        key = self._keys.get(name)
+        if key is None:
+            return None
+        if self.talk_left_ms(name) <= 0:
+            return self._talk_exhausted(key)
+        return _sessions_exhausted(key) if self._usage.is_full(name, key.max_sessions) else None
+
+    def _talk_exhausted(self, key: Key) -> Response:
+        seconds = str(int(DAY_S - self._wall_s() % DAY_S) + 1)
+        message = f"This key may talk {key.talk_minutes_per_day:g} minutes a day (UTC), and has."
+        return error_response(429, "key_talk_exhausted", message, ("Retry-After", seconds))
 
     def _identify(self, caller: Caller, *, takes_tokens: bool) -> str | Response:
         if not self.has_keys:
@@ -354,6 +365,11 @@ def presented_key(caller: Caller) -> str:
             if name.strip().startswith(prefix):
                 return name.strip().removeprefix(prefix)
     return ""
+
+
+def _sessions_exhausted(key: Key) -> Response:
+    message = f"This key may hold {key.max_sessions} sessions at once, and does."
+    return error_response(429, "key_sessions_exhausted", message, ("Retry-After", "5"))
 
 
 def _unauthorized(code: str, message: str) -> Response:

@@ -87,6 +87,10 @@ class KeyUsage:
         self._reserved = name
         return True
 
+    def is_full(self, name: str, most: int) -> bool:
+        """Whether ``try_reserve`` would refuse; ``most`` 0: no limit."""
+        return 0 < most <= self._used(name).sessions + self._sessions_elsewhere(name)
+
     def _release(self) -> None:
         name, self._reserved = self._reserved, ""
         if name:

@@ -12,6 +12,7 @@ import msgspec
 from voiceserver.announcements.spoken import Announcements
 from voiceserver.capacity.admission import Admission
 from voiceserver.config.schema import Config
+from voiceserver.events.events import TurnDetection
 from voiceserver.observability.metrics import CONTENT_TYPE, Metrics, StageCapacity
 from voiceserver.pool import Pool, speech_voices
 from voiceserver.server.auth import CLIENT_SECRETS, Auth
@@ -22,6 +23,7 @@ from voiceserver.transport.server_state import ServerState
 from voiceserver.wire import Codec
 from voiceserver.wire.request import Wire, WireRequest
 
+SESSION: Final = "/v1/session"
 # With a smoothed loop lag above this, the server is not ready for more callers.
 LOOP_TOO_LATE_MS: Final = 500.0
 
@@ -45,6 +47,17 @@ class Capacity(msgspec.Struct, frozen=True):
     is_draining: bool
     loop_lag_ms: float
     stages: dict[str, StageCapacity]
+
+
+class SessionOffer(msgspec.Struct, frozen=True):
+    """``/v1/session``: what a session here would have, for clients that let a person choose. ``engines``: by stage. ``voices``:
+    empty where the speech engine does not list them. ``turn_detection`` null: turns are ended by hand."""
+
+    engines: dict[str, str]
+    voices: list[str]
+    voice: str
+    language: str
+    turn_detection: TurnDetection | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +132,23 @@ def _add_pages(routes: Routes, parts: RouteParts) -> None:
         own = capacity_of(parts.pools, parts.admission, parts.state)
         return Response(200, own if merging is None else merging.merged_capacity(own))
 
+    options = SessionSettings.from_config(parts.config).options
+
+    def session(caller: Caller) -> Response:
+        # Refuses as an upgrade would: a page cannot read why its handshake was refused.
+        name = parts.auth.admit(caller)
+        if isinstance(name, Response):
+            return name
+        exhausted = parts.auth.why_over_limit(name)
+        if exhausted is not None:
+            return exhausted
+        engines = {stage: pool.stats().engine for stage, pool in parts.pools.items()}
+        voices = sorted(speech_voices(parts.pools))
+        offer = SessionOffer(engines, voices, options.voice, options.language, options.turn_detection)
+        return json_response(200, offer)
+
     routes.pages["/healthz"] = health
+    routes.pages[SESSION] = session
     routes.pages["/readyz"] = ready
     routes.pages["/metrics"] = metrics_page
     routes.pages["/v1/capacity"] = capacity

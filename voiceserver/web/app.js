@@ -1,20 +1,21 @@
 // The page: what a person does becomes events of the native wire, and what the server says becomes words, sound and numbers.
 
 import { Banner } from "./banner.js";
+import { listenForPresses } from "./press.js";
 import { INPUT_RATE_HZ, MicrophoneError, OUTPUT_RATE_HZ, Sound } from "./sound.js";
 import { Strip } from "./strip.js";
 import { Thread } from "./thread.js";
 import { Wire } from "./wire.js";
-import { busyBanner, drainingBanner, problemBanner, retryBanner } from "./words.js";
+import { busyBanner, drainingBanner, keyBanner, problemBanner, retryBanner } from "./words.js";
 
-const HOLD_MS = 350; // a press that lasts longer is push-to-talk
 const TAIL_MS = 150; // what was said while letting go still counts
+const STOP = "stop"; // the event id of our own cancels: one that finds nothing to cancel is no news
 
 const $ = (id) => document.getElementById(id);
 const sound = new Sound();
 const wire = new Wire(INPUT_RATE_HZ, OUTPUT_RATE_HZ);
-const thread = new Thread($("thread"), $("announce"));
-const banner = new Banner($("banner"), () => wire.open());
+const thread = new Thread($("thread"), $("announce"), retry);
+const banner = new Banner($("banner"));
 wire.key = sessionStorage.getItem("voiceserver-key") ?? "";
 
 const talk = {
@@ -25,10 +26,13 @@ const talk = {
   isPlaying: false,
   isWaiting: false, // in the waiting room: what is said there should not be answered later
   replyTurn: 0, // whose audio comes now
-  commits: new Set(), // event ids of our own commits; one that finds nothing said is no news
+  session: "",
+  unsent: new Set(), // questions typed while there was no connection
+  commits: new Set([STOP]), // event ids of our own commits; one that finds nothing said is no news
+  why: "", // the conversation ends because of this, in words
 };
 // What a test may look at; nothing reads it here.
-const seen = (globalThis.__voiceserver = { events: [], audioBytes: 0, progress: null, sound, wire, talk });
+const seen = (globalThis.__voiceserver = { events: [], audioBytes: 0, progress: null, sound, wire, talk, banner });
 
 new Strip($("strip"), () => [talk.mode === "off" ? 0 : talk.level, sound.replyLevel]);
 
@@ -73,21 +77,53 @@ function commit() {
 }
 
 async function sayText(text) {
-  wire.open();
-  thread.addTyped(text);
+  talk.unsent.add(thread.addTyped(text));
   $("welcome").hidden = true;
-  sound.stop();
+  stopAnswer();
+  talk.isThinking = true;
+  wire.open();
+  show();
+  sendUnsent();
   await sound.start();
-  await isOpen();
-  wire.send({ type: "item.append", item: { role: "user", text } });
-  wire.send({ type: "reply.create" });
 }
 
-function isOpen() {
-  return new Promise((resolve) => {
-    if (wire.state === "open") resolve();
-    else wire.addEventListener("state", ({ detail }) => detail.state === "open" && resolve());
-  });
+// Ask for the answers that nobody has asked for yet: of several questions, the last one's answers them all.
+function sendUnsent() {
+  if (wire.state !== "open") return;
+  const turns = [...talk.unsent];
+  talk.unsent.clear();
+  for (const turn of turns) {
+    turn.session = talk.session;
+    wire.send({ type: "item.append", item: { role: "user", text: turn.you.textContent } });
+  }
+  if (turns.length) createReply(turns.at(-1));
+}
+
+function createReply(turn) {
+  const key = thread.expect(turn);
+  wire.send({ type: "reply.create", key, event_id: key });
+}
+
+// A failed answer once more. The session that failed to give it still knows the question; another one does not.
+function retry(turn) {
+  if (wire.state !== "open" || turn.session !== talk.session) {
+    talk.unsent.add(turn);
+    wire.open();
+    sendUnsent();
+    return;
+  }
+  stopAnswer();
+  createReply(turn);
+}
+
+// The session is gone: what it did not answer is asked again.
+function askAgain() {
+  const lost = thread.openTurns.filter((turn) => !talk.unsent.has(turn));
+  const [known, unknown] = [true, false].map((is) => lost.filter(({ you }) => (you.dataset.state === "final") === is));
+  for (const turn of unknown) thread.giveUp(turn, "This was lost with the connection. Please say it again.");
+  talk.unsent = new Set([...known, ...talk.unsent]);
+  sendUnsent();
+  for (const turn of known) thread.remark(turn, "Asked again.");
 }
 
 sound.addEventListener("frame", ({ detail: { pcm, level } }) => {
@@ -123,11 +159,8 @@ function stopPlaying(turn) {
 
 const ON_EVENT = {
   "session.ready": (event) => {
-    if (event.is_resumed) return;
-    thread.forgetNumbers();
-    talk.isHeard = talk.isThinking = talk.isWaiting = false;
-    talk.replyTurn = 0;
-    sound.stop();
+    if (event.is_resumed) sendUnsent();
+    else beginSession(event);
   },
   "speech.started": (event) => {
     talk.isHeard = true;
@@ -147,7 +180,7 @@ const ON_EVENT = {
     talk.replyTurn = event.turn;
   },
   "reply.done": (event) => {
-    talk.isThinking = false;
+    talk.isThinking = thread.isExpecting;
     if (event.reason === "interrupted" || event.reason === "cancelled") stopPlaying(event.turn);
     else sound.end(event.turn);
   },
@@ -164,15 +197,37 @@ const ON_EVENT = {
   "server.draining": (event) => banner.show(drainingBanner(event)),
   error: (event) => {
     if (talk.commits.has(event.event_id) || wire.state !== "open") return;
+    if (event.code === "reply_active" && thread.isAsked(event.event_id)) {
+      wire.send({ type: "reply.cancel", event_id: STOP });
+      wire.send({ type: "reply.create", key: event.event_id, event_id: event.event_id });
+      return;
+    }
+    if (thread.fail(event.event_id, event.message)) {
+      talk.isThinking = false;
+      return;
+    }
     banner.show(problemBanner("Something went wrong", event.message));
   },
 };
 
+function beginSession(event) {
+  const isFirst = !talk.session;
+  talk.session = event.session_id;
+  talk.isHeard = talk.isThinking = talk.isWaiting = false;
+  talk.replyTurn = 0;
+  sound.stop();
+  const why = talk.why || "The server no longer has this call.";
+  thread.begin(event.session_id, isFirst ? "" : `${why} The conversation starts anew here: what was said above is not known any more.`);
+  talk.why = "";
+  askAgain();
+  talk.isThinking = thread.isExpecting;
+}
+
 wire.addEventListener("event", ({ detail: event }) => {
   seen.events.push(event);
   if (seen.events.length > 500) seen.events.shift();
-  ON_EVENT[event.type]?.(event);
   thread.receive(event);
+  ON_EVENT[event.type]?.(event);
   if (!thread.isEmpty) $("welcome").hidden = true;
   show();
 });
@@ -181,24 +236,36 @@ wire.addEventListener("state", ({ detail }) => {
   if (detail.state === "open") banner.hide();
   if (detail.state === "retrying") {
     talk.isHeard = talk.isThinking = talk.isWaiting = false;
-    if (!wire.hasSession) thread.forgetTyped();
-    banner.show(retryBanner(detail));
+    if (detail.reason === "draining") talk.why = "The server was shut down.";
+    banner.show({ ...retryBanner(detail), action: ["Try now", () => wire.open()] });
     if (detail.code === 1006 && !detail.wasOpen) askWhy();
   }
   show();
 });
 
-// A handshake that is refused looks like no server at all to a page. If the figures can be had, there is a server: then the
-// session is not kept any more; if they cannot, a key may be missing.
+// A handshake that is refused looks like no server at all to a page. This path refuses as a handshake does, and can be read.
 async function askWhy() {
   const headers = wire.key ? { Authorization: `Bearer ${wire.key}` } : {};
-  const answer = await fetch("/v1/stats", { headers }).catch(() => undefined);
-  if (answer === undefined) return;
-  if (wire.hasSession && wire.state === "retrying") {
+  const answer = await fetch("/v1/session", { headers }).catch(() => undefined);
+  if (answer === undefined || wire.state !== "retrying") return;
+  if (answer.ok) {
+    if (!wire.hasSession) return;
+    talk.why = "The server was restarted, or waited too long for this page.";
     wire.giveUpSession();
-    thread.forgetTyped();
     wire.open();
-  } else if (answer.status === 401 && !$("key-dialog").open) $("key-dialog").showModal();
+    return;
+  }
+  const { error } = await answer.json().catch(() => ({}));
+  if (wire.state !== "retrying" || answer.status >= 500) return;
+  wire.pause();
+  const action = answer.status === 401 ? ["Enter a key", askForKey] : ["Try now", () => wire.open()];
+  banner.show({ ...keyBanner(error ?? {}), action });
+  if (answer.status === 401) askForKey();
+}
+
+function askForKey() {
+  $("key-problem").hidden = !wire.key;
+  if (!$("key-dialog").open) $("key-dialog").showModal();
 }
 
 $("key-dialog").addEventListener("close", () => {
@@ -210,62 +277,49 @@ $("key-dialog").addEventListener("close", () => {
 
 // ------------------------------------------------------------------------------------------------------ controls
 
-let pressedAt = 0;
-let wasOpen = false;
-
-function press({ timeStamp }) {
-  wasOpen = talk.mode === "open";
-  pressedAt = timeStamp;
-  if (!wasOpen) begin("open");
-}
-
-function letGo({ timeStamp }) {
-  if (!pressedAt) return;
-  const isHold = timeStamp - pressedAt >= HOLD_MS;
-  pressedAt = 0;
-  if (wasOpen) finish();
-  else if (isHold && talk.mode === "open") {
+listenForPresses($("talk"), {
+  isOpen: () => talk.mode === "open",
+  begin: () => begin("open"),
+  end: finish,
+  release: () => {
+    if (talk.mode !== "open") return;
     talk.mode = "held";
     finish();
-  }
-}
-
-$("talk").addEventListener("pointerdown", (event) => {
-  if (event.button !== 0) return;
-  event.currentTarget.setPointerCapture(event.pointerId);
-  press(event);
+  },
 });
-$("talk").addEventListener("pointerup", letGo);
-$("talk").addEventListener("pointercancel", letGo);
-$("talk").addEventListener("contextmenu", (event) => event.preventDefault());
-// From a keyboard or a screen reader: no pointer, so no hold.
-$("talk").addEventListener("click", (event) => {
-  if (event.detail !== 0) return;
-  press(event);
-  letGo(event);
-});
-
-const isTyping = (target) => target instanceof Element && target.closest("input, a, dialog, button:not(#talk)");
-
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") stopAnswer();
-  if (event.code !== "Space" || isTyping(event.target)) return;
-  event.preventDefault();
-  if (!event.repeat) press(event);
-});
-document.addEventListener("keyup", (event) => {
-  if (event.code !== "Space" || isTyping(event.target)) return;
-  event.preventDefault();
-  letGo(event);
-});
+document.addEventListener("keydown", (event) => event.key === "Escape" && stopAnswer());
 
 function stopAnswer() {
   sound.stop();
-  if (talk.isThinking || talk.replyTurn) wire.send({ type: "reply.cancel", event_id: "stop" });
-  talk.commits.add("stop");
+  if (talk.isThinking || talk.replyTurn) wire.send({ type: "reply.cancel", event_id: STOP });
   talk.replyTurn = 0;
 }
 $("stop").addEventListener("click", stopAnswer);
+
+// End the call and free its place; the next word or question begins a new one.
+function hangUp(why = "You hung up.") {
+  if (talk.mode !== "off") {
+    talk.mode = "off";
+    talk.level = 0;
+    sound.closeMicrophone();
+  }
+  stopAnswer();
+  for (const turn of thread.openTurns) thread.giveUp(turn);
+  talk.unsent.clear();
+  talk.isHeard = talk.isThinking = talk.isPlaying = talk.isWaiting = false;
+  talk.why = why;
+  wire.close();
+  banner.hide();
+  show();
+}
+$("hang-up").addEventListener("click", () => hangUp());
+$("anew").addEventListener("click", () => {
+  hangUp();
+  thread.clear();
+  talk.session = talk.why = "";
+  $("welcome").hidden = false;
+  $("announce").textContent = "A new conversation.";
+});
 
 $("say").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -284,15 +338,14 @@ const STATES = {
   connecting: "Connecting",
   open: "Connected",
   retrying: "Reconnecting",
-  closing: "Closing",
 };
 
 function mood() {
+  if (talk.isWaiting) return "In line";
   if (talk.isHeard) return "Listening to you";
   if (talk.isPlaying) return "Answering";
   if (talk.isThinking) return "Thinking";
   if (talk.mode === "off") return "Press to talk";
-  if (talk.isWaiting) return "In line";
   return wire.state === "open" ? "Go ahead" : "One moment";
 }
 
@@ -307,6 +360,8 @@ function show() {
   if ($("mood").textContent !== words) $("mood").textContent = words;
   document.body.dataset.mood = talk.isHeard ? "hearing" : talk.isPlaying ? "speaking" : talk.isThinking ? "thinking" : isOn ? "open" : "off";
   $("stop").hidden = !talk.isPlaying;
+  $("hang-up").hidden = wire.state === "idle";
+  $("anew").hidden = thread.isEmpty;
 }
 
 setInterval(() => $("meter").setAttribute("aria-valuenow", String(Math.round(Math.min(1, talk.level * 4) * 100))), 500);

@@ -6,38 +6,53 @@ export class Banner {
   #timer;
   #untilMs = 0;
   #wholeMs = 0;
+  #act;
+  #dismissed = "";
 
   kind = "";
 
-  constructor(root, onRetry) {
+  constructor(root) {
     this.#root = root;
     for (const part of root.querySelectorAll("[data-part]")) this.#parts[part.dataset.part] = part;
-    this.#parts.retry.addEventListener("click", onRetry);
+    this.#parts.act.addEventListener("click", () => this.#act?.());
+    this.#parts.dismiss.addEventListener("click", () => this.dismiss());
   }
 
-  show({ kind, title, detail, figures, waitMs, canRetry = false }) {
-    const { title: heading, detail: text, figures: list, retry, wait } = this.#parts;
+  // action: [label, what it does]. lines: further text, a paragraph each.
+  show({ kind, title, detail, figures = [], lines = [], waitMs, action }) {
+    const { title: heading, detail: text, figures: list, lines: more, act, wait } = this.#parts;
+    const isKnown = this.kind === kind;
     // A wait that is told again goes on shrinking; it only grows when it became longer.
-    const isSame = !this.#root.hidden && this.kind === kind && waitMs <= this.#wholeMs;
+    const isSame = !this.#root.hidden && isKnown && waitMs <= this.#wholeMs;
     this.#wholeMs = isSame ? this.#wholeMs : (waitMs ?? 0);
     this.kind = this.#root.dataset.kind = kind;
     // Unchanged words are not read aloud again.
     if (heading.textContent !== title) heading.textContent = title;
     if (text.textContent !== detail) text.textContent = detail;
     list.replaceChildren(...figures.flatMap(([name, value]) => [made("dt", name), made("dd", value)]));
-    retry.hidden = !canRetry;
+    more.replaceChildren(...lines.map(([words, code]) => paragraph(words, code)));
+    [act.textContent, this.#act] = action ?? ["", undefined];
+    act.hidden = !action;
     this.#untilMs = waitMs ? performance.now() + waitMs : 0;
-    wait.hidden = !waitMs && !canRetry;
-    this.#root.hidden = false;
+    wait.hidden = !waitMs && !action;
+    // What was dismissed comes back when it has another title, or after it was over.
+    if (this.#dismissed !== title) this.#dismissed = "";
+    this.#root.hidden = this.#dismissed !== "";
     clearInterval(this.#timer);
     this.#timer = setInterval(() => this.#tick(), 200);
     this.#tick();
   }
 
-  // Only one kind, or whatever there is.
+  dismiss() {
+    this.#dismissed = this.#parts.title.textContent;
+    this.#root.hidden = true;
+    clearInterval(this.#timer);
+  }
+
+  // Only some kinds, or whatever there is.
   hide(...kinds) {
     if (kinds.length && !kinds.includes(this.kind)) return;
-    this.kind = "";
+    this.kind = this.#dismissed = "";
     this.#root.hidden = true;
     clearInterval(this.#timer);
   }
@@ -49,6 +64,12 @@ export class Banner {
     const share = isTimed ? Math.max(0, leftMs / this.#wholeMs) : 0;
     this.#parts.bar.style.transform = `scaleX(${share})`;
   }
+}
+
+function paragraph(words, code) {
+  const line = made("p", words);
+  if (code) line.append(" ", made("code", code));
+  return line;
 }
 
 function made(name, text) {

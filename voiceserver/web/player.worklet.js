@@ -40,6 +40,11 @@ class Player extends AudioWorkletProcessor {
       else if (this.turn) this.finish(true);
       return;
     }
+    if (this.isStopping) {
+      // What comes after a stop belongs to what follows it.
+      if (message.turn !== this.turn) (this.next ??= []).push(message);
+      return;
+    }
     if (message.turn !== this.turn) {
       // The reply after this one: heard after it, and counted from its own beginning.
       if (this.turn && this.queued) {
@@ -110,8 +115,8 @@ class Player extends AudioWorkletProcessor {
   finish(isCut) {
     this.report(true, isCut);
     this.clear(0);
-    const waiting = isCut ? [] : (this.waiting ?? []);
-    this.waiting = undefined;
+    const waiting = (isCut ? this.next : this.waiting) ?? [];
+    this.waiting = this.next = undefined;
     for (const message of waiting) this.receive(message);
   }
 

@@ -1,54 +1,142 @@
 // The conversation as it is read: one list item per turn, with what was said, what was answered, and where the time went.
+//
+// A turn is open from the question until its reply is over. What is open when the session is lost can be asked again.
 
 import { inMs, splitOf } from "./words.js";
 
 export class Thread {
   #list;
   #announce;
-  #turns = new Map();
-  #typed = [];
+  #retry;
+  #turns = new Map(); // by the server's number, in this session
+  #asked = new Map(); // by the key that the page gave the question
+  #open = new Set();
+  #count = 0;
+  #session = "";
 
-  constructor(list, announcer) {
+  // retry(turn): somebody wants a failed answer once more.
+  constructor(list, announcer, retry) {
     this.#list = list;
     this.#announce = (text) => (announcer.textContent = text);
+    this.#retry = retry;
   }
 
   get isEmpty() {
     return this.#list.childElementCount === 0;
   }
 
-  // A new session counts its turns from the beginning; what was said stays readable.
-  forgetNumbers() {
-    this.#turns.clear();
+  // Questions without an answer, the oldest first: those with words, and those that were only begun.
+  get openTurns() {
+    return [...this.#open];
   }
 
-  // The session is gone, and with it the answers that were still to come.
-  forgetTyped() {
-    this.#typed = [];
+  // An answer was asked for, and has not begun.
+  get isExpecting() {
+    return this.openTurns.some(({ reply }) => reply.dataset.state === "waiting");
   }
 
+  // A typed question.
   addTyped(text) {
     const turn = this.#make();
-    turn.you.textContent = text;
-    turn.you.dataset.state = "final";
-    this.#typed.push(turn);
+    say(turn, text, "final");
+    this.#open.add(turn);
     this.#scroll();
+    return turn;
+  }
+
+  // The key under which the answer to ``turn`` will come.
+  expect(turn) {
+    const key = `ask-${++this.#count}`;
+    this.#asked.set(key, turn);
+    this.#open.add(turn);
+    turn.reply.textContent = "";
+    turn.reply.dataset.state = "waiting";
+    turn.reply.hidden = false;
+    turn.split.hidden = true;
+    turn.tools.replaceChildren();
+    note(turn, "");
+    return key;
+  }
+
+  // The question of ``key`` came to nothing.
+  fail(key, message) {
+    const turn = this.#asked.get(key);
+    if (turn !== undefined) this.#fail(turn, message);
+    return turn !== undefined;
+  }
+
+  isAsked(key) {
+    return this.#asked.has(key);
+  }
+
+  remark(turn, words) {
+    note(turn, words);
+  }
+
+  giveUp(turn, words = "") {
+    this.#open.delete(turn);
+    if (!turn.reply.textContent) turn.reply.hidden = true;
+    if (words) note(turn, words, true);
+  }
+
+  // A new session: it counts its turns from the beginning; what was said stays readable. ``words``: why there is a new one.
+  begin(session, words) {
+    this.#session = session;
+    this.#turns.clear();
+    this.#asked.clear();
+    if (!words || this.isEmpty || this.#list.lastElementChild.matches(".break")) return;
+    const item = element("li", words);
+    item.className = "break";
+    this.#list.append(item);
+    this.#announce(words);
+    this.#scroll();
+  }
+
+  clear() {
+    this.#turns.clear();
+    this.#asked.clear();
+    this.#open.clear();
+    this.#list.replaceChildren();
+  }
+
+  // The conversation in plain text.
+  toText() {
+    return [...this.#list.children].map(textOf).filter(Boolean).join("\n\n");
   }
 
   receive(event) {
     const handle = HANDLERS[event.type];
-    if (handle === undefined || !event.turn) return;
+    const isKeyed = this.#asked.has(event.key);
+    if (handle === undefined || (!event.turn && !isKeyed)) return;
     const isNear = this.#isAtEnd();
-    handle(this.#turn(event), event, this.#announce);
+    const turn = this.#turn(event);
+    handle(turn, event, this.#announce);
+    if (event.type === "transcript.final" && event.text) this.#open.add(turn);
+    if (event.type === "speech.started") this.#open.add(turn);
+    if (isOver(event)) this.#close(turn);
+    if (event.type === "reply.done" && event.reason === "failed") this.#fail(turn, event.message);
     if (isNear) this.#scroll();
   }
 
-  #turn(event) {
-    let turn = this.#turns.get(event.turn);
-    if (turn === undefined) {
-      turn = (event.type === "reply.started" && this.#typed.shift()) || this.#make();
-      this.#turns.set(event.turn, turn);
+  // What was asked before an answer came is answered with it.
+  #close(turn) {
+    if (!this.#open.has(turn)) return;
+    for (const one of this.#open) {
+      this.#open.delete(one);
+      if (one === turn) return;
     }
+  }
+
+  #fail(turn, message) {
+    this.#open.delete(turn);
+    turn.reply.hidden = !turn.reply.textContent;
+    note(turn, message || "The answer failed.", true);
+    turn.note.append(" ", button("Try again", () => this.#retry(turn)));
+  }
+
+  #turn(event) {
+    const turn = this.#asked.get(event.key) ?? this.#turns.get(event.turn) ?? this.#make();
+    if (event.turn) this.#turns.set(event.turn, turn);
     return turn;
   }
 
@@ -56,7 +144,8 @@ export class Thread {
     const item = document.querySelector("#turn").content.firstElementChild.cloneNode(true);
     const find = (name) => item.querySelector(`[data-part=${name}]`);
     this.#list.append(item);
-    return { item, you: find("you"), reply: find("reply"), note: find("note"), split: find("split") };
+    const parts = Object.fromEntries(["you", "reply", "tools", "note", "split"].map((name) => [name, find(name)]));
+    return { item, session: this.#session, ...parts };
   }
 
   #isAtEnd() {
@@ -68,6 +157,8 @@ export class Thread {
     document.scrollingElement.scrollTo({ top: document.scrollingElement.scrollHeight });
   }
 }
+
+const isOver = (event) => event.type === "reply.done" || event.type === "transcript.failed" || (event.type === "transcript.final" && !event.text);
 
 function say(turn, text, state) {
   turn.you.textContent = text;
@@ -113,11 +204,17 @@ const HANDLERS = {
   "reply.filler": (turn, event) => {
     if (event.text) note(turn, `“${event.text}”, while the answer is late.`);
   },
+  "reply.tool_call": (turn, event) => {
+    if (!event.is_done) return;
+    const item = element("li", "Tool call ");
+    item.append(element("code", `${event.name}(${event.arguments})`));
+    turn.tools.append(item);
+  },
   "reply.done": (turn, event) => {
     turn.reply.dataset.state = event.reason;
     turn.reply.hidden = !turn.reply.textContent;
-    if (event.reason === "failed") note(turn, event.message || "The answer failed.", true);
-    else note(turn, NOTES[event.reason] ?? "");
+    const isCall = event.reason === "completed" && turn.reply.hidden && turn.tools.childElementCount > 0;
+    note(turn, isCall ? "The model asked for a tool. This page runs none." : NOTES[event.reason] ?? "");
     if (event.timings) showSplit(turn.split, event.timings);
   },
   "playback.stop": (turn) => note(turn, NOTES.interrupted),
@@ -140,6 +237,23 @@ function showSplit(figure, timings) {
     item.append(label, " ", element("b", inMs(ms)));
     return item;
   }));
+}
+
+function textOf(item) {
+  if (item.matches(".break")) return `— ${item.textContent} —`;
+  const words = (part) => item.querySelector(`[data-part=${part}]`).textContent.trim();
+  const calls = [...item.querySelectorAll("[data-part=tools] li")].map(({ textContent }) => textContent);
+  const lines = [words("you") && `You: ${words("you")}`, words("reply") && `Server: ${words("reply")}`, ...calls];
+  const remark = item.querySelector("[data-part=note]").firstChild?.textContent.trim();
+  return [...lines, remark && `(${remark})`].filter(Boolean).join("\n");
+}
+
+function button(label, act) {
+  const made = element("button", label);
+  made.type = "button";
+  made.className = "link";
+  made.addEventListener("click", act);
+  return made;
 }
 
 function element(name, text, data = {}) {

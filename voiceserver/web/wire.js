@@ -8,6 +8,7 @@ const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 15000;
 const HELD_LIMIT_MS = 15000; // audio that waits here for credit
 const KEPT_MS = 10000; // audio that was sent and may be sent again to a resumed session
+const KEPT_EVENTS = 200; // and so many text messages
 const NORMAL = 1000;
 const BROKEN = new Set([1001, 1005, 1006]); // no word of the server's: the session may still be there
 
@@ -24,6 +25,8 @@ export class Wire extends EventTarget {
   #held = [];
   #kept = [];
   #sentMs = 0;
+  #keptTexts = [];
+  #sentTexts = 0; // text messages of this session
   #creditMs = Infinity;
   #droppedMs = 0; // audio that found no room here while the server was busy
 
@@ -73,23 +76,36 @@ export class Wire extends EventTarget {
     const url = `${scheme}://${location.host}/v1/stream?${query}`;
     const socket = new WebSocket(url, this.#key ? ["voiceserver", `voiceserver-key.${this.#key}`] : []);
     socket.binaryType = "arraybuffer";
-    socket.onmessage = ({ data }) => this.#receive(data);
-    socket.onclose = ({ code }) => this.#lose(code);
+    // A socket that was given up has nothing more to say.
+    socket.onmessage = ({ data }) => socket === this.#socket && this.#receive(data);
+    socket.onclose = ({ code }) => socket === this.#socket && this.#lose(code);
     this.#socket = socket;
   }
 
-  // Hang up: the turn in progress ends, and nobody reconnects.
+  // Hang up: the session ends, and nobody reconnects until ``open``.
   close() {
     clearTimeout(this.#timer);
+    this.send({ type: "session.close" });
     this.#forget();
-    if (this.state === "open") this.send({ type: "session.close" });
-    else this.#socket?.close(NORMAL);
-    this.#to("closing");
+    this.#socket?.close(NORMAL);
+    this.#socket = undefined;
+    this.#to("idle", { code: NORMAL });
+  }
+
+  // Do not try again by itself; the session is kept for the next ``open``.
+  pause() {
+    clearTimeout(this.#timer);
+    if (this.state === "retrying") this.#to("idle");
   }
 
   send(event) {
-    if (this.#isOpen) this.#socket.send(JSON.stringify(event));
-    return this.#isOpen;
+    if (!this.#isOpen) return false;
+    const text = JSON.stringify(event);
+    this.#socket.send(text);
+    this.#sentTexts++;
+    if (this.#resumeToken) this.#keptTexts.push(text);
+    if (this.#keptTexts.length > KEPT_EVENTS) this.#keptTexts.shift();
+    return true;
   }
 
   // PCM16. Waits here while the server gives no credit, and while there is no connection.
@@ -150,6 +166,11 @@ export class Wire extends EventTarget {
       const again = this.#kept.filter(({ fromMs }) => fromMs > receivedMs - 1);
       this.#held.unshift(...again.map(({ pcm }) => pcm));
       this.#sentMs = receivedMs;
+      const lost = this.#sentTexts - (ready.received_events ?? this.#sentTexts);
+      if (lost > 0) for (const text of this.#keptTexts.slice(-lost)) this.#socket.send(text);
+    } else {
+      this.#sentTexts = 0;
+      this.#keptTexts = [];
     }
     this.#kept = [];
     this.#resumeToken = ready.resume_token ?? "";
@@ -161,10 +182,11 @@ export class Wire extends EventTarget {
     this.#resumeToken = "";
     this.#held = [];
     this.#kept = [];
+    this.#keptTexts = [];
   }
 
   #lose(code) {
-    if (this.state === "closing" || code === NORMAL) {
+    if (code === NORMAL) {
       this.#forget();
       this.#to("idle", { code });
       return;

@@ -10,7 +10,7 @@ const STAGES = {
 
 const seconds = (ms) => `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`;
 
-// {kind, title, detail, figures: [[name, value]], waitMs, canRetry}
+// {kind, title, detail, figures: [[name, value]], waitMs}
 export function busyBanner(event, heldMs = 0, droppedHereMs = 0) {
   if (event.step === "waiting") {
     return {
@@ -40,9 +40,9 @@ const TITLES = {
 function busyDetail(event, stage) {
   if (event.step === "shed") return `The oldest ${seconds(event.dropped_ms)} had to go, because ${stage} could not keep up. Please repeat it.`;
   if (event.step === "lost") return `It was working on ${stage}. What you said is kept and goes to another one.`;
-  if (event.reason === "lighter_engine") return `Many people are talking. For this turn ${stage} makes do with a lighter engine.`;
-  if (event.step === "degraded") return `Many people are talking. Nothing is lost; the words will come all at once.`;
-  return `Many people are talking, and ${stage} has to catch up. Nothing is lost.`;
+  if (event.reason === "lighter_engine") return `For this turn ${stage} makes do with a lighter engine. Nothing is lost.`;
+  if (event.step === "degraded") return "Nothing is lost; the words will come all at once.";
+  return `For the moment ${stage} is slower than you speak. It catches up; nothing is lost.`;
 }
 
 export function retryBanner({ reason, waitMs, wasOpen }) {
@@ -53,7 +53,7 @@ export function retryBanner({ reason, waitMs, wasOpen }) {
     lost: wasOpen ? ["The connection was lost", "Trying to pick up where you were."] : ["No answer from the server", "It may be starting, or out of reach."],
   };
   const [title, detail] = words[reason] ?? ["The server refused this call", reason];
-  return { kind, title, detail, figures: [], waitMs, canRetry: true };
+  return { kind, title, detail, waitMs };
 }
 
 export function drainingBanner(event) {
@@ -61,12 +61,24 @@ export function drainingBanner(event) {
     kind: "draining",
     title: "The server is about to shut down",
     detail: "This turn will be finished first.",
-    figures: [],
     waitMs: event.deadline_ms,
   };
 }
 
-export const problemBanner = (title, detail) => ({ kind: "problem", title, detail, figures: [] });
+export const problemBanner = (title, detail) => ({ kind: "problem", title, detail });
+
+// Why the server does not let this page in. ``error``: of its answer.
+export function keyBanner({ code, message = "It did not say why." }) {
+  const titles = {
+    missing_key: "This server wants a key",
+    invalid_key: "The key is wrong",
+    invalid_token: "The key is wrong, or it has ended",
+    origin_not_allowed: "This page may not connect",
+    key_talk_exhausted: "This key has talked enough for today",
+    key_sessions_exhausted: "This key is in use elsewhere",
+  };
+  return { kind: "problem", title: titles[code] ?? "The server refused this page", detail: message };
+}
 
 // The parts of a turn in the order they happen: [{name, label, ms}], and what a caller felt in all.
 export function splitOf(timings) {

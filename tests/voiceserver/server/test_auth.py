@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.datastructures import Headers
@@ -283,6 +284,26 @@ def test_sessions_of_a_key_are_counted_through_the_shell(tmp_path: Path) -> None
     line.lose()
     assert shell.call(upgrade(more=more)).status == 101
     assert not any(door.key in str(entry) for entry in shell.logged)
+
+
+def test_the_offer_of_a_session_is_refused_as_an_upgrade_would_be(tmp_path: Path) -> None:
+    door = Door(tmp_path, "max_sessions = 1")
+    shell = door.shell("vad")
+
+    def offer(more: str) -> tuple[int, dict[str, Any]]:
+        line = shell.call(f"GET /v1/session HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode())
+        return line.status, line.body
+
+    more = f"Authorization: Bearer {door.key}\r\n"
+    assert [offer("")[1]["error"]["code"], offer(f"{more[:-2]}x\r\n")[1]["error"]["code"]] == [
+        "missing_key",
+        "invalid_key",
+    ]
+    status, told = offer(more)
+    assert (status, list(told["engines"])) == (200, ["vad"])
+    assert shell.call(upgrade(more=more)).status == 101  # the offer took no session
+    status, told = offer(more)
+    assert (status, told["error"]["code"]) == (429, "key_sessions_exhausted")
 
 
 def test_sessions_that_talk_at_once_share_the_minutes_of_their_key(tmp_path: Path) -> None:

@@ -208,7 +208,11 @@ class SpeechOutput:
 
     def _finish_if_complete(self, now_ms: float) -> None:
         reply = self.reply
-        if reply is not None and reply.is_complete:
+        if reply is None or not reply.is_complete:
+            return
+        if reply.finish_reason == "completed" and _is_empty(reply):
+            self.fail("empty_reply", "the answer has neither a word nor a sound", now_ms=now_ms)
+        else:
             self._finish(reply, reply.finish_reason)
 
     def fail(self, code: str, message: str, *, now_ms: float) -> None:
@@ -326,6 +330,13 @@ class SpeechOutput:
         if is_final and self.reply is None:
             self.history.cut(turn, playing.heard_text(played_ms))
             self._playing = None
+
+
+def _is_empty(reply: Reply) -> bool:
+    """Nothing came of it: to a caller who listens, neither a word nor a sound; to one who reads, no text; and no tool call."""
+    text = reply.text.strip()
+    has_words = any(map(str.isalnum, text)) if reply.speaks else bool(text)
+    return not (has_words or reply.has_spoken or reply.tool_calls)
 
 
 def failure_of(payload: bytes) -> tuple[str, str]:

@@ -216,6 +216,7 @@ async def settled(pool: RemotePool) -> None:
         (Status(429, retry_after="3600"), "reply_http_error", True, 1),
         (Broken(["One. ", "Two"]), "reply_unreachable", True, 1),
         (Broken(), "reply_unreachable", True, 2),
+        (Answer(), "empty_reply", True, 2),
         (Raw(b"data: no json\n\n"), "reply_http_error", False, 1),
         (Raw(b"data: [1]\n\n"), "reply_http_error", False, 1),
         (Raw(b'data: {"error": {"message": "secret"}}\n\n'), "reply_http_error", True, 2),
@@ -257,6 +258,13 @@ async def test_one_hiccup_before_the_first_token_goes_unnoticed() -> None:
         assert len(endpoint.requests) == 2
 
 
+async def test_an_answer_without_a_word_is_asked_for_again() -> None:
+    async with chat(Answer([" "]), Answer(["Fine."])) as (pool, endpoint):
+        owner = await ask(pool)
+        assert owner.payloads(ResultKind.TEXT) == [b"Fine."]
+        assert len(endpoint.requests) == 2
+
+
 async def test_an_endpoint_that_is_down_is_told_at_once() -> None:
     async with chat(Answer(["x"])) as (_, endpoint):
         address = endpoint.base_url
@@ -275,7 +283,7 @@ async def test_an_endpoint_that_is_down_is_told_at_once() -> None:
     [
         (Silent(), {"first_token_timeout_ms": 30}, "did not begin"),
         (Answer(["One. ", "Two."], hold_before=1), {"stall_timeout_ms": 30}, "stopped"),
-        (Answer(["One. ", "Two."], hold_before=1), {"timeout_ms": 60}, "stopped"),
+        (Answer(["One. ", "Two."], hold_before=1), {"timeout_ms": 600}, "stopped"),
     ],
 )
 async def test_an_endpoint_that_is_slow_is_given_up(

@@ -803,3 +803,47 @@ def test_a_quarantined_caller_is_told_and_closed() -> None:
     bench.hear(32, 0.0)
     assert bench.names() == ["error", "session.closing"]
     assert bench.session.close_code == 1011
+
+
+# ------------------------------------------------------------------------------------------------------ empty answers
+
+
+@pytest.mark.parametrize("sentences", [[], ["  "], ["👍"], ["...", " — "]])
+def test_an_answer_without_word_or_sound_has_failed(sentences: list[str]) -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer(*sentences)
+    for number in range(1, len(sentences) + 1):
+        bench.speak(number, 0)
+    done = bench.one(ev.ReplyDone)
+    assert (done.reason, done.code) == ("failed", "empty_reply")
+
+
+def test_an_answer_that_is_only_read_needs_no_word() -> None:
+    bench = Bench(speaks=False)
+    bench.converse("question")
+    bench.answer("👍")
+    assert bench.one(ev.ReplyDone).reason == "completed"
+
+
+def test_an_answer_that_is_only_read_has_failed_without_text() -> None:
+    bench = Bench(speaks=False)
+    bench.converse("question")
+    bench.answer(" ")
+    assert bench.one(ev.ReplyDone).code == "empty_reply"
+
+
+def test_a_sound_without_words_is_an_answer() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("♪")
+    bench.speak(1, 200)
+    assert bench.one(ev.ReplyDone).reason == "completed"
+
+
+def test_a_tool_call_is_an_answer() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.result("reply", ResultKind.TOOL, 1, 1, json.dumps({"index": 0, "call_id": "a", "name": "f"}))
+    bench.answer()
+    assert bench.one(ev.ReplyDone).reason == "completed"

@@ -20,6 +20,7 @@ from voiceserver_workers.ipc.messages import Finish, ResultKind, ToolPiece, Usag
 
 OnOdd = Callable[[str], None]
 
+_CUT_SHORT = ("length", "content_filter")  # why there may be no word
 _ENDINGS = (".", "!", "?", "…", "。", "！", "？")
 
 
@@ -96,7 +97,7 @@ class Answer:
     def _hear(self, text: str) -> None:
         text = self._joiner.feed(text) if text else ""
         if text:
-            self.has_begun = True
+            self.has_begun = self.has_begun or not text.isspace()
             self._last_letter = text.rstrip()[-1:] or self._last_letter
             self._speak(self._cutter.feed(text))
 
@@ -136,8 +137,8 @@ class Answer:
     def _finish(self) -> None:
         """The endpoint has said all. Raises RemoteFailure if that was nothing, and nothing that could be read."""
         self.say_rest()
-        if self._odd and not self.has_begun and not self._finish_reason:
-            raise broken()
+        if not self.has_begun and self._finish_reason not in _CUT_SHORT:
+            raise broken() if self._odd and not self._finish_reason else _empty()
         self._tell_of_calls(self._calls.finish())
         if self._calls.nameless:
             self._note_odd("name")
@@ -155,6 +156,10 @@ def broken() -> RemoteFailure:
         "The reply endpoint answered with something else than a chat completion.",
         is_retryable=False,
     )
+
+
+def _empty() -> RemoteFailure:
+    return RemoteFailure("empty_reply", "The reply endpoint answered without a word.")
 
 
 def broken_off() -> RemoteFailure:

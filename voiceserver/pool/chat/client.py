@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -158,43 +159,43 @@ class Chat:
             say(ResultKind.TEXT, config.reprompt.encode())
             say(ResultKind.DONE, encode(Finish()))
             return
-        cutter = SentenceCutter(config.max_sentence_chars, config.first_clause_chars)
-        answer = Answer(say, cutter, self._note_odd)
-        loop = asyncio.get_running_loop()
-        limits = _Limits(config, loop.time)
+        attempts = _Attempts(config, asyncio.get_running_loop().time, partial(self._answer, say))
         try:
             async with asyncio.timeout(None) as clock:
-                await self._ask_until_answered(request_body(asked, config), answer, limits, clock)
+                await self._ask_until_answered(request_body(asked, config), attempts, clock)
         except RemoteFailure:
-            answer.say_rest()
+            attempts.answer.say_rest()
             raise
         except TimeoutError:
-            if not answer.is_done:  # else only the tidying took too long
-                answer.say_rest()
-                raise RemoteFailure(
-                    "reply_timeout", limits.complaint(answer), retry_after_ms=RETRY_MS
-                ) from None
+            if not attempts.answer.is_done:  # else only the tidying took too long
+                attempts.answer.say_rest()
+                raise RemoteFailure("reply_timeout", attempts.complaint(), retry_after_ms=RETRY_MS) from None
 
-    async def _ask_until_answered(
-        self, body: bytes, answer: Answer, limits: _Limits, clock: asyncio.Timeout
-    ) -> None:
-        limits.set(clock, answer)
+    def _answer(self, say: Say) -> Answer:
+        config = self._config
+        cutter = SentenceCutter(config.max_sentence_chars, config.first_clause_chars)
+        return Answer(say, cutter, self._note_odd)
+
+    async def _ask_until_answered(self, body: bytes, attempts: _Attempts, clock: asyncio.Timeout) -> None:
+        attempts.set(clock)
         left = self._config.retries
         while True:
             try:
-                await self._ask(body, answer, limits, clock)
+                await self._ask(body, attempts, clock)
                 return
             except RemoteFailure as failure:
                 wait_ms = failure.retry_after_ms or RETRY_MS
-                is_soon = clock.when() is None or limits.now() + wait_ms / 1000.0 < (clock.when() or 0.0)
-                if not left or not failure.is_retryable or answer.has_begun or not is_soon:
+                is_soon = clock.when() is None or attempts.now() + wait_ms / 1000.0 < (clock.when() or 0.0)
+                if not left or not failure.is_retryable or attempts.answer.has_begun or not is_soon:
                     raise
                 left -= 1
                 await asyncio.sleep(wait_ms / 1000.0)
+                attempts.begin()
 
-    async def _ask(self, body: bytes, answer: Answer, limits: _Limits, clock: asyncio.Timeout) -> None:
+    async def _ask(self, body: bytes, attempts: _Attempts, clock: asyncio.Timeout) -> None:
         import httpx
 
+        answer = attempts.answer
         client = self._client
         if client is None:
             raise RemoteFailure("reply_unreachable", "The reply endpoint is not connected.")
@@ -205,7 +206,7 @@ class Chat:
                 self._note_up()
                 if response.status_code != 200:
                     raise _refused(response.status_code, response.headers.get("retry-after", ""))
-                await _receive(response, answer, lambda: limits.set(clock, answer))
+                await _receive(response, answer, lambda: attempts.set(clock))
         except httpx.TimeoutException as error:
             self._note_down(error)
             raise RemoteFailure(
@@ -225,30 +226,38 @@ def _without_password(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-class _Limits:
-    """When to give up an answer, in seconds of the loop's clock."""
+class _Attempts:
+    """The answer that is being received, and when to give it up, in seconds of the loop's clock."""
 
-    def __init__(self, config: ChatConfig, now: Callable[[], float]) -> None:
+    def __init__(
+        self, config: ChatConfig, now: Callable[[], float], new_answer: Callable[[], Answer]
+    ) -> None:
         self.now = now
         self._config = config
         self._asked_s = now()
+        self._new_answer = new_answer
+        self.answer = new_answer()
 
-    def set(self, clock: asyncio.Timeout, answer: Answer) -> None:
+    def begin(self) -> None:
+        """Another one: nothing that is left of the last may count."""
+        self.answer = self._new_answer()
+
+    def set(self, clock: asyncio.Timeout) -> None:
         """Called at the question and at every sign of life."""
         config = self._config
-        if answer.is_done:
+        if self.answer.is_done:
             clock.reschedule(self.now() + TIDY_MS / 1000.0)
             return
         end_s = self._asked_s + config.timeout_ms / 1000.0
-        if answer.has_begun:
+        if self.answer.has_begun:
             next_s = self.now() + config.stall_timeout_ms / 1000.0
         else:
             next_s = self._asked_s + config.first_token_timeout_ms / 1000.0
         clock.reschedule(min(end_s, next_s))
 
-    def complaint(self, answer: Answer) -> str:
+    def complaint(self) -> str:
         waited_ms = round((self.now() - self._asked_s) * 1000.0)
-        what = "stopped in its answer" if answer.has_begun else "did not begin to answer"
+        what = "stopped in its answer" if self.answer.has_begun else "did not begin to answer"
         return f"The reply endpoint {what}; given up after {waited_ms} ms."
 
 

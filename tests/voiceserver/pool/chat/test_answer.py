@@ -142,8 +142,9 @@ def odd_streams(draw: st.DrawFn) -> tuple[list[str], bytes]:
 def test_any_odd_field_anywhere_gives_the_same_text(stream: tuple[list[str], bytes]) -> None:
     deltas, body = stream
     heard = Heard().play(body)
-    assert heard.text.rstrip() == "".join(deltas).rstrip()
-    assert heard.finish is not None
+    said = "".join(deltas).rstrip()
+    assert heard.text.rstrip() == said
+    assert (heard.finish is not None) == bool(said)
 
 
 @pytest.mark.parametrize("nothing", NOTHING)
@@ -245,6 +246,11 @@ def test_a_character_in_two_deltas_is_one(parts: list[bytes]) -> None:
     [
         (b"", "reply_unreachable", True),
         (b": ping\n\n", "reply_unreachable", True),
+        (DONE, "empty_reply", True),
+        (sse(end()) + DONE, "empty_reply", True),
+        (sse(text(" \n ")) + sse(end()), "empty_reply", True),
+        (sse({"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}), "empty_reply", True),
+        (sse({"choices": None}) + sse(end()), "empty_reply", True),
         (b"data: ping\n\n" + DONE, "reply_http_error", False),
         (b"data: [1]\n\n" + DONE, "reply_http_error", False),
         (b"<html>sign in</html>", "reply_http_error", False),
@@ -259,6 +265,11 @@ def test_only_an_answer_with_nothing_in_it_is_an_error(body: bytes, code: str, i
     heard = play(body)
     assert heard.failure is not None
     assert (heard.failure.code, heard.failure.is_retryable, heard.records) == (code, is_retryable, [])
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_an_answer_that_was_cut_short_says_why_even_without_a_word(reason: str) -> None:
+    assert play(sse(end(reason)), DONE).finish == Finish(reason)
 
 
 @pytest.mark.parametrize("fault", [b"", sse({"error": "x"}), b'{"error": "x"}'])

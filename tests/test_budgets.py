@@ -49,7 +49,7 @@ OVER: Final[dict[str, int]] = {
     "attributes voiceserver.pool.remote_pool.RemotePool": 22,
     "attributes voiceserver.pool.worker_handle.WorkerHandle": 27,
     "attributes voiceserver.session.audio_input.AudioInput": 16,
-    "attributes voiceserver.session.reply.Reply": 30,
+    "attributes voiceserver.session.reply.Reply": 29,
     "attributes voiceserver.session.session.Session": 33,
     "attributes voiceserver.session.state.SessionState": 33,
     "attributes voiceserver.testing.server._DrivenPool": 25,

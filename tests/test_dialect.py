@@ -64,7 +64,7 @@ LEFT: Final[dict[str, int]] = {
     "judge": 3,
     "lanes": 1,
     "pump": 6,
-    "said": 13,
+    "said": 12,
     "weight": 1,
 }
 

@@ -19,7 +19,9 @@ import msgspec
 from voiceserver.events import events as ev
 from voiceserver.session.history import chat_messages
 from voiceserver.session.outbox import Outbox
+from voiceserver.session.sentences import spoken_pieces
 from voiceserver.session.settings import normalise
+from voiceserver.session.spoken_text import SpokenText
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind, StreamParams
 
 if TYPE_CHECKING:
@@ -42,9 +44,21 @@ class RequestKey(NamedTuple):
 class PreemptiveReply:
     """``turn``: that it would answer. ``ask``, ``say``: as of a Reply; only the first sentence is said ahead."""
 
-    __slots__ = ("_held_bytes", "ask", "request_key", "held", "is_finished_asking", "say", "turn")
+    __slots__ = (
+        "_held_bytes",
+        "_words",
+        "ask",
+        "request_key",
+        "held",
+        "is_finished_asking",
+        "first_seq",
+        "say",
+        "turn",
+    )
 
-    def __init__(self, turn: int, request_key: RequestKey, request: bytes, now_ms: float) -> None:
+    def __init__(
+        self, turn: int, request_key: RequestKey, request: bytes, language: str, now_ms: float
+    ) -> None:
         self.turn = turn
         self.request_key = request_key
         self.ask = Outbox()
@@ -53,6 +67,8 @@ class PreemptiveReply:
         self.is_finished_asking = False
         self.held: list[tuple[str, Record]] = []
         self._held_bytes = 0
+        self._words = SpokenText(language)
+        self.first_seq = 0  # the number of the sentence that is said ahead; 0: none yet
 
     def hold(self, stage: str, record: Record, now_ms: float) -> bool:
         """False: it came to nothing, or to too much."""
@@ -63,9 +79,17 @@ class PreemptiveReply:
         if stage == "reply":
             self.is_finished_asking = self.is_finished_asking or record.kind == ResultKind.DONE
             if record.kind == ResultKind.TEXT and self.request_key.speaks and not self.say.received:
-                text = record.payload.decode(errors="replace").strip()
-                self.say.append(RequestKind.DATA, self.turn, 1, text.encode(), 1, now_ms)
+                self._say_first(record.payload.decode(errors="replace"), now_ms)
         return True
+
+    def _say_first(self, text: str, now_ms: float) -> None:
+        """The first sentence that has a word for the voice, by the number that it will have in the reply."""
+        for piece in spoken_pieces(text):
+            shown = self._words.answer_in(piece)
+            if shown and self._words.add(shown) and self._words.spoken[-1]:
+                self.first_seq, spoken = len(self._words.spoken), self._words.spoken[-1].encode()
+                self.say.append(RequestKind.DATA, self.turn, self.first_seq, spoken, 1, now_ms)
+                return
 
     def needs(self, stage: str) -> bool:
         return not self.is_finished_asking if stage == "reply" else self.request_key.speaks
@@ -86,7 +110,9 @@ def receive_text(session: SessionState, audio_input: AudioInput, record: Record,
         drop(session)
     if session.preemptive_count < PREEMPTIVE_PER_TURN:
         session.preemptive_count += 1
-        session.preemptive_reply = PreemptiveReply(record.turn, request_key, request, now_ms)
+        session.preemptive_reply = PreemptiveReply(
+            record.turn, request_key, request, session.options.language, now_ms
+        )
 
 
 def _may_preempt(session: SessionState, text: str) -> bool:
@@ -146,14 +172,14 @@ def adopt(session: SessionState, reply: Reply, preemptive_reply: PreemptiveReply
     if not preemptive_reply.ask.has_unsent():
         reply.ask.mark_sent()
     session.speech_output.replies_ahead += 1
-    is_said = bool(preemptive_reply.say.received) and not preemptive_reply.say.has_unsent()
+    is_sent = preemptive_reply.first_seq > 0 and not preemptive_reply.say.has_unsent()
     for stage, record in preemptive_reply.held:
         if stage == "tts":
             session.speech_output.receive_tts(record, now_ms)
             continue
         session.speech_output.receive_reply(record, now_ms)
         first = reply.say.next_unsent()
-        if is_said and first is not None and first.seq == 1:
+        if is_sent and first is not None and first.seq == preemptive_reply.first_seq:
             reply.say.mark_sent()
 
 

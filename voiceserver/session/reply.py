@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from voiceserver.events.events import HistoryItem, ReplyCreate, Timings
 from voiceserver.session.outbox import Outbox
+from voiceserver.session.spoken_text import SpokenText
 from voiceserver.session.text import count_words, join, split
 from voiceserver_workers.ipc.messages import RequestKind
 
@@ -43,10 +44,8 @@ class ToolCall:
 
 class Reply:
     __slots__ = (
-        "_audio_ends",
         "_replayed_samples",
         "_replayed_texts",
-        "_sentences",
         "ask",
         "asked_ms",
         "create",
@@ -73,10 +72,17 @@ class Reply:
         "texts_received",
         "tool_calls",
         "turn",
+        "words",
     )
 
     def __init__(
-        self, turn: int, create: ReplyCreate, speaks: bool, output_rate_hz: int, now_ms: float
+        self,
+        turn: int,
+        create: ReplyCreate,
+        speaks: bool,
+        output_rate_hz: int,
+        now_ms: float,
+        language: str = "",
     ) -> None:
         self.turn = turn
         self.create = create
@@ -107,19 +113,14 @@ class Reply:
         self.input_tokens = 0
         self.output_tokens = 0
         self.tool_calls: dict[int, ToolCall] = {}
-        self._sentences: list[str] = []
-        self._audio_ends: list[int] = []  # samples of the whole reply at the end of each sentence
-        self._replayed_texts = 0  # sentences still to be passed over after a replay
+        self.words = SpokenText(language)
+        self._replayed_texts = 0  # pieces of text still to be passed over after a replay
         self._replayed_samples = 0
-
-    @property
-    def last_text(self) -> str:
-        return self._sentences[-1] if self._sentences else ""
 
     @property
     def text(self) -> str:
         """What was answered so far; the pieces bring their own spaces."""
-        return "".join(self._sentences)
+        return "".join(self.words.sentences)
 
     @property
     def has_begun(self) -> bool:
@@ -139,23 +140,31 @@ class Reply:
     def plays_until_ms(self) -> float:
         return self.plays_from_ms + self.audio_ms
 
-    def receive_text(self, text: str, now_ms: float) -> bool:
-        """False: this sentence was received before the replay."""
+    def receive_text(self, piece: str, now_ms: float) -> str:
+        """A piece of the engine's text: what of it is shown. "": nothing, or it was received before the replay."""
         if self._replayed_texts:
             self._replayed_texts -= 1
-            return False
+            return ""
         self.texts_received += 1
-        self.add_text(text, now_ms)
-        return True
+        return self.add_text(self.words.answer_in(piece), now_ms)
 
-    def add_text(self, text: str, now_ms: float) -> None:
-        self._sentences.append(text)
+    def finish_text(self, now_ms: float) -> str:
+        """The engine has said all: what is still to be shown."""
+        return self.add_text(self.words.rest_of_answer(), now_ms)
+
+    def add_text(self, text: str, now_ms: float, spoken: str | None = None) -> str:
+        """The next sentence, as it is shown. ``spoken``: its prose, where that is known."""
+        if not text:
+            return ""
+        shown = self.words.add(text, spoken if self.needs_tts else "")
         if self.first_text_at_ms is None:
             self.first_text_at_ms = now_ms
         if self.needs_tts:
-            self.say.append(
-                RequestKind.DATA, self.turn, len(self._sentences), text.strip().encode(), 1, now_ms
-            )
+            prose, seq = self.words.spoken[-1], len(self.words.spoken)
+            if prose:
+                self.say.append(RequestKind.DATA, self.turn, seq, prose.encode(), 1, now_ms)
+            self.words.settle(self.samples_sent)
+        return shown
 
     def continue_from(self, old: Reply, request: bytes, now_ms: float) -> None:
         """Ask for what ``old`` was asked for once more; what it had received is passed over."""
@@ -165,7 +174,7 @@ class Reply:
 
     def receive_audio(self, sentence: int, pcm: bytes, now_ms: float) -> bytes:
         """What of ``pcm`` is new to the caller."""
-        if sentence <= len(self._audio_ends):
+        if sentence <= len(self.words.audio_ends):
             return b""
         if self._replayed_samples:
             passed = min(self._replayed_samples, len(pcm) >> 1)
@@ -193,8 +202,7 @@ class Reply:
     def finish_sentence(self, sentence: int) -> None:
         self.say.consume(sentence)
         self.say.commit(sentence)
-        while len(self._audio_ends) < sentence:
-            self._audio_ends.append(self.samples_sent)
+        self.words.finish(sentence, self.samples_sent)
         self._replayed_samples = 0
 
     def replay_ask(self) -> None:
@@ -207,7 +215,7 @@ class Reply:
     def replay_say(self) -> None:
         """The tts stage died: the sentence in progress is made again from its beginning."""
         self.say.rewind()
-        begin = self._audio_ends[-1] if self._audio_ends else self.filler_samples
+        begin = self.words.audio_ends[-1] if self.words.audio_ends else self.filler_samples
         self._replayed_samples = self.samples_sent - begin
 
     @property
@@ -216,42 +224,53 @@ class Reply:
 
     def heard_text(self, played_ms: float) -> str:
         """The text that fits into ``played_ms`` of audio: whole sentences, and words in proportion of the last."""
-        return join(self._split(played_ms)[0])
+        shares = self._shares(played_ms)
+        return join(
+            [split(text, share)[0] for (text, _), share in zip(self._sentences(), shares, strict=True)]
+        )
 
-    def unheard_texts(self, played_ms: float) -> list[str]:
-        """The rest of it, sentence by sentence, the first from its first unheard word on."""
-        return self._split(played_ms)[1]
+    def unheard_texts(self, played_ms: float) -> list[tuple[str, str]]:
+        """The rest of it, sentence by sentence, as it is shown and as it is spoken, the first from its first unheard word on."""
+        shares = self._shares(played_ms)
+        rests = [
+            (split(text, share)[1], split(spoken, share)[1])
+            for (text, spoken), share in zip(self._sentences(), shares, strict=True)
+        ]
+        return [(text, spoken) for text, spoken in rests if text]
 
-    def _split(self, played_ms: float) -> tuple[list[str], list[str]]:
+    def _sentences(self) -> list[tuple[str, str]]:
+        words = self.words
+        if self.needs_tts:
+            return list(zip(words.sentences, words.spoken, strict=True))
+        return [(self.text, self.text)]
+
+    def _shares(self, played_ms: float) -> list[float]:
+        """How much of each sentence was heard, 0 to 1."""
         played = int(played_ms * self.output_rate_hz / 1000.0)
-        heard: list[str] = []
-        unheard: list[str] = []
+        shares: list[float] = []
         begin = self.filler_samples
-        sentences = self._sentences if self.needs_tts else [self.text]
-        for index, sentence in enumerate(sentences):
-            is_whole = index < len(self._audio_ends)
-            end = self._audio_ends[index] if is_whole else self._expected_end(index, begin)
+        ends = self.words.audio_ends
+        for index, (text, spoken) in enumerate(self._sentences()):
+            is_whole = index < len(ends)
+            end = ends[index] if is_whole else self._expected_end(index, begin)
             share = 0.0
             if is_whole and played >= end:
                 share = 1.0
             elif begin < played and begin < end:
                 share = min((played - begin) / (end - begin), 1.0)
-            words, rest = split(sentence, share)
-            if (
-                words and not rest and not is_whole and self.needs_tts
-            ):  # the engine has yet to say that this was all
-                words, rest = split(sentence, 1.0 - 1.0 / count_words(sentence))
-            heard.append(words)
-            unheard.append(rest)
+            if share >= 1.0 and not is_whole and self.needs_tts and spoken:
+                share = 1.0 - 1.0 / count_words(text)  # the engine has yet to say that this was all
+            shares.append(share)
             begin = end
-        return [text for text in heard if text], [text for text in unheard if text]
+        return shares
 
     def _expected_end(self, index: int, begin: int) -> int:
         """Where the audio of a sentence that is being made will end, in samples of the reply: what was sent of it is not all of
         it. By the pace of the sentences before it."""
-        if not self.needs_tts or index > len(self._audio_ends):
+        spoken, through = self.words.spoken, len(self.words.audio_ends)
+        if not self.needs_tts or index > through:
             return self.samples_sent
-        before, words = sum(map(count_words, self._sentences[:index])), count_words(self._sentences[index])
+        before, words = sum(map(count_words, spoken[:index])), count_words(spoken[index])
         pace = (begin - self.filler_samples) / before if before else WORD_MS * self.output_rate_hz / 1000.0
         return max(self.samples_sent, begin + int(pace * words))
 
@@ -271,7 +290,7 @@ class Reply:
 
     def history_items(self) -> list[HistoryItem]:
         items: list[HistoryItem] = []
-        if self._sentences:
+        if self.words.sentences:
             items.append(
                 HistoryItem(
                     role="assistant", text=self.text.strip(), turn=self.turn, key=f"reply:{self.turn}"

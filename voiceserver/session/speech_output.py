@@ -28,7 +28,6 @@ from voiceserver.events.events import (
 from voiceserver.session.history import History
 from voiceserver.session.reply import Reason, Reply, ToolCall
 from voiceserver.session.sentences import spoken_pieces
-from voiceserver.session.text import gap
 from voiceserver_workers.ipc.messages import (
     Failure,
     Finish,
@@ -52,6 +51,7 @@ class SpeechOutput:
         "fillers",
         "history",
         "interruptions",
+        "language",
         "output_rate_hz",
         "replies",
         "replies_ahead",
@@ -62,6 +62,7 @@ class SpeechOutput:
     def __init__(self, events: list[ServerEvent], history: History, output_rate_hz: int) -> None:
         self._events = events
         self.output_rate_hz = output_rate_hz  # of the next reply
+        self.language = ""  # of the next reply, BCP 47; "" unknown
         self.history = history
         self.reply: Reply | None = None
         self._playing: Reply | None = None  # the last reply that had audio
@@ -81,15 +82,15 @@ class SpeechOutput:
         reply.request = request
         return reply
 
-    def resume(self, turn: int, old: Reply, texts: list[str], request: bytes, now_ms: float) -> Reply:
-        """Say the rest of a reply that was cut off for nothing: ``texts``, then what the reply stage had not said yet, which
-        it is asked by ``request`` (empty: it was through)."""
+    def resume(
+        self, turn: int, old: Reply, texts: list[tuple[str, str]], request: bytes, now_ms: float
+    ) -> Reply:
+        """Say the rest of a reply that was cut off for nothing: ``texts`` (shown, spoken), then what the reply stage had not said
+        yet, which it is asked by ``request`` (empty: it was through)."""
         create = ReplyCreate(is_out_of_band=old.create.is_out_of_band)
         reply = self._begin(turn, create, old.speaks, now_ms)
-        for text in texts:
-            spaced = gap(reply.last_text, text) + text
-            reply.add_text(spaced, now_ms)
-            self._events.append(ReplyText(turn=turn, text=spaced))
+        for text, spoken in texts:
+            self._show(reply, reply.add_text(text, now_ms, spoken))
         if request:
             reply.continue_from(old, request, now_ms)
         else:
@@ -102,7 +103,7 @@ class SpeechOutput:
         return [reply for reply in (self.reply, self._playing, self._cut) if reply is not None]
 
     def _begin(self, turn: int, create: ReplyCreate, speaks: bool, now_ms: float) -> Reply:
-        reply = Reply(turn, create, speaks, self.output_rate_hz, now_ms)
+        reply = Reply(turn, create, speaks, self.output_rate_hz, now_ms, self.language)
         reply.plays_from_ms = self.playing_until_ms
         self.reply = reply
         self.replies += 1
@@ -134,6 +135,7 @@ class SpeechOutput:
             self._tool(reply, record.payload)
         elif kind == ResultKind.DONE:
             finish = decode_finish(record.payload) if record.payload else Finish()
+            self._show(reply, reply.finish_text(now_ms))
             reply.is_finished_asking = True
             reply.finish_reason = FINISH_REASONS.get(finish.finish_reason, "completed")
             if finish.usage is not None:
@@ -161,9 +163,11 @@ class SpeechOutput:
 
     def _text(self, reply: Reply, text: str, now_ms: float) -> None:
         for piece in spoken_pieces(text) if reply.speaks else [text]:
-            spaced = gap(reply.last_text, piece) + piece
-            if reply.receive_text(spaced, now_ms):
-                self._events.append(ReplyText(turn=reply.turn, text=spaced))
+            self._show(reply, reply.receive_text(piece, now_ms))
+
+    def _show(self, reply: Reply, text: str) -> None:
+        if text:
+            self._events.append(ReplyText(turn=reply.turn, text=text))
 
     def _audio(self, reply: Reply, sentence: int, pcm: bytes, now_ms: float) -> None:  # hot
         pcm = reply.receive_audio(sentence, pcm, now_ms)

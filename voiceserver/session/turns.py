@@ -376,6 +376,7 @@ def start_reply(
     request = b"" if hears else preemptive.encode_request(session, fields)
     preemptive_reply = preemptive.take(session, turn, fields, speaks, create)
     session.speech_output.output_rate_hz = session.output_rate_hz
+    session.speech_output.language = session.options.language
     reply = session.speech_output.start(turn, create, speaks, request, now_ms)
     session.idle_from_ms = math.inf
     session.interrupted = None

@@ -19,6 +19,7 @@ def reply_bytes(reply: Reply) -> int:
     return (
         len(reply.request)
         + text_bytes(reply.text)
+        + sum(map(text_bytes, reply.words.spoken))
         + reply.say.memory_bytes
         + calls
         + create_bytes(reply.create)

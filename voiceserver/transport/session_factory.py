@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from voiceserver.events.events import SessionReady
 from voiceserver.pool import Pool, speech_voices
+from voiceserver.session import spoken_text
 from voiceserver.session.session import Session
 from voiceserver.session.settings import ServerSnapshot, SessionSettings
 from voiceserver.transport.session_store import SessionStore, new_seed
@@ -22,6 +23,8 @@ class SessionFactory:
         self.snapshot = ServerSnapshot()
         self._pools = pools
         self.store = store
+        if "tts" in settings.stages:
+            spoken_text.load()
 
     def make(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``SessionStore.new_seed``; it is used up."""

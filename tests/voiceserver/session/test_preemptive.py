@@ -295,3 +295,14 @@ def test_more_than_can_be_held_is_given_up() -> None:
         bench.speak(1, 1000, is_done=False, turn=1)
     assert bench.session.preemptive_reply is None
     assert "tts" not in bench.open_stages
+
+
+def test_the_sentence_that_is_said_ahead_is_the_one_that_the_reply_would_say() -> None:
+    bench = paused()
+    bench.answer("<think>Easy.</think>", "\U0001f44d", "It is **noon**.", turn=1)
+    assert bench.sent["tts"] == [(RequestKind.DATA, 1, 2, b"It is noon.")]
+    bench.take()
+    end_turn(bench)
+    assert len(bench.sent["tts"]) == 1, "it is not said twice"
+    bench.speak(2, 500)
+    assert bench.one(ev.ReplyDone).text == "\U0001f44d It is **noon**."

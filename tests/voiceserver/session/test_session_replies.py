@@ -833,17 +833,85 @@ def test_an_answer_that_is_only_read_has_failed_without_text() -> None:
     assert bench.one(ev.ReplyDone).code == "empty_reply"
 
 
-def test_a_sound_without_words_is_an_answer() -> None:
-    bench = Bench()
-    bench.converse("question")
-    bench.answer("♪")
-    bench.speak(1, 200)
-    assert bench.one(ev.ReplyDone).reason == "completed"
-
-
 def test_a_tool_call_is_an_answer() -> None:
     bench = Bench()
     bench.converse("question")
     bench.result("reply", ResultKind.TOOL, 1, 1, json.dumps({"index": 0, "call_id": "a", "name": "f"}))
     bench.answer()
     assert bench.one(ev.ReplyDone).reason == "completed"
+
+
+# -------------------------------------------------------------------------------------------------- what is spoken
+
+
+def given_to_the_voice(bench: Bench) -> list[str]:
+    return [payload.decode() for _, _, _, payload in bench.sent["tts"]]
+
+
+def test_the_voice_is_given_prose_and_the_event_keeps_the_original() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("## Hours\n", "We open at **nine** \U0001f600.")
+    assert given_to_the_voice(bench) == ["Hours.", "We open at nine."]
+    bench.speak(1, 300)
+    bench.speak(2, 700)
+    assert [event.text for event in bench.all(ev.ReplyText)] == [
+        "## Hours\n",
+        "We open at **nine** \U0001f600.",
+    ]
+    assert bench.one(ev.ReplyDone).text == "## Hours\nWe open at **nine** \U0001f600."
+    assert bench.roles()[-1] == ("assistant", "## Hours\nWe open at **nine** \U0001f600.")
+
+
+def test_thoughts_are_neither_said_nor_shown_nor_kept() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("<think>The user asks. ", "Keep it short.</thi", "nk>We open at nine.", " Bye <")
+    assert given_to_the_voice(bench) == ["We open at nine.", "Bye"]
+    bench.speak(1, 300)
+    bench.speak(2, 300)
+    assert bench.one(ev.ReplyDone).text == "We open at nine. Bye <"
+    assert bench.roles()[-1] == ("assistant", "We open at nine. Bye <")
+
+
+def test_a_sentence_without_a_word_for_the_voice_is_heard_with_the_one_before() -> None:
+    bench = Bench()
+    bench.converse("question")
+    bench.answer("\U0001f44d", "One two.", "***", "Three four.", "\U0001f600")
+    assert [one[2] for one in bench.sent["tts"]] == [2, 4]
+    bench.speak(2, 1_000)
+    bench.do(ev.ReplyPlayed(turn=1, played_ms=1_000.0))
+    bench.say(96)
+    assert bench.one(ev.ReplyDone).reason == "interrupted"
+    assert bench.roles()[-1] == ("assistant", "\U0001f44d One two. ***")
+
+
+def test_a_reply_that_goes_on_stays_in_its_block_of_code() -> None:
+    bench = Bench(settings_of(false_interruption_ms=500))
+    bench.converse("question")
+    bench.answer("Run this one now. ", "```sh\n", "rm file\n", "```\nThat is all.")
+    bench.speak(1, 2_000)
+    bench.do(ev.ReplyPlayed(turn=1, played_ms=1_000.0))
+    bench.sent["tts"].clear()
+    bench.say(96)
+    bench.pause(640)
+    bench.transcribe("")
+    assert given_to_the_voice(bench) == ["one now.", "code.", "That is all."]
+
+
+def test_text_that_nobody_speaks_is_shown_without_thoughts() -> None:
+    bench = Bench(speaks=False)
+    bench.converse("question")
+    bench.answer("<think>Hm.</think>**Nine.**")
+    assert bench.one(ev.ReplyDone).text == "**Nine.**"
+    assert "tts" not in bench.sent
+
+
+def test_a_word_that_is_cut_because_it_is_long_is_shown_in_one() -> None:
+    bench = Bench()
+    bench.converse("question")
+    address = "https://example.com/" + "x/" * 600
+    bench.answer(f"See {address} now.")
+    bench.speak(1, 500)
+    assert "".join(event.text for event in bench.all(ev.ReplyText)) == f"See {address} now."
+    assert given_to_the_voice(bench) == ["See", "example.com", "now."]

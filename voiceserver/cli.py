@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -72,6 +73,13 @@ def serve(
     processes: Annotated[
         str | None, typer.Option(help="Server processes on the one port.", metavar="INTEGER")
     ] = None,
+    tls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="self-signed",
+            help="Make a certificate, so that pages get the microphone on every address; prints where to go, with a QR code.",
+        ),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, which drains; a second signal ends at once."""
@@ -80,12 +88,19 @@ def serve(
         ("server.port", port, "--port"),
         ("server.processes", processes, "--processes"),
     ]
-    loaded = _load(config, settings, [(key, text, flag) for key, text, flag in flags if text is not None])
+    given = [(key, text, flag) for key, text, flag in flags if text is not None]
+    loaded = _load(config, settings, given)
     from voiceserver.doctor import machine
     from voiceserver.server.run import serve as serve_until_signal
 
+    on_listening: Callable[[int], None] | None = None
+    if tls is not None:
+        from voiceserver.server import self_signed
+
+        files, on_listening = self_signed.certify(tls, loaded.config.server)
+        loaded = _load(config, settings, [*given, *files])
     warnings = [(finding.warning, finding.fix) for finding in machine.too_low(loaded.config)]
-    raise typer.Exit(serve_until_signal(loaded, warnings))
+    raise typer.Exit(serve_until_signal(loaded, warnings, on_listening))
 
 
 @app.command(context_settings=_READ_BY_CLIENT, add_help_option=False)

@@ -94,14 +94,17 @@ class Visit:
 
 
 @contextlib.contextmanager
-def visiting(address: str, microphone: Path, **context: object) -> Iterator[Visit]:
-    """A browser at ``address``. ``context``: options of a Playwright context, such as the size of the window."""
+def visiting(
+    address: str, microphone: Path, *, flags: tuple[str, ...] = (), **context: object
+) -> Iterator[Visit]:
+    """A browser at ``address``. ``flags``: more of the browser's own. ``context``: options of a Playwright context, such as the
+    size of the window."""
     executable = chromium()
     from playwright.sync_api import sync_playwright
 
-    flags = [*FLAGS, f"--use-file-for-fake-audio-capture={microphone}%noloop"]
+    arguments = [*FLAGS, f"--use-file-for-fake-audio-capture={microphone}%noloop", *flags]
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=flags)
+        browser = driver.chromium.launch(executable_path=executable, args=arguments)
         try:
             visit = Visit(browser.new_context(**context).new_page())
             visit.page.goto(address)

@@ -44,18 +44,20 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 
-def _do_nothing() -> None:
+def _do_nothing(*_: object) -> None:
     pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """What a server is given by the process that it runs in. ``peer`` None: the process serves alone. ``ask_to_drain``: begin
-    what SIGTERM begins, and return at once. ``wall_s``: seconds since the epoch."""
+    what SIGTERM begins, and return at once. ``on_listening(port)``: once callers can connect. ``wall_s``: seconds since the
+    epoch."""
 
     log: FilteringBoundLogger = field(default_factory=get_logger)
     peer: Peer | None = None
     ask_to_drain: Callable[[], None] = _do_nothing
+    on_listening: Callable[[int], None] = _do_nothing
     wall_s: Callable[[], float] = time.time
     jitter: random.Random = field(default_factory=random.Random)
     wires: Sequence[Wire] = WIRES

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import uvloop
 
@@ -26,7 +27,9 @@ from voiceserver.server.server import Server
 from voiceserver.server.upkeep import Repeated
 
 
-async def _serve(config: Config, peer: Peer | None = None) -> int:
+async def _serve(
+    config: Config, peer: Peer | None = None, on_listening: Callable[[int], None] | None = None
+) -> int:
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT) if peer is None else (signal.SIGTERM,):
@@ -34,6 +37,8 @@ async def _serve(config: Config, peer: Peer | None = None) -> int:
     log = get_logger()
     if peer is None:
         host = Host(log=log, ask_to_drain=functools.partial(signals.put_nowait, signal.SIGTERM))
+        if on_listening is not None:
+            host = dataclasses.replace(host, on_listening=on_listening)
     else:
         host = Host(log=log.bind(process=peer.index), peer=peer, ask_to_drain=peer.ask_to_drain)
         # For as long as the loop runs, also while the server starts and stops.
@@ -78,9 +83,13 @@ def serve_peer(config: Config, peer: Peer) -> int:
     return uvloop.run(_serve(config, peer))
 
 
-def serve(loaded: Loaded, warnings: Iterable[tuple[str, str]] = ()) -> int:
+def serve(
+    loaded: Loaded,
+    warnings: Iterable[tuple[str, str]] = (),
+    on_listening: Callable[[int], None] | None = None,
+) -> int:
     """Run until a signal; the exit code. ``warnings``: of the machine, each with the command that helps; logged at the start.
-    Raises ConfigError or StartError before anything was served."""
+    ``on_listening(port)``: once callers can connect. Raises ConfigError or StartError before anything was served."""
     config = loaded.config
     check_engines(config, loaded.source_of)
     configure(config.server.log_level, config.server.log_format)
@@ -90,9 +99,11 @@ def serve(loaded: Loaded, warnings: Iterable[tuple[str, str]] = ()) -> int:
     if config.server.processes > 1:
         from voiceserver.server.multiprocess.supervisor import supervise
 
+        if on_listening is not None:  # several processes listen, and each begins again when it was lost
+            on_listening(config.server.port)
         return supervise(config)
     try:
-        return uvloop.run(_serve(config))
+        return uvloop.run(_serve(config, on_listening=on_listening))
     except ConfigError as error:  # of an engine, which does not know where its parameters came from
         raise ConfigError(
             error.key, error.message, error.source or loaded.sources.get(error.key, "")

@@ -122,6 +122,7 @@ class Server:
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise StartError(f"cannot listen on {server.host}:{server.port}: {reason}") from None
         self._host.log.info("listening", port=self.port, url=pages.address(server, self.port))
+        self._host.on_listening(self.port)
 
     def _start_duties(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         services = self.services

@@ -6,7 +6,7 @@ import { INPUT_RATE_HZ, MicrophoneError, OUTPUT_RATE_HZ, Sound } from "./sound.j
 import { Strip } from "./strip.js";
 import { Thread } from "./thread.js";
 import { Wire } from "./wire.js";
-import { busyBanner, drainingBanner, keyBanner, problemBanner, retryBanner } from "./words.js";
+import { busyBanner, drainingBanner, insecureBanner, keyBanner, problemBanner, retryBanner } from "./words.js";
 
 const TAIL_MS = 150; // what was said while letting go still counts
 const STOP = "stop"; // the event id of our own cancels: one that finds nothing to cancel is no news
@@ -345,7 +345,7 @@ function mood() {
   if (talk.isHeard) return "Listening to you";
   if (talk.isPlaying) return "Answering";
   if (talk.isThinking) return "Thinking";
-  if (talk.mode === "off") return "Press to talk";
+  if (talk.mode === "off") return sound.isInsecure ? "Type to ask" : "Press to talk";
   return wire.state === "open" ? "Go ahead" : "One moment";
 }
 
@@ -364,5 +364,12 @@ function show() {
   $("anew").hidden = thread.isEmpty;
 }
 
+if (sound.isInsecure) {
+  $("talk").disabled = true;
+  $("hint").textContent = "The microphone needs https or localhost. Typed questions are answered aloud.";
+  $("welcome").querySelector("h1").textContent = "Type something.";
+  $("welcome").querySelector("p").textContent = "This address gives the page no microphone. Type, and you hear the answer and see where every millisecond went.";
+  banner.showAlways(insecureBanner(location));
+}
 setInterval(() => $("meter").setAttribute("aria-valuenow", String(Math.round(Math.min(1, talk.level * 4) * 100))), 500);
 show();

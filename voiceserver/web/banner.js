@@ -8,6 +8,7 @@ export class Banner {
   #wholeMs = 0;
   #act;
   #dismissed = "";
+  #base; // what is shown while nothing else is in the way
 
   kind = "";
 
@@ -43,7 +44,14 @@ export class Banner {
     this.#tick();
   }
 
+  // Shown whenever there is nothing else to show, until it is dismissed.
+  showAlways(words) {
+    this.#base = words;
+    if (!this.kind) this.show(words);
+  }
+
   dismiss() {
+    if (this.kind === this.#base?.kind) this.#base = undefined;
     this.#dismissed = this.#parts.title.textContent;
     this.#root.hidden = true;
     clearInterval(this.#timer);
@@ -55,6 +63,7 @@ export class Banner {
     this.kind = this.#dismissed = "";
     this.#root.hidden = true;
     clearInterval(this.#timer);
+    if (this.#base) this.show(this.#base);
   }
 
   #tick() {

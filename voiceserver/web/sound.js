@@ -1,4 +1,6 @@
 // Microphone and loudspeaker. One AudioContext at the device's own rate; the worklets resample to and from the wire.
+//
+// Browsers keep worklets and the microphone from pages on plain http. There answers are heard through ``fallback.js``.
 
 export const INPUT_RATE_HZ = 16000;
 export const OUTPUT_RATE_HZ = 24000;
@@ -8,7 +10,9 @@ export class MicrophoneError extends Error {}
 
 export class Sound extends EventTarget {
   #context;
-  #player;
+  #making;
+  #player; // (message) => nothing
+  #early = []; // messages to it while it is made
   #analyser;
   #wave;
   #microphone;
@@ -16,21 +20,42 @@ export class Sound extends EventTarget {
 
   // Must be called from a press or a key: browsers keep audio off until then.
   async start() {
-    if (!this.#context) {
-      this.#context = new AudioContext({ latencyHint: "interactive" });
-      const modules = ["capture.worklet.js", "player.worklet.js"];
-      await Promise.all(modules.map((name) => this.#context.audioWorklet.addModule(`/web/${name}`)));
-      this.#player = new AudioWorkletNode(this.#context, "player", {
-        numberOfInputs: 0,
-        outputChannelCount: [2],
-        processorOptions: { rateHz: OUTPUT_RATE_HZ },
-      });
-      this.#player.port.onmessage = ({ data }) => this.#report(data);
-      this.#analyser = new AnalyserNode(this.#context, { fftSize: 1024 });
-      this.#wave = new Float32Array(this.#analyser.fftSize);
-      this.#player.connect(this.#analyser).connect(this.#context.destination);
-    }
+    this.#context ??= new AudioContext({ latencyHint: "interactive" });
+    this.#making ??= this.#make();
+    await this.#making;
     if (this.#context.state !== "running") await this.#context.resume();
+  }
+
+  async #make() {
+    this.#analyser = new AnalyserNode(this.#context, { fftSize: 1024 });
+    this.#wave = new Float32Array(this.#analyser.fftSize);
+    this.#analyser.connect(this.#context.destination);
+    this.#player = this.#context.audioWorklet ? await this.#makeWorklet() : await this.#makeFallback();
+    for (const message of this.#early.splice(0)) this.#player(message);
+  }
+
+  async #makeWorklet() {
+    const modules = ["capture.worklet.js", "player.worklet.js"];
+    await Promise.all(modules.map((name) => this.#context.audioWorklet.addModule(`/web/${name}`)));
+    const player = new AudioWorkletNode(this.#context, "player", {
+      numberOfInputs: 0,
+      outputChannelCount: [2],
+      processorOptions: { rateHz: OUTPUT_RATE_HZ },
+    });
+    player.port.onmessage = ({ data }) => this.#report(data);
+    player.connect(this.#analyser);
+    return (message) => player.port.postMessage(message, message.pcm ? [message.pcm] : []);
+  }
+
+  async #makeFallback() {
+    const { FallbackPlayer } = await import("./fallback.js");
+    const player = new FallbackPlayer(this.#context, OUTPUT_RATE_HZ, this.#analyser, (progress) => this.#report(progress));
+    return (message) => player.post(message);
+  }
+
+  #send(message) {
+    if (this.#player) this.#player(message);
+    else if (this.#making) this.#early.push(message);
   }
 
   #report(progress) {
@@ -41,16 +66,16 @@ export class Sound extends EventTarget {
   }
 
   play(turn, pcm) {
-    this.#player?.port.postMessage({ type: "audio", turn, pcm }, [pcm]);
+    this.#send({ type: "audio", turn, pcm });
   }
 
   // Nothing follows of this turn.
   end(turn) {
-    this.#player?.port.postMessage({ type: "end", turn });
+    this.#send({ type: "end", turn });
   }
 
   stop() {
-    this.#player?.port.postMessage({ type: "stop" });
+    this.#send({ type: "stop" });
   }
 
   // Loudness of what is being played, 0 to 1.
@@ -60,6 +85,11 @@ export class Sound extends EventTarget {
     let power = 0;
     for (const sample of this.#wave) power += sample * sample;
     return Math.sqrt(power / this.#wave.length);
+  }
+
+  // Why no page on this address gets a microphone: it is neither https nor localhost.
+  get isInsecure() {
+    return !globalThis.isSecureContext;
   }
 
   get isMicrophoneOpen() {

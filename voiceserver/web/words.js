@@ -80,6 +80,21 @@ export function keyBanner({ code, message = "It did not say why." }) {
   return { kind: "problem", title: titles[code] ?? "The server refused this page", detail: message };
 }
 
+// The page was loaded over plain http from another machine. ``place``: its address, as ``location`` has it.
+export function insecureBanner({ hostname, port }) {
+  const number = port || "80";
+  return {
+    kind: "insecure",
+    title: "No microphone on this address",
+    detail: "Browsers give it to https and localhost only. You can type, and hear the answers. To talk, do one of these:",
+    lines: [
+      ["Have the server make a certificate, and open the https address that it prints:", "voiceserver serve --tls self-signed --host 0.0.0.0"],
+      [`Or lead a port of your machine to it, and open localhost:${number} there:`, `ssh -L ${number}:localhost:${number} ${hostname}`],
+      ["Or put it behind a proxy that speaks https."],
+    ],
+  };
+}
+
 // The parts of a turn in the order they happen: [{name, label, ms}], and what a caller felt in all.
 export function splitOf(timings) {
   const parts = [

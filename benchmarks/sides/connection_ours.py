@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from voiceserver.config.schema import Config
     from voiceserver.events.events import Accounting
     from voiceserver.server.server import Server
+    from voiceserver.transport.call import Call
     from voiceserver.transport.services import Services
+    from voiceserver.transport.upgrade import PendingCaller
 
 BACKLOG = 4_096
 HOST = "127.0.0.1"
@@ -26,6 +28,34 @@ _STAGES = {
     "reply": ("Asked", {}),
     "tts": ("Talker", {"messages": str(TALK_MESSAGES)}),
 }
+
+
+class Counted:
+    """A caller whose binary messages make no call. ``caller``: the one that it stands for."""
+
+    def __init__(self, caller: PendingCaller, take: Callable[[list[bytes]], bool]) -> None:
+        self._caller = caller
+        self.codec = caller.codec
+        self.active_ms, self.opened_ms = caller.active_ms, caller.opened_ms
+        self.receive_run = take
+
+    def receive_binary(self, payload: bytes) -> None:
+        self.receive_run([payload])
+
+    def begin(self) -> Call | None:
+        return self._caller.begin()
+
+    def receive_text(self, payload: bytes) -> None: ...
+
+    def receive_pong(self, payload: bytes) -> None: ...
+
+    def receive_close(self, code: int, reason: str) -> None: ...
+
+    def receive_violation(self, code: int, reason: str) -> None: ...
+
+    def on_outage(self, now_ms: float) -> None: ...
+
+    def leave(self) -> None: ...
 
 
 class Ours:
@@ -77,16 +107,23 @@ class Ours:
         class Callback(Connection):
             __slots__ = ()
 
-            def receive_run(self, payloads: list[bytes]) -> None:
-                side._counted += len(payloads)
+            def open(self, caller: Call | PendingCaller, now_ms: float) -> None:
+                super().open(caller, now_ms)
+                if self.pending is not None:
+                    self.pending = Counted(self.pending, self.take)
 
-        class Echo(Connection):
+            def take(self, payloads: list[bytes]) -> bool:
+                side._counted += len(payloads)
+                return True
+
+        class Echo(Callback):
             __slots__ = ()
 
-            def receive_run(self, payloads: list[bytes]) -> None:
+            def take(self, payloads: list[bytes]) -> bool:
                 side._counted += len(payloads)
                 for payload in payloads:
                     self.write(build_frame(payload))
+                return True
 
         return {"callback": Callback, "echo": Echo}
 
@@ -95,7 +132,8 @@ class Ours:
 
     def _books(self) -> list[Accounting]:
         """Of open connections; calls that are kept for a resume come to an end some time."""
-        return [books for one in self.services.state.connections if (books := one.accounting()) is not None]
+        sessions = [one.call.session for one in self.services.state.connections if one.call is not None]
+        return [session.accounting() for session in sessions if session.audio_input is not None]
 
     def ring(self) -> dict[str, float]:
         """Messages that open connections have received, and those that the worker has taken. Asking costs time: take what

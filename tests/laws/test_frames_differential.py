@@ -14,7 +14,7 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from voiceserver.transport.websocket import FRAMES_PER_TURN, MAX_FRAGMENTS, TEXT_BYTES_PER_FRAME, Framing
+from voiceserver.transport.websocket import FRAMES_PER_TURN, MAX_FRAGMENTS, TEXT_BYTES_PER_FRAME, FrameReader
 
 LIMIT = 300
 # Whoever gets a message that begins with this closes at once, from within the hook.
@@ -34,13 +34,23 @@ class Heard:
     close: tuple[str, int] | None = None
 
 
-class Recorder(Framing):
-    __slots__ = ("heard", "is_waiting")
+class Recorder:
+    """All that a ``FrameReader`` tells: its receiver, its sink and its clock."""
 
-    def __init__(self) -> None:
-        super().__init__(LIMIT)
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.reader = FrameReader(self, self, self, limit)
         self.heard = Heard()
         self.is_waiting = False
+
+    @property
+    def flow(self) -> Recorder:
+        return self
+
+    def is_turn_long(self) -> bool:
+        return False
+
+    def receive_run(self, payloads: list[bytes]) -> bool:
+        return False
 
     def receive_binary(self, payload: bytes) -> None:
         assert type(payload) is bytes
@@ -57,7 +67,7 @@ class Recorder(Framing):
     def hear(self, kind: str, payload: bytes) -> None:
         self.heard.messages.append((kind, payload))
         if payload.startswith(FAREWELL):
-            self.close(*OWN_CLOSE)
+            self.reader.close(*OWN_CLOSE)
 
     def receive_close(self, code: int, reason: str) -> None:
         assert self.heard.close is None
@@ -79,10 +89,10 @@ class Recorder(Framing):
 
     def feed_all(self, pieces: list[bytes]) -> Heard:
         for piece in pieces:
-            assert self.feed(piece) <= FRAMES_PER_TURN + LIMIT * 16
+            assert self.reader.feed(piece) <= FRAMES_PER_TURN + LIMIT * 16
             while self.is_waiting:
                 self.is_waiting = False
-                self.feed(b"")
+                self.reader.feed(b"")
         return self.heard
 
 
@@ -394,10 +404,10 @@ def test_one_byte_at_a_time_and_all_at_once_agree(stream: bytes) -> None:
 def test_the_judge_leaves_at_the_next_message_boundary() -> None:
     recorder = Recorder()
     recorder.feed_all([frame_bytes(2, b"ab", fin=False), frame_bytes(9, b"hi")])
-    assert recorder.has_partial_message
+    assert recorder.reader.has_partial_message
     recorder.feed_all([frame_bytes(0, b"cd")])
     assert recorder.heard.messages == [("binary", b"abcd")]
-    assert not recorder.has_partial_message
+    assert not recorder.reader.has_partial_message
 
 
 def test_a_flood_of_tiny_messages_takes_turns() -> None:
@@ -406,7 +416,7 @@ def test_a_flood_of_tiny_messages_takes_turns() -> None:
 
         def feed_all(self, pieces: list[bytes]) -> Heard:
             for piece in pieces:
-                self.feed(piece)
+                self.reader.feed(piece)
             return self.heard
 
     flood = Patient()
@@ -418,9 +428,8 @@ def test_a_flood_of_tiny_messages_takes_turns() -> None:
 
 def is_waiting_after(stream: bytes, *, limit: int = 2_000_000) -> tuple[bool, int]:
     """Whether the turn was given away, and how many messages came in it."""
-    recorder = Recorder()
-    recorder.max_message_bytes = limit
-    recorder.feed(stream)
+    recorder = Recorder(limit)
+    recorder.reader.feed(stream)
     return recorder.is_waiting, len(recorder.heard.messages)
 
 
@@ -454,8 +463,8 @@ def test_fragments_without_end_are_refused() -> None:
 
 def test_frames_after_our_own_close_are_discarded() -> None:
     recorder = Recorder()
-    recorder.feed(frame_bytes(2, b"first")[:5])
-    recorder.close(1012, "bye")
+    recorder.reader.feed(frame_bytes(2, b"first")[:5])
+    recorder.reader.close(1012, "bye")
     recorder.feed_all([frame_bytes(2, b"first")[5:], frame_bytes(1, b"second"), frame_bytes(8, b"\x03\xf4")])
     assert recorder.heard.messages == []
     assert recorder.heard.is_ended

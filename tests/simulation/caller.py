@@ -16,7 +16,9 @@ from voiceserver.events import events as ev
 from voiceserver.pool import LossReason, Stream
 from voiceserver.session import deadlines
 from voiceserver.session.session import Session
-from voiceserver.transport.session_store import HOLD_MS, ReplayBuffer, is_worth_keeping
+from voiceserver.transport.call_messages import is_worth_keeping
+from voiceserver.transport.replay_buffer import ReplayBuffer
+from voiceserver.transport.session_store import HOLD_MS
 from voiceserver_workers.ipc.messages import Record
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Caller:
         times = sorted(self.start_ms + rng.uniform(50, HEALED_MS) for _ in range(rng.randrange(0, 5)))
         return [(at_ms, rng.choice([20.0, 150.0, 600.0, HOLD_MS + 500.0])) for at_ms in times]
 
-    # ---- the shell: as in voiceserver.transport.connection, and the resume of voiceserver.transport.session_store
+    # ---- the shell: as in voiceserver.transport.call
 
     def on_result(self, stage: str, record: Record) -> None:
         assert self.session is not None
@@ -150,7 +152,7 @@ class Caller:
                 self.lost_words = True
 
     def hear_of_outage(self, *, is_back: bool = False) -> None:
-        """A stage has no worker, or has one again: as in ``Door.on_outage``, for who is connected."""
+        """A stage has no worker, or has one again: as in ``Call.on_outage``, for who is connected."""
         session = self.session
         assert session is not None
         if self.is_away or session.is_closed:

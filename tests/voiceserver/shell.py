@@ -65,7 +65,6 @@ class MemoryTransport:
         self.is_reading_now = True
         self.high = 0
         self.unread = 0  # bytes that the peer has not read
-        self.protocol: object = None  # the one that it was given after the first
 
     def write(self, data: bytes) -> None:
         assert not self.is_closed
@@ -84,9 +83,6 @@ class MemoryTransport:
 
     def abort(self) -> None:
         self.is_aborted = True
-
-    def set_protocol(self, protocol: object) -> None:
-        self.protocol = protocol
 
     def get_write_buffer_size(self) -> int:
         return self.unread
@@ -236,8 +232,6 @@ class Line:
 
     def receive(self, data: bytes) -> None:
         self.connection.data_received(data)
-        if isinstance(self.transport.protocol, Connection):
-            self.connection = self.transport.protocol
         self.shell.loop.settle()
 
     def lose(self) -> None:

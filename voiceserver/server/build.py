@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from voiceserver.announcements.spoken import Announcements
 from voiceserver.capacity.admission import Admission
@@ -29,6 +29,7 @@ from voiceserver.session.settings import SessionSettings
 from voiceserver.transport.http import Router
 from voiceserver.transport.outage_notices import OutageNotices
 from voiceserver.transport.places import Places
+from voiceserver.transport.resume import ResumeRequests
 from voiceserver.transport.server_state import ServerState
 from voiceserver.transport.services import Services
 from voiceserver.transport.session_factory import SessionFactory
@@ -106,7 +107,7 @@ def build(
         places=places,
         sessions=sessions,
         outage=OutageNotices(outage, settings.options, credit_ms, state=state, ticks=ticks, log=log),
-        router=Router(routes, places.admission, auth, state, store.resume_target, host.jitter),
+        router=Router(routes, places.admission, auth, state, ResumeRequests(store).target_of, host.jitter),
         auth=auth,
         announcements=announcements,
         handoff=peer.handoff if peer is not None else None,
@@ -167,14 +168,9 @@ def _admission(limits: BackpressureConfig) -> Admission:
     )
 
 
-class Accounted(Protocol):
-    def accounting(self) -> Accounting | None: ...
-
-
 def live_accounting(state: ServerState, store: SessionStore) -> Iterator[Accounting]:
     """Of the open and the kept sessions that have received audio."""
-    owners: list[Accounted] = [*state.connections, *store.kept()]
-    for owner in owners:
-        accounting = owner.accounting()
-        if accounting is not None:
-            yield accounting
+    open_sessions = [one.call.session for one in state.connections if one.call is not None]
+    for session in (*open_sessions, *(call.session for call in store.kept())):
+        if session.audio_input is not None:
+            yield session.accounting()

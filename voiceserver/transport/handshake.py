@@ -1,6 +1,6 @@
-"""The opening handshake, sans I/O: one request head in, the 101 out. ``websockets`` is the judge of it.
+"""The opening handshake, sans I/O: one request head in, the 101 out. ``websockets`` decides what is well-formed.
 
-What nearly every client sends is read and accepted here, in a fraction of the time; the rest is for the judge.
+What nearly every client sends is read and accepted here, in a fraction of the time; the rest goes to ``websockets``.
 ``tests/laws/test_handshake_differential.py`` holds the two against each other.
 
 permessage-deflate is never negotiated: audio does not shrink, and a compressor costs more memory than a session.
@@ -37,7 +37,7 @@ _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _ACCEPTED: Final = (
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
-_JUDGED: Final = ("Upgrade", "Allow")  # of the judge's headers, those that say what to do instead
+_HINTS: Final = ("Upgrade", "Allow")  # of the headers of a refusal, those that say what to do instead
 _VERSION: Final = ("Sec-WebSocket-Version", "13")
 # Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
 _strict_parser: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
@@ -60,7 +60,7 @@ class Handshake:
     __slots__ = ("_key", "_request", "headers", "is_upgrade", "method", "path")
 
     def __init__(self, request: Request, key: str = "") -> None:
-        """key: the judge would accept this request with this key, and select no subprotocol."""
+        """key: ``websockets`` would accept this request with this key, and select no subprotocol."""
         self._request = request
         self._key = key
         self.method = request.method
@@ -83,7 +83,7 @@ class Handshake:
         if response.status_code != 101:
             error = cast("Exception | None", _strict_parser.handshake_exc)
             status: int = response.status_code
-            headers = [(name, response.headers[name]) for name in _JUDGED if name in response.headers]
+            headers = [(name, response.headers[name]) for name in _HINTS if name in response.headers]
             if isinstance(error, InvalidHeaderValue) and error.name == _VERSION[0]:  # RFC 6455, 4.4
                 status, headers = 426, [("Upgrade", "websocket"), _VERSION]
             raise BadRequest(status, "bad_handshake", f"The WebSocket handshake is wrong: {error}.", *headers)
@@ -116,7 +116,7 @@ def read_handshake(head: bytes) -> Handshake:
 
 
 def _read_plain(plain: re.Match[bytes]) -> Handshake | None:
-    """None: a question for the judge after all."""
+    """None: ``websockets`` must read it after all."""
     headers = Headers()
     found: dict[str, str] = {}
     for line in plain[2].decode().split("\r\n")[:-1]:

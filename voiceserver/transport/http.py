@@ -22,7 +22,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -32,10 +32,8 @@ from voiceserver.capacity.admission import MAX_LINGERING, Admission, Ticket
 from voiceserver.errors import ProtocolError, Refusal
 from voiceserver.events.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
 from voiceserver.transport.handshake import BadRequest, Handshake, read_handshake
+from voiceserver.transport.session_store import ResumeTarget
 from voiceserver.wire import Codec
-
-if TYPE_CHECKING:
-    from voiceserver.transport.session_store import ResumeTarget
 
 JSON = "application/json"
 DRAIN_RETRY_MS = 5_000.0
@@ -101,7 +99,7 @@ class OtherProcess:
 Page = Callable[[Caller], Response]
 CodecFactory = Callable[[Caller], Codec]  # raises ProtocolError for a bad query (400), or BadRequest
 # Which call a request goes on with; None for a new one.
-ResumeHook = Callable[[Caller, Codec, str], "ResumeTarget | OtherProcess | Response | None"]
+ResumeHook = Callable[[Caller, Codec, str], ResumeTarget | OtherProcess | Response | None]
 
 
 class Draining(Protocol):
@@ -243,7 +241,7 @@ class Router:
             return error_response(error.http_status, error.code, str(error), param=error.param)
         except BadRequest as error:
             return _response_to(error)
-        if resume is not None and resume.call.has_place and not self._state.is_draining:
+        if resume is not None and resume.call.places.has_place and not self._state.is_draining:
             return Upgrade(data, codec, caller, None, key=key, resume=resume)
         got = self._try_enter(caller, codec, key, now_ms, is_resumed=resume is not None)
         if isinstance(got, Ticket):

@@ -6,10 +6,11 @@ A silent caller without a session is told with a frame that is built once for al
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
-from voiceserver.capacity.outage import MissingStage, Outage, slices
+from voiceserver.capacity.outage import Outage, slices, tell
 from voiceserver.events.events import ServerBusy, ServerReady
+from voiceserver.session.session import Session
 from voiceserver.session.settings import SessionOptions
 from voiceserver.transport.server_state import OpenConnection, ServerState
 from voiceserver.transport.ticks import Ticks, guard
@@ -23,9 +24,18 @@ class OutageLog(Protocol):
     def warning(self, event: str, *, stages: list[str]) -> object: ...
 
 
+class SilentNotices(NamedTuple):
+    """The stage that a silent caller knows to be missing, empty for none, and how many notices it was sent."""
+
+    stage: str
+    sent: int
+
+
+_NO_NOTICES: Final = SilentNotices("", 0)
+
+
 class OutageNotices:
-    """``options``: of a caller without a session; ``credit_ms``: what it may send ahead. ``silent``: the stage that a silent
-    caller was told of."""
+    """``options``: of a caller without a session; ``credit_ms``: what it may send ahead."""
 
     __slots__ = (
         "_credit_ms",
@@ -34,9 +44,9 @@ class OutageNotices:
         "_outage",
         "_round",
         "_shared_frame",
+        "_silent",
         "_state",
         "_ticks",
-        "silent",
     )
 
     def __init__(
@@ -58,7 +68,7 @@ class OutageNotices:
         # Of connections that are still to be told.
         self._round: Iterator[Sequence[OpenConnection]] | None = None
         self._shared_frame: tuple[ServerBusy | ServerReady, bytes] | None = None
-        self.silent: dict[object, str] = {}
+        self._silent: dict[object, SilentNotices] = {}
 
     @property
     def is_whole(self) -> bool:
@@ -88,21 +98,36 @@ class OutageNotices:
             return
         now_ms = self._ticks.read_clock()
         for connection in connections:
-            guard(connection, connection.on_outage, now_ms)
+            guard(connection, self.tell, connection, now_ms)
         self._ticks.call_soon(self._tell_a_slice)
 
-    def missing_for(self, options: SessionOptions) -> MissingStage | None:
-        """What a session with these options goes without."""
-        return self._outage.missing_for(options)
+    def tell(self, connection: OpenConnection, now_ms: float) -> None:
+        """Tell the caller of one connection."""
+        caller = connection.call or connection.pending
+        if caller is not None:
+            caller.on_outage(now_ms)
+
+    def tell_session(self, session: Session, *, is_back: bool = False) -> None:
+        """Have a session say what it goes without. is_back: its caller resumes, and hears it all the same."""
+        tell(session, self._outage.missing_for(session.options), is_back=is_back)
 
     def next_for_silent(self, caller: object) -> ServerBusy | ServerReady | None:
         """What a caller without a session is to be told now; None for nothing. It counts as told."""
         missing = self._outage.missing_for(self._options)
-        told = self.silent.pop(caller, "")
-        if missing is not None:
-            self.silent[caller] = missing.stage
-            return missing.signal(self._credit_ms)
-        return ServerReady(told, self._credit_ms) if told else None
+        told = self._silent.get(caller, _NO_NOTICES)
+        if missing is None and not told.stage:
+            return None
+        stage = missing.stage if missing is not None else ""
+        self._silent[caller] = SilentNotices(stage, told.sent + 1)
+        return (
+            missing.signal(self._credit_ms)
+            if missing is not None
+            else ServerReady(told.stage, self._credit_ms)
+        )
+
+    def forget_silent(self, caller: object) -> SilentNotices:
+        """What a caller was told that is silent no more."""
+        return self._silent.pop(caller, _NO_NOTICES)
 
     def frame_of(self, event: ServerBusy | ServerReady, codec: Codec) -> bytes:
         """On a wire without state (``is_shared``): the same bytes for all who are told the same."""

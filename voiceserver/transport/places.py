@@ -1,12 +1,13 @@
-"""The places of one server: admission, and how a caller hears that its place in the line has changed."""
+"""The places of one server: admission, and how a caller hears that its place in the line has changed; and those of one call."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from voiceserver.capacity.admission import Admission
+from voiceserver.capacity.admission import Admission, Ticket
 from voiceserver.capacity.controller import CapacityController
+from voiceserver.errors import Refusal
 from voiceserver.events.events import ServerBusy
 from voiceserver.pool import Pool, StreamOwner
 from voiceserver.transport.ticks import Ticks
@@ -60,3 +61,61 @@ class Places:
         # Without a lag the caller waits for nothing.
         if event.lag_ms:
             self.controller.note_busy(id(caller), event, self._ticks.now_ms)
+
+
+class PlaceOwner(StreamOwner, Protocol):
+    """A call, as admission sees it."""
+
+    def on_place(self, ticket: Ticket, now_ms: float) -> None: ...
+
+
+class CallPlaces:
+    """What one caller holds, and what it stands in line for. ``ticket``: of its call; ``speech``: of what it says now, where only
+    speech takes a talker's place."""
+
+    __slots__ = ("_owner", "_places", "speech", "ticket")
+
+    def __init__(self, places: Places, owner: PlaceOwner, ticket: Ticket | None) -> None:
+        self._places = places
+        self._owner = owner
+        self.ticket: Ticket | None = None
+        self.speech: Ticket | None = None
+        if ticket is not None:
+            self.take(ticket)
+
+    def take(self, ticket: Ticket) -> None:
+        self.ticket = ticket
+        ticket.owner = self._owner
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the caller has not given its place back."""
+        return self.ticket is not None and self.ticket.state in ("admitted", "waiting")
+
+    def try_talk(self, now_ms: float) -> Ticket | Refusal | None:
+        """A place for speech, or in the line for one. None: speech takes no place of its own."""
+        admission = self._places.admission
+        if not admission.holds_speech:
+            return None
+        if self.speech is None:
+            tenant = self.ticket.tenant if self.ticket is not None else ""
+            got = admission.try_talk(now_ms, tenant=tenant)
+            if isinstance(got, Refusal):
+                return got
+            self.speech = got
+            got.owner = self._owner
+        return self.speech
+
+    def leave(self, now_ms: float) -> None:
+        """Give everything back. Idempotent."""
+        self._places.forget(self._owner)
+        if self.ticket is not None:
+            self.ticket.release(now_ms)
+            self._places.changed()
+        self.leave_speech(now_ms)
+
+    def leave_speech(self, now_ms: float) -> None:
+        if self.speech is not None:
+            self.speech.release(now_ms)
+            self.speech = None
+            self._places.changed()

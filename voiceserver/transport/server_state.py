@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from voiceserver.events.events import Accounting
+from voiceserver.session.session import Session
 from voiceserver.transport.timers import Member
 
 _LAG_SMOOTHING: Final = 0.2
 
 
-class OpenConnection(Member, Protocol):
-    """A connection, as the server sees it that ends or counts all of them."""
-
+class OpenCaller(Protocol):
     def on_outage(self, now_ms: float) -> None: ...
+
+
+class OpenCall(OpenCaller, Protocol):
+    @property
+    def session(self) -> Session: ...
+
+
+class OpenConnection(Member, Protocol):
+    """A connection, as the server sees it that ends or counts all of them. ``pending``: a caller that has no call (yet)."""
+
+    @property
+    def call(self) -> OpenCall | None: ...
+
+    @property
+    def pending(self) -> OpenCaller | None: ...
 
     def drain(self, within_ms: float) -> None: ...
 
     def abort(self) -> None: ...
-
-    def accounting(self) -> Accounting | None: ...
 
 
 class ServerState:

@@ -9,7 +9,7 @@ from voiceserver.pool import Pool, speech_voices
 from voiceserver.session import spoken_text
 from voiceserver.session.session import Session
 from voiceserver.session.settings import ServerSnapshot, SessionSettings
-from voiceserver.transport.session_store import SessionStore, new_seed
+from voiceserver.transport.session_store import SessionStore
 from voiceserver.wire import Codec
 
 
@@ -28,7 +28,7 @@ class SessionFactory:
 
     def make(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``SessionStore.new_seed``; it is used up."""
-        seed = seed or new_seed()
+        seed = seed or self.store.new_seed()
         self.snapshot.voices = speech_voices(self._pools)
         return Session(
             self.store.session_id_of(seed),

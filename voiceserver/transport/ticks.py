@@ -31,10 +31,14 @@ class Faulty(Protocol):
     def on_fault(self, error: Exception) -> None: ...
 
 
-class Turns(Faulty, Protocol):
-    """A connection, as the end of a tick sees it."""
+class Writer(Faulty, Protocol):
+    """A connection that has something to write at the end of a tick."""
 
     def flush(self) -> None: ...
+
+
+class TurnTaker(Faulty, Protocol):
+    """A connection that goes on reading when the others had their turn."""
 
     def take_turn(self) -> None: ...
 
@@ -43,7 +47,7 @@ def monotonic_ms() -> float:
     return time.monotonic() * 1000.0
 
 
-def guard(member: Faulty, call: Callable[..., None], *args: float) -> None:
+def guard(member: Faulty, call: Callable[..., None], *args: object) -> None:
     """A fault in one connection ends that connection and nothing else."""
     try:
         call(*args)
@@ -60,14 +64,18 @@ class Ticks:
         self._loop = loop
         self.clock = clock
         self.now_ms = clock()
-        self._dirty: list[Turns] = []
-        self._turns: list[Turns] = []
+        self._dirty: list[Writer] = []
+        self._turns: list[TurnTaker] = []
         # Connections that wait for their turn to go on reading.
-        self.waiting: set[Turns] = set()
+        self.waiting: set[TurnTaker] = set()
 
     def read_clock(self) -> float:
         self.now_ms = now_ms = self.clock()
         return now_ms
+
+    def is_turn_long(self) -> bool:
+        """Whether the callback that runs now has kept the loop for longer than a turn may last."""
+        return self.clock() - self.now_ms > LONG_TURN_MS
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)
@@ -75,7 +83,7 @@ class Ticks:
     def call_later(self, delay_ms: float, callback: Callable[[], None]) -> Timer:
         return self._loop.call_later(delay_ms / 1000.0, callback)
 
-    def flush_later(self, member: Turns) -> None:  # hot
+    def flush_later(self, member: Writer) -> None:  # hot
         """Have ``member.flush`` called after the callbacks of this tick."""
         if not self._dirty:
             self._loop.call_soon(self._flush)
@@ -86,7 +94,7 @@ class Ticks:
         for member in dirty:
             guard(member, member.flush)
 
-    def take_turn_later(self, member: Turns, rest_ms: float = 0.0) -> None:
+    def take_turn_later(self, member: TurnTaker, rest_ms: float = 0.0) -> None:
         """Have ``member.take_turn`` called after the other connections had their turn, and not before ``rest_ms`` are over. It is
         ``waiting`` until it takes its turn."""
         self.waiting.add(member)

@@ -130,3 +130,32 @@ class Timers:
             self._timer.cancel()
             self._timer = None
         self._due_ms = -math.inf
+
+
+class Alarm:
+    """One owner's next deadline. The wheel holds the alarm and not its owner, which is let go by ``stop``."""
+
+    __slots__ = ("_owner", "_timers", "due_ms")
+
+    def __init__(self, timers: Timers, owner: Sleeper) -> None:
+        self._timers = timers
+        self._owner: Sleeper | None = owner
+        self.due_ms = math.inf
+
+    def wake_at(self, due_ms: float) -> None:  # hot
+        """Have the owner's ``on_deadline`` called at ``due_ms`` or earlier."""
+        if due_ms < self.due_ms:
+            self.due_ms = due_ms
+            self._timers.wake_at(due_ms, self)
+
+    def on_deadline(self, now_ms: float) -> None:
+        if self._owner is not None and now_ms >= self.due_ms:
+            self.due_ms = math.inf
+            self._owner.on_deadline(now_ms)
+
+    def on_fault(self, error: Exception) -> None:
+        if self._owner is not None:
+            self._owner.on_fault(error)
+
+    def stop(self) -> None:
+        self._owner = None

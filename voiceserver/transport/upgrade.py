@@ -1,16 +1,16 @@
-"""The door: from a connection's first byte to an open call, or to a plain HTTP answer.
+"""From a connection's first byte to an open call, or to a plain HTTP answer.
 
-A caller who comes in is greeted at once, and its session is made with the first thing that needs one (``session_made``): most
-callers of a large server are silent, and until they speak they hold a few random bytes, which are their session's
-name and token. No socket and no loop here (``voiceserver.transport.connection``).
+A caller is greeted at once, and its call is made with the first thing that needs a session (``SilentCaller``): most callers of a
+large server are silent, and until they speak they hold a few random bytes, which are their session's name and token.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from voiceserver.capacity import outage
 from voiceserver.errors import ProtocolError
+from voiceserver.transport.call import LINGER_MS, TOLD_MS, Call
+from voiceserver.transport.call_messages import CallConnection, name_of_violation
 from voiceserver.transport.handshake import HEAD_END, MAX_HEAD_BYTES, BadRequest, body_length, is_tls_hello
 from voiceserver.transport.http import (
     CALL_IS_ELSEWHERE,
@@ -20,231 +20,337 @@ from voiceserver.transport.http import (
     error_response,
     refusal_events,
 )
-from voiceserver.transport.session_store import Resumable
-from voiceserver.transport.websocket import ReceiveBuffer
+from voiceserver.transport.websocket import FrameReceiver
+from voiceserver.wire import Codec, Frame
+from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from voiceserver.capacity.admission import Ticket
     from voiceserver.errors import Refusal
-    from voiceserver.events.events import ServerEvent
-    from voiceserver.session.session import Session
     from voiceserver.transport.services import Services
 
-TOLD_MS: Final = 1_500.0  # how long a refused browser, or a caller who waited in vain, has to read why
-LINGER_MS: Final = 6_000.0  # the longest last word that a phone is given time to play
+
+class PendingCaller(FrameReceiver, Protocol):
+    """A caller on an upgraded connection who has no call."""
+
+    codec: Codec
+    active_ms: float
+    opened_ms: float
+
+    def begin(self) -> Call | None:
+        """Its call, made now; None if there can be none."""
+
+    def on_outage(self, now_ms: float) -> None: ...
+
+    def leave(self) -> None:
+        """Its connection is gone."""
 
 
-class Door(Resumable):
-    """A connection as it begins. ``Connection`` adds the socket and time."""
+class OpeningConnection(CallConnection, Protocol):
+    """What an opening asks of its connection; ``voiceserver.transport.connection.Connection`` is one."""
 
-    __slots__ = ("_heard_ms", "_is_ended", "_seed")
+    services: Services
+    call: Call | None
+    pending: PendingCaller | None
 
-    def __init__(self, services: Services) -> None:
-        super().__init__(services)
-        self._is_ended = False  # nothing more is written after what the outbox holds
-        self._heard_ms = 0.0
-        self._seed = b""  # of a session that is not made yet
+    @property
+    def transport(self) -> asyncio.Transport | None: ...
 
-    # ------------------------------------------------------------------------------------------------------- hooks
+    def data_received(self, data: bytes) -> None: ...
 
-    def data_received(self, data: bytes) -> None:
-        raise NotImplementedError
+    def connection_lost(self, exc: Exception | None) -> None: ...
 
-    def go_on_over(self, other: Door, upgrade: Upgrade, now_ms: float) -> None:
-        """The caller of this call is back, on the connection ``other``: take its socket."""
-        raise NotImplementedError
+    def open(self, caller: Call | PendingCaller, now_ms: float) -> None:
+        """The handshake is done: whose messages the connection brings from now on."""
 
-    def hand_on(self, process: int, data: bytes) -> bool:
-        """Give the socket, with the request that came on it, to another process of this server. False: it cannot take it."""
-        raise NotImplementedError
+    def drain(self, within_ms: float) -> None: ...
 
-    def limit_writes(self) -> None:
-        """Have the transport tell when its buffer is full."""
-        raise NotImplementedError
+    def on_keepalive(self, now_ms: float) -> None: ...
+
+    def on_unopened(self, now_ms: float) -> None: ...
+
+    def on_fault(self, error: Exception) -> None: ...
 
     def keep(self, now_ms: float) -> None:
-        """Begin to look after the call: pings, and the bounds of its time."""
-        raise NotImplementedError
+        """Begin to look after the caller: pings, and the bounds of its time."""
 
-    def close_by(self, due_ms: float) -> None:
-        """End the connection at ``due_ms`` at the latest."""
-        raise NotImplementedError
+    def make_call(self) -> Call | None: ...
 
-    def peer(self) -> str:
-        """``address:port`` of the other end."""
-        raise NotImplementedError
 
-    def address(self) -> str:
-        """Of the other end, without its port."""
-        raise NotImplementedError
+class SilentCaller:
+    """A caller who was greeted and has sent nothing: the seed of its session, and no more.
+
+    ``active_ms``: when a message last went either way. On a wire without state (``is_shared``).
+    """
+
+    # There is one for every idle connection.
+    __slots__ = ("_connection", "_seed", "_ticket", "active_ms", "codec", "opened_ms")
+
+    def __init__(
+        self, connection: OpeningConnection, codec: Codec, seed: bytes, ticket: Ticket | None, now_ms: float
+    ) -> None:
+        self._connection = connection
+        self._seed = seed
+        self._ticket = ticket
+        self.codec = codec
+        self.active_ms = self.opened_ms = now_ms
+
+    def make_call(self) -> Call:
+        call = self._connection.make_call()
+        assert call is not None
+        return call
+
+    def begin(self) -> Call:
+        services = self._connection.services
+        session = services.sessions.make(self.codec, self._seed)
+        session.open(services.ticks.now_ms)
+        session.events_to_send()  # was sent with the greeting
+        notices = services.outage.forget_silent(self)
+        session.gone = notices.stage
+        call = Call(
+            services,
+            self.codec,
+            session,
+            self._connection,
+            ticket=self._ticket,
+            opened_ms=self.opened_ms,
+            unkept=notices.sent,
+        )
+        services.sessions.store.grow(self._seed, session.session_id, call)
+        return call
+
+    def receive_binary(self, payload: bytes) -> None:
+        self.make_call().messages.receive_binary(payload)
+
+    def receive_run(self, payloads: list[bytes]) -> bool:
+        return self.make_call().messages.receive_run(payloads)
+
+    def receive_text(self, payload: bytes) -> None:
+        self.make_call().messages.receive_text(payload)
+
+    def receive_pong(self, payload: bytes) -> None: ...
+
+    def receive_close(self, code: int, reason: str) -> None:
+        self.make_call().messages.receive_close(code, reason)
+
+    def receive_violation(self, code: int, reason: str) -> None:
+        self.make_call().messages.receive_violation(code, reason)
+
+    def on_outage(self, now_ms: float) -> None:
+        services = self._connection.services
+        event = services.outage.next_for_silent(self)
+        if event is not None:
+            self.active_ms = now_ms
+            services.metrics.observe(event)
+            self._connection.write(services.outage.frame_of(event, self.codec))
+
+    def leave(self) -> None: ...
+
+
+class RefusedCaller:
+    """A caller who is told why there is no place: over an upgraded connection, because it would not understand an HTTP 503."""
+
+    __slots__ = ("_connection", "active_ms", "codec", "opened_ms")
+
+    def __init__(self, connection: OpeningConnection, codec: Codec, now_ms: float) -> None:
+        self._connection = connection
+        self.codec = codec
+        self.active_ms = self.opened_ms = now_ms
+        connection.services.places.admission.lingering += 1
+
+    def tell(self, refusal: Refusal, now_ms: float) -> None:
+        for event in refusal_events(refusal, is_spoken=self.codec.traits.tells_refusal):
+            self._send(self.codec.encode(event))
+        self._connection.close_by(now_ms + TOLD_MS)
+
+    def _send(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            self._connection.write(build_frame(frame))
+
+    def begin(self) -> None: ...
+
+    def receive_binary(self, payload: bytes) -> None: ...
+
+    def receive_run(self, payloads: list[bytes]) -> bool:
+        return True
+
+    def receive_text(self, payload: bytes) -> None:
+        """On some wires nothing can be told before the caller's first message."""
+        try:
+            self.codec.receive_text(payload)
+        except ProtocolError:
+            return
+        frames = self.codec.frames_to_send()
+        if frames:
+            self._send(frames)
+            linger_ms = min(self.codec.linger_ms, LINGER_MS)
+            self._connection.close_by(self._connection.services.ticks.now_ms + max(TOLD_MS, linger_ms))
+
+    def receive_pong(self, payload: bytes) -> None: ...
+
+    def receive_close(self, code: int, reason: str) -> None: ...
+
+    def receive_violation(self, code: int, reason: str) -> None:
+        self._connection.services.metrics.count_error(name_of_violation(code))
+
+    def on_outage(self, now_ms: float) -> None: ...
+
+    def leave(self) -> None:
+        self._connection.services.places.admission.lingering -= 1
+
+
+class Opening:
+    """One connection's request, until it is answered. ``feed`` reads it."""
+
+    __slots__ = ("_connection", "_receive_buffer", "_services")
+
+    def __init__(self, connection: OpeningConnection, head: bytes = b"") -> None:
+        """head: what came before another process handed the connection on."""
+        self._services = connection.services
+        self._connection = connection
+        self._receive_buffer = bytearray(head)
 
     # ---------------------------------------------------------------------------------------------- the handshake
 
-    def receive_head(self, data: bytes, now_ms: float) -> None:
+    def feed(self, data: bytes, now_ms: float) -> None:
         receive_buffer = self._receive_buffer
-        if self._is_ended:
-            return
-        if receive_buffer is None:
+        if not receive_buffer:
             if is_tls_hello(data):
-                self._services.log.warning("a client speaks TLS to the plain port", peer=self.peer())
-                self.abort()
+                peer = self._peer()
+                where = f"{peer[0]}:{peer[1]}" if peer else "unknown"
+                self._services.log.warning("a client speaks TLS to the plain port", peer=where)
+                self._connection.abort()
                 return
             end = data.find(HEAD_END) + len(HEAD_END)
             if end == len(data) <= MAX_HEAD_BYTES and data.startswith(b"GET "):
                 self._ask(data, b"", b"", now_ms)  # all of it in one read and nothing else, as nearly always
                 return
-            receive_buffer = self._receive_buffer = ReceiveBuffer()
         receive_buffer += data
         end = receive_buffer.find(HEAD_END)
         if end < 0 and len(receive_buffer) <= MAX_HEAD_BYTES:
             return
         if not 0 <= end <= MAX_HEAD_BYTES:
-            self._answer(error_response(431, "request_too_large", "The request head is too large."))
+            self.answer(error_response(431, "request_too_large", "The request head is too large."))
             return
         end += len(HEAD_END)
         try:
             length = body_length(bytes(receive_buffer[:end]))
         except BadRequest as error:
-            self._answer(error_response(error.status, error.code, error.message))
+            self.answer(error_response(error.status, error.code, error.message))
             return
-        if len(receive_buffer) < end + length:
-            return
-        body_end = end + length
-        self._receive_buffer = None
-        self._ask(
-            bytes(receive_buffer[:end]),
-            bytes(receive_buffer[end:body_end]),
-            bytes(receive_buffer[end:]),
-            now_ms,
-        )
+        if len(receive_buffer) >= end + length:
+            head, body, rest = receive_buffer[:end], receive_buffer[end : end + length], receive_buffer[end:]
+            self._ask(bytes(head), bytes(body), bytes(rest), now_ms)
+
+    def _peer(self) -> tuple[str, int] | None:
+        transport = self._connection.transport
+        return transport.get_extra_info("peername") if transport is not None else None
 
     def _ask(self, head: bytes, body: bytes, rest: bytes, now_ms: float) -> None:
         """Have the router answer a whole request. ``rest``: all that came after its head."""
-        answer = self._services.router.answer(head, now_ms, self.address(), body)
+        peer = self._peer()
+        answer = self._services.router.answer(head, now_ms, peer[0] if peer else "", body)
         if isinstance(answer, Response):
-            self._answer(answer)
-            return
-        if isinstance(answer, OtherProcess):
-            if not self.hand_on(answer.process, head + rest):
-                self._answer(CALL_IS_ELSEWHERE)
-            return
-        call: Door = self
-        if answer.resume is not None and answer.refusal is None:
-            call = cast("Door", answer.resume.call)
-            call.go_on_over(self, answer, now_ms)
+            self.answer(answer)
+        elif isinstance(answer, OtherProcess):
+            self._hand_on(answer.process, head + rest)
         else:
-            self._open(answer, now_ms)
-        if rest:
-            call.data_received(rest)
+            self._upgrade(answer, now_ms)
+            if rest:
+                self._connection.data_received(rest)
 
-    def _answer(self, response: Response) -> None:
-        self._receive_buffer = None
+    def answer(self, response: Response) -> None:
         self._services.metrics.count_http(response.status)
-        self.write(response.to_bytes())
+        self._connection.write(response.to_bytes())
         if response.refused:
             self._count_refused(response.refused)
-        self.end_stream()
+        self._connection.end_stream()
 
     def _count_refused(self, reason: str) -> None:
         services = self._services
         services.metrics.count_refused(reason)
         services.metrics.refusal.observe((services.ticks.clock() - services.ticks.now_ms) / 1000.0)
 
-    def _open(self, upgrade: Upgrade, now_ms: float) -> None:
-        services = self._services
-        self._codec = codec = upgrade.codec
-        self._ticket = ticket = upgrade.ticket
-        self.max_message_bytes = codec.traits.max_message_bytes or self.max_message_bytes
-        services.state.join()
-        self._heard_ms = self._active_ms = self._opened_ms = now_ms
-        self.write(upgrade.data)
-        if upgrade.refusal is not None:
-            self._tell(upgrade.refusal, now_ms)
+    def _hand_on(self, process: int, data: bytes) -> None:
+        """Give the socket, with the request that came on it, to another process of this server."""
+        transport, handoff = self._connection.transport, self._services.handoff
+        if transport is None or handoff is None or not handoff.hand_on(transport, process, data):
+            self.answer(CALL_IS_ELSEWHERE)
             return
-        self.limit_writes()
-        services.metrics.count_opened(codec.traits.name)
-        is_waiting = ticket is not None and ticket.is_waiting
-        if ticket is not None:
-            ticket.owner = self
-        if codec.traits.is_shared and not is_waiting and not upgrade.key:
-            self._seed = seed = services.sessions.store.new_seed(self)
-            self._greet(services.sessions.greeting(codec, seed))
+        self._services.metrics.calls_handed_on.inc()
+        self._connection.connection_lost(None)
+
+    # --------------------------------------------------------------------------------------------------- the upgrade
+
+    def _upgrade(self, upgrade: Upgrade, now_ms: float) -> None:
+        services, connection = self._services, self._connection
+        if upgrade.refusal is not None:
+            refused = RefusedCaller(connection, upgrade.codec, now_ms)
+            connection.open(refused, now_ms)
+            connection.write(upgrade.data)
+            self._count_refused(upgrade.refusal.reason)
+            refused.tell(upgrade.refusal, now_ms)
+            return
+        transport = connection.transport
+        if transport is not None:
+            transport.set_write_buffer_limits(services.config.server.write_limit_bytes)
+        if upgrade.resume is not None:
+            self._resume(upgrade, now_ms)
+            return
+        services.metrics.count_opened(upgrade.codec.traits.name)
+        connection.write(upgrade.data)
+        is_waiting = upgrade.ticket is not None and upgrade.ticket.is_waiting
+        if upgrade.codec.traits.is_shared and not is_waiting and not upgrade.key:
+            self._greet(upgrade, now_ms)
         else:
             self._begin(upgrade, now_ms)
         if not services.outage.is_whole:
-            self.on_outage(now_ms)
-        self.keep(now_ms)
+            services.outage.tell(connection, now_ms)
+        connection.keep(now_ms)
+
+    def _greet(self, upgrade: Upgrade, now_ms: float) -> None:
+        """Send what the session would say first, and make it later."""
+        sessions, codec, connection = self._services.sessions, upgrade.codec, self._connection
+        seed = sessions.store.new_seed()
+        silent = SilentCaller(connection, codec, seed, upgrade.ticket, now_ms)
+        sessions.store.add_silent(seed, silent)
+        connection.open(silent, now_ms)
+        for frame in codec.encode(sessions.greeting(codec, seed)):
+            connection.write(build_frame(frame))
 
     def _begin(self, upgrade: Upgrade, now_ms: float) -> None:
         """Make the session at once: it has a place in the waiting room, a key's account or a wire with a state of its own."""
         services, codec, ticket = self._services, upgrade.codec, upgrade.ticket
-        self._session = session = services.sessions.make(codec)
+        session = services.sessions.make(codec)
         if upgrade.key:
             session.key = upgrade.key
             services.auth.enter(session.key)
         session.open(now_ms)
+        call = Call(services, codec, session, self._connection, ticket=ticket, opened_ms=now_ms)
+        self._connection.open(call, now_ms)
         if session.resume_token:
-            services.sessions.store.add(session.session_id, self)
+            services.sessions.store.add(session.session_id, call)
             for event in session.events_to_send():
-                self._greet(event)
+                call.messages.send_uncounted(codec.encode(event))
         if ticket is not None and ticket.is_waiting:
             session.waiting(ticket.position, ticket.estimate_ms, now_ms)
-        self._pump(now_ms)
+        call.move(now_ms)
 
-    def _greet(self, event: ServerEvent) -> None:
-        assert self._codec is not None
-        self.write_frames(self._codec.encode(event))
-
-    def session_made(self) -> Session | None:
-        seed, codec = self._seed, self._codec
-        if seed and codec is not None:
-            services, self._seed = self._services, b""
-            self._session = session = services.sessions.make(codec, seed)
-            session.open(services.ticks.now_ms)
-            session.events_to_send()  # was said by ``_open``
-            session.gone = services.outage.silent.pop(self, "")
-            services.sessions.store.grow(seed, session.session_id, self)
-        return self._session
-
-    def _tell(self, refusal: Refusal, now_ms: float) -> None:
-        services = self._services
-        services.places.admission.lingering += 1
-        self._count_refused(refusal.reason)
-        assert self._codec is not None
-        is_spoken = self._codec.traits.tells_refusal
-        for event in refusal_events(refusal, is_spoken=is_spoken):
-            self._queue(self._codec.encode(event))
-        self.close_by(now_ms + TOLD_MS)
-
-    def on_outage(self, now_ms: float, *, is_back: bool = False) -> None:
-        """A stage has no worker, or has one again. For ``Services``. is_back: the caller resumes, and hears it all the same."""
-        services, session, codec = self._services, self._session, self._codec
-        if codec is None or self.is_closing or self._is_ended:
-            return
-        if session is not None:
-            outage.tell(session, services.outage.missing_for(session.options), is_back=is_back)
-            self._pump(now_ms)
-        elif self._seed:
-            event = services.outage.next_for_silent(self)
-            if event is not None:
-                self._shared += 1
-                self._active_ms = now_ms
-                services.metrics.observe(event)
-                self.write(services.outage.frame_of(event, codec))
-
-    def on_unopened(self, now_ms: float) -> None:
-        """No complete request came in time, if none came."""
-        if self._codec is None and not self._is_ended:
-            self._answer(error_response(408, "handshake_timeout", "No complete request came in time."))
-
-    def tell_later(self, payload: bytes) -> None:
-        codec = self._codec
-        assert codec is not None
-        try:
-            codec.receive_text(payload)
-        except ProtocolError:
-            return
-        frames = codec.frames_to_send()
-        if frames:
-            self._queue(frames)
-            linger_ms = min(codec.linger_ms, LINGER_MS)
-            self.close_by(self._services.ticks.now_ms + max(TOLD_MS, linger_ms))
+    def _resume(self, upgrade: Upgrade, now_ms: float) -> None:
+        """The caller of a call is back on this connection, perhaps before we know that the one before is broken."""
+        target, ticket, connection = upgrade.resume, upgrade.ticket, self._connection
+        assert target is not None
+        call = cast("Call", target.call)
+        call.release_connection()
+        connection.open(call, now_ms)
+        if ticket is not None:
+            call.places.take(ticket)
+        connection.write(upgrade.data)
+        call.attach(connection, target.token, target.after, now_ms)
+        if ticket is not None and ticket.is_waiting:
+            call.session.waiting(ticket.position, ticket.estimate_ms, now_ms)
+        call.on_outage(now_ms, is_back=True)
+        call.move(now_ms)
+        connection.keep(now_ms)

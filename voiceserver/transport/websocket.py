@@ -1,8 +1,8 @@
-"""A connection's frames, sans I/O: the short path, and the judge of everything else.
+"""A connection's frames, sans I/O: the short path, and the strict parser of everything else.
 
 Complete, unfragmented, masked text, binary, ping and pong frames are read here. Whatever else arrives (fragments, close
-frames, reserved bits, bad opcodes, unmasked or oversized frames) goes to the judge, ``websockets``' own ``ServerProtocol``, made
-when the first such byte arrives and dropped at the next message boundary. ``tests/laws/test_frames_differential.py`` holds the
+frames, reserved bits, bad opcodes, unmasked or oversized frames) goes to ``websockets``' own ``ServerProtocol``, made when
+the first such byte arrives and dropped at the next message boundary. ``tests/laws/test_frames_differential.py`` holds the
 two against each other: what a caller gets may not depend on which of them read a frame.
 
 Bounds: a message by ``max_message_bytes``, its fragments by ``MAX_FRAGMENTS``, the frames handled in one go by
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from typing import Final
+from typing import Final, Protocol
 
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
@@ -34,13 +34,13 @@ _MUCH_TEXT: Final = 16
 # Binary frames of one read are handed over together, up to this size: half a second of audio at 16 kHz.
 RUN_BYTES: Final = 16_384
 MAX_FRAGMENTS: Final = 4_096
-_JUDGE_SLICE_BYTES: Final = 4_096
+_STRICT_SLICE_BYTES: Final = 4_096
 
 _AUDIO_FRAME: Final = BINARY << 8 | LENGTH_16
 _AUDIO_HEAD_BYTES: Final = 8
 _read_audio_head: Final = struct.Struct(">HH4s").unpack_from
 
-# The judge reports every connection at info level; its only news for us is a fault of its own.
+# The strict parser reports every connection at info level; its only news for us is a fault of its own.
 _strict_parser_log: Final = logging.getLogger("voiceserver.websockets")
 _strict_parser_log.setLevel(logging.ERROR)
 
@@ -119,57 +119,65 @@ class ReceiveBuffer(bytearray):
         self.needed = 0
 
 
-class Framing:
-    """Bytes in by ``feed``, messages out by the ``receive_*`` hooks, bytes out by ``write``. Subclasses give the hooks."""
+class FrameReceiver(Protocol):
+    """Who gets the messages of a connection."""
 
-    __slots__ = ("_receive_buffer", "_strict_parser", "max_message_bytes")
+    def receive_binary(self, payload: bytes) -> None: ...
 
-    def __init__(self, max_message_bytes: int) -> None:
-        self.max_message_bytes = max_message_bytes
-        self._receive_buffer: ReceiveBuffer | None = None
-        self._strict_parser: StrictParser | None = None
-
-    # ------------------------------------------------------------------------------------------------------- hooks
-
-    def receive_binary(self, payload: bytes) -> None:
-        raise NotImplementedError
-
-    def receive_run(self, payloads: list[bytes]) -> None:
-        """Binary messages that came together."""
-        for payload in payloads:
-            if self.is_closing:  # by one of them: what follows is discarded
-                return
-            self.receive_binary(payload)
+    def receive_run(self, payloads: list[bytes]) -> bool:
+        """Binary messages that came together. False: none was taken, give them one at a time."""
 
     def receive_text(self, payload: bytes) -> None:
         """``payload`` is valid UTF-8."""
-        raise NotImplementedError
 
-    def receive_pong(self, payload: bytes) -> None:
-        """Of interest only to those who count what the peer has received."""
+    def receive_pong(self, payload: bytes) -> None: ...
 
     def receive_close(self, code: int, reason: str) -> None:
         """The peer closes; the answer is written next."""
-        raise NotImplementedError
 
     def receive_violation(self, code: int, reason: str) -> None:
         """The peer broke the standard. The close frame is written next: the moment for a last word."""
-        raise NotImplementedError
 
-    def write(self, data: bytes) -> None:
-        raise NotImplementedError
+
+class TurnTaker(Protocol):
+    def wait_for_turn(self) -> None:
+        """Enough for now. Stop reading, and call ``feed(b"")`` later to go on."""
+
+
+class FrameSink(Protocol):
+    """Where a connection's bytes go."""
+
+    @property
+    def flow(self) -> TurnTaker: ...
+
+    def write(self, data: bytes) -> None: ...
 
     def end_stream(self) -> None:
         """Nothing more will be written, and nothing more is read: close the socket when what was written has left."""
-        raise NotImplementedError
 
-    def has_had_enough(self) -> bool:
-        """Whether a turn that still has messages has lasted too long already: an answer may cost far more than its question."""
-        return False
 
-    def wait_for_turn(self) -> None:
-        """Enough for now. Stop reading, and call ``feed(b"")`` later to go on."""
-        raise NotImplementedError
+class TurnClock(Protocol):
+    def is_turn_long(self) -> bool:
+        """Whether the callback that runs now has lasted long: an answer may cost far more than its question."""
+
+
+class FrameReader:
+    """One connection's frames: bytes in by ``feed``, messages out to ``receiver``, bytes out to ``sink``.
+
+    The receiver may be another one from the next message on (``give_to``).
+    """
+
+    __slots__ = ("_clock", "_max_message_bytes", "_receive_buffer", "_receiver", "_sink", "_strict_parser")
+
+    def __init__(
+        self, receiver: FrameReceiver, sink: FrameSink, clock: TurnClock, max_message_bytes: int
+    ) -> None:
+        self._receiver = receiver
+        self._sink = sink
+        self._clock = clock
+        self._max_message_bytes = max_message_bytes
+        self._receive_buffer: ReceiveBuffer | None = None
+        self._strict_parser: StrictParser | None = None
 
     # --------------------------------------------------------------------------------------------------------- in
 
@@ -178,8 +186,16 @@ class Framing:
         return self._strict_parser is not None and self._strict_parser.state is not State.OPEN
 
     @property
+    def has_peer_closed(self) -> bool:
+        """The peer has sent its close frame."""
+        return self._strict_parser is not None and self._strict_parser.close_rcvd is not None
+
+    @property
     def has_partial_message(self) -> bool:
         return self._receive_buffer is not None or self._strict_parser is not None
+
+    def give_to(self, receiver: FrameReceiver) -> None:
+        self._receiver = receiver
 
     def feed(self, data: bytes | bytearray) -> int:  # hot
         """Read what arrived; the number of frames that were complete. Never raises for what a peer sent."""
@@ -190,66 +206,70 @@ class Framing:
                 return 0
             self._receive_buffer = None
             data = receive_buffer
-        at = 0
-        size = len(data)
-        limit = self.max_message_bytes
-        frames = 0
-        budget = FRAMES_PER_TURN
+        at = frames = 0
+        size, limit, budget = len(data), self._max_message_bytes, FRAMES_PER_TURN
         while at < size:
             if frames >= budget:
                 self._stash(data, at, 0)
-                self.wait_for_turn()
+                self._sink.flow.wait_for_turn()
                 break
-            if self._strict_parser is not None:
-                came, text_bytes = self._ask_strict_parser(data[at : at + _JUDGE_SLICE_BYTES])
-                frames += came
-                at += _JUDGE_SLICE_BYTES
-                budget = self._charge(budget, text_bytes)
-                if text_bytes and at < size and self.has_had_enough():
-                    budget = 0
-                continue
-            # What find_payload would say of the frames that come all the time: chunks of audio.
-            run: list[bytes] = []
-            run_end = min(size, at + RUN_BYTES)
-            while at + _AUDIO_HEAD_BYTES <= run_end and frames < budget:
-                head, length, mask = _read_audio_head(data, at)
-                end = at + _AUDIO_HEAD_BYTES + length
-                if head != _AUDIO_FRAME or end > size or length > limit:
-                    break
-                run.append(apply_mask(data[at + _AUDIO_HEAD_BYTES : end], mask))
-                at = end
-                frames += 1
-            if run:
-                self.receive_run(run)
-                continue
-            start, end = find_payload(data, at, limit)
-            if start < 0:
-                if start == INCOMPLETE:
-                    self._stash(data, at, end - at)
-                    break
-                self._strict_parser = StrictParser(limit)
-                continue
-            head = data[at]
-            at = end
-            frames += 1
-            payload = apply_mask(data[start:end], data[start - 4 : start])
-            if head == BINARY:
-                self.receive_binary(payload)
-            else:
-                self._receive_other(head, payload)
-                if head == TEXT:
-                    budget = self._charge(budget, len(payload))
-                    if at < size and self.has_had_enough():
-                        budget = 0
+            if self._strict_parser is None:
+                # What find_payload would say of the frames that come all the time: chunks of audio.
+                run: list[bytes] = []
+                run_end = min(size, at + RUN_BYTES)
+                while at + _AUDIO_HEAD_BYTES <= run_end and frames < budget:
+                    head, length, mask = _read_audio_head(data, at)
+                    end = at + _AUDIO_HEAD_BYTES + length
+                    if head != _AUDIO_FRAME or end > size or length > limit:
+                        break
+                    run.append(apply_mask(data[at + _AUDIO_HEAD_BYTES : end], mask))
+                    at = end
+                    frames += 1
+                if run:
+                    if not self._receiver.receive_run(run):
+                        self._receive_each(run)
+                    continue
+            read = self._read_any(data, at)
+            if read is None:
+                break
+            at, came, text_bytes = read
+            frames += came
+            if text_bytes:
+                budget = self._charge(budget, text_bytes, is_last=at >= size)
         return frames
 
-    def _charge(self, budget: int, text_bytes: int) -> int:
-        """What a turn's budget of frames is after text of so many bytes."""
+    def _receive_each(self, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            if self.is_closing:  # by one of them: what follows is discarded
+                return
+            self._receiver.receive_binary(payload)
+
+    def _read_any(self, data: bytes | bytearray, at: int) -> tuple[int, int, int] | None:
+        """Read a frame, or a slice for the strict parser: where the next begins, how many frames were complete, and how many
+        bytes of text they had. None: the rest is not yet a frame, and was put aside."""
+        if self._strict_parser is None:
+            start, end = find_payload(data, at, self._max_message_bytes)
+            if start >= 0:
+                payload = apply_mask(data[start:end], data[start - 4 : start])
+                if data[at] == BINARY:
+                    self._receiver.receive_binary(payload)
+                    return end, 1, 0
+                self._receive_other(data[at], payload)
+                return end, 1, len(payload) if data[at] == TEXT else 0
+            if start == INCOMPLETE:
+                self._stash(data, at, end - at)
+                return None
+            self._strict_parser = StrictParser(self._max_message_bytes)
+        came, text_bytes = self._ask_strict_parser(data[at : at + _STRICT_SLICE_BYTES])
+        return at + _STRICT_SLICE_BYTES, came, text_bytes
+
+    def _charge(self, budget: int, text_bytes: int, *, is_last: bool) -> int:
+        """What a turn's budget of frames is after text of so many bytes. is_last: nothing more has come so far."""
         price = text_bytes // TEXT_BYTES_PER_FRAME
-        if price < _MUCH_TEXT:
-            return budget - price
-        self.wait_for_turn()
-        return 0
+        if price >= _MUCH_TEXT:
+            self._sink.flow.wait_for_turn()
+            return 0
+        return 0 if not is_last and self._clock.is_turn_long() else budget - price
 
     def _stash(self, data: bytes | bytearray, at: int, needed: int) -> None:
         self._receive_buffer = receive_buffer = ReceiveBuffer(data[at:])
@@ -257,16 +277,16 @@ class Framing:
 
     def _receive_other(self, head: int, payload: bytes) -> None:
         if head == PING:
-            self.write(build_head(PONG, len(payload)) + payload)
+            self._sink.write(build_head(PONG, len(payload)) + payload)
         elif head == PONG:
-            self.receive_pong(payload)
+            self._receiver.receive_pong(payload)
         elif head == TEXT:
             try:
                 payload.decode()
             except UnicodeDecodeError as error:
                 self.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
             else:
-                self.receive_text(payload)
+                self._receiver.receive_text(payload)
 
     def _ask_strict_parser(self, data: bytes | bytearray) -> tuple[int, int]:
         """How many frames were complete, and how many bytes of text the messages had."""
@@ -279,12 +299,12 @@ class Framing:
             head, payload = strict_parser.message
             strict_parser.message = None
             if head == BINARY:
-                self.receive_binary(payload)
+                self._receiver.receive_binary(payload)
             elif head == TEXT:
                 text_bytes += len(payload)
-                self.receive_text(payload)
+                self._receiver.receive_text(payload)
             else:
-                self.receive_pong(payload)
+                self._receiver.receive_pong(payload)
             strict_parser.go_on()
         frames = len(strict_parser.events_received())
         if was_open and strict_parser.state is not State.OPEN and not strict_parser.is_own_close:
@@ -296,13 +316,9 @@ class Framing:
 
     def _tell_why(self, strict_parser: StrictParser) -> None:
         if strict_parser.close_rcvd is not None and strict_parser.parser_exc is None:
-            self.receive_close(strict_parser.close_rcvd.code, strict_parser.close_rcvd.reason)
+            self._receiver.receive_close(strict_parser.close_rcvd.code, strict_parser.close_rcvd.reason)
         elif strict_parser.close_sent is not None:
-            self.receive_violation(strict_parser.close_sent.code, strict_parser.close_sent.reason)
-
-    def restart(self) -> None:
-        """Another socket: what is left of a frame of the old one means nothing."""
-        self._receive_buffer = self._strict_parser = None
+            self._receiver.receive_violation(strict_parser.close_sent.code, strict_parser.close_sent.reason)
 
     # -------------------------------------------------------------------------------------------------------- out
 
@@ -310,7 +326,7 @@ class Framing:
         """Begin the closing handshake. Nothing is sent after it. Does nothing on a connection that is closing."""
         strict_parser = self._strict_parser
         if strict_parser is None:
-            strict_parser = self._strict_parser = StrictParser(self.max_message_bytes)
+            strict_parser = self._strict_parser = StrictParser(self._max_message_bytes)
             if self._receive_buffer is not None:
                 self._receive_buffer.needed = 0
         if strict_parser.state is State.OPEN:
@@ -321,10 +337,10 @@ class Framing:
     def fail(self, code: int, reason: str) -> None:
         """Close because of the peer, without waiting for its answer."""
         if not self.is_closing:
-            self.receive_violation(code, reason)
+            self._receiver.receive_violation(code, reason)
         strict_parser = self._strict_parser
         if strict_parser is None:
-            strict_parser = self._strict_parser = StrictParser(self.max_message_bytes)
+            strict_parser = self._strict_parser = StrictParser(self._max_message_bytes)
         if not strict_parser.eof_sent:
             strict_parser.is_own_close = True
             strict_parser.fail(code, _fit(reason))
@@ -333,9 +349,9 @@ class Framing:
     def _speak(self, strict_parser: StrictParser) -> None:
         for data in strict_parser.data_to_send():
             if data:
-                self.write(data)
+                self._sink.write(data)
             else:
-                self.end_stream()
+                self._sink.end_stream()
 
 
 def _fit(reason: str) -> str:

@@ -48,7 +48,7 @@ def test_a_silent_caller_is_told_once_and_costs_no_session() -> None:
     assert told == {
         "stage": "vad", "reason": "no_worker", "lag_ms": 0, "retry_after_ms": 700, "credit_ms": 10_000,
     }  # fmt: skip
-    assert idle.connection._session is None
+    assert idle.connection.call is None
     pass_time(shell, REPEAT_MS - 500)
     assert len(of(idle, "server.busy")) == 1
     pass_time(shell, 500)
@@ -102,9 +102,9 @@ def test_who_talks_hears_its_own_signals_and_one_ready() -> None:
     assert len(signals) == 2
     assert all(signal["lag_ms"] >= 250 for signal in signals)
     shell.pools["vad"].room = 100
-    line.connection.on_room("vad")
-    line.connection.on_tick()
     stream = shell.pools["vad"].streams[-1]
+    stream.owner.on_room("vad")
+    stream.owner.on_tick()
     stream.answer(ResultKind.CONSUMED, 0, stream.sent[-1][2])
     come_back(shell)
     pass_time(shell, 1_500)
@@ -122,9 +122,9 @@ def test_who_was_told_while_idle_and_then_talks_hears_one_ready() -> None:
     come_back(shell)
     assert of(line, "server.ready") == [], "its audio still waits"
     shell.pools["vad"].room = 100
-    line.connection.on_room("vad")
-    line.connection.on_tick()
     stream = shell.pools["vad"].streams[-1]
+    stream.owner.on_room("vad")
+    stream.owner.on_tick()
     stream.answer(ResultKind.CONSUMED, 0, stream.sent[-1][2])
     pass_time(shell, 1_500)
     assert len(of(line, "server.ready")) == 1

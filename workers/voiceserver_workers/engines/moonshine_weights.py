@@ -17,18 +17,16 @@ half a gigabyte, which no worker should keep.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from voiceserver_workers.models import default_folder, locked, sha256_of
 
 if TYPE_CHECKING:
     import onnx
@@ -69,21 +67,6 @@ def tokenizer_path() -> Path:
     return source_folder() / "tokenizer.bin"
 
 
-def default_cache() -> Path:
-    """The user's cache folder, or one of this user among the temporary ones where that cannot be written."""
-    home = os.environ.get("XDG_CACHE_HOME") or (
-        "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    )
-    wanted = Path(home).expanduser() / "voiceserver"
-    try:
-        wanted.mkdir(parents=True, exist_ok=True)
-        if os.access(wanted, os.W_OK | os.X_OK):
-            return wanted
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.gettempdir()) / f"voiceserver-{os.getuid()}"
-
-
 def prepare(params: Mapping[str, object], say: Callable[[str], None]) -> None:
     """Make the files before a worker starts, where that was not done; ``say`` hears what takes time. Raises ValueError."""
     folder = cache_of(params)
@@ -97,7 +80,7 @@ def cache_of(params: Mapping[str, object]) -> Path:
     cache = params.get("cache", "")
     if not isinstance(cache, str):
         raise ValueError(f"cache: must be the path of a folder, not {cache!r}")
-    return Path(cache).expanduser() if cache else default_cache()
+    return Path(cache).expanduser() if cache else default_folder()
 
 
 def _in(cache: Path) -> Path:
@@ -111,7 +94,7 @@ def prepared(cache: Path) -> Path:
         return folder
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(cache / f"{folder.name}.lock"):
+        with locked(cache / f"{folder.name}.lock"):
             if not is_whole(folder):
                 _make_in_process(folder)
     except OSError as error:
@@ -133,19 +116,6 @@ def sums_of(folder: Path) -> str:
     """The files' hashes, in the format of ``sha256sum``."""
     files = [folder / f"{name}.onnx" for name in MODELS]
     return "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Several workers may start at once: one makes the files, the others wait for them."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make_in_process(folder: Path) -> None:

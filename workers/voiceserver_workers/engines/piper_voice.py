@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from piper import PiperVoice, SynthesisConfig
 from piper.config import PiperConfig
 
+from voiceserver_workers import models
 from voiceserver_workers.engine import Audio
 
 _NOISE_VALUES = 1 << 16
@@ -46,7 +47,7 @@ class Voice:
 
     def __init__(self, path: str, *, threads: int = 1, use_cuda: bool = False) -> None:
         model = _file("voice", path)
-        config = _read_config(Path(f"{path}.json"))
+        config = _read_config(Path(f"{model}.json"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -145,8 +146,11 @@ def _looked_up(node: onnx.NodeProto, name: str) -> Iterable[onnx.NodeProto]:
 def _file(key: str, path: str) -> Path:
     if not path:
         raise ValueError(
-            f"{key}: which one? The path of a Piper voice, NAME.onnx, with NAME.onnx.json beside it"
+            f"{key}: which one? The path of a Piper voice, NAME.onnx, with NAME.onnx.json beside it, or packaged:joe"
         )
+    kind, _, packaged = path.partition(":")
+    if kind == "packaged":
+        return models.weights(key, f"piper-{packaged}") / f"{packaged}.onnx"
     for needed in (Path(path), Path(f"{path}.json")):
         if not needed.is_file():
             raise ValueError(

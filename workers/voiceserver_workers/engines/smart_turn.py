@@ -125,13 +125,14 @@ class _Stream:
 
 
 class SmartTurn:
-    """VAD engine. Params: model (path of an ONNX file, or "pipecat": the one inside the installed pipecat-ai), pause_ms
+    """VAD engine. Params: model (path of an ONNX file; "packaged": that of ``voiceserver models``; "pipecat": the one inside
+    the installed pipecat-ai; "auto": what is there), pause_ms
     (silence before a turn is judged, 96 to 1000), turn_threads, and those of silero. Takes no stream options."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         self._pause_ms = _whole_number("pause_ms", params.get("pause_ms", 200), 96, 1000)
         threads = _whole_number("turn_threads", params.get("turn_threads", 1), 1, 64)
-        self._model = TurnModel(model_path(params.get("model", "pipecat")), threads)
+        self._model = TurnModel(model_path(params.get("model", "auto")), threads)
         self._silero = Silero(_silero_params(params))
         self.info = EngineInfo("smart_turn", "vad", RATE_HZ, frame_samples=WINDOW_SAMPLES)
         self._streams: dict[int, _Stream] = {}

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from voiceserver_workers import models
 from voiceserver_workers.engine import Audio
 
 RATE_HZ = 16000
+PACKAGED = "smart-turn-v3.2"
 CONTEXT_SAMPLES = 8 * RATE_HZ
 _FRAME_SAMPLES, _HOP_SAMPLES = 400, 160
 _FRAMES = CONTEXT_SAMPLES // _HOP_SAMPLES
@@ -90,11 +92,22 @@ class TurnModel:
         return float(np.asarray(probabilities).reshape(-1)[0])
 
 
+def _has_pipecat() -> bool:
+    return importlib.util.find_spec("pipecat") is not None
+
+
 def model_path(name: object) -> Path:
-    """A path, or ``pipecat`` for the model inside the installed pipecat-ai. Raises ValueError naming ``model``."""
+    """A path; ``packaged`` for the model that ``voiceserver models fetch smart-turn-v3.2`` brings; ``pipecat`` for the one inside
+    the installed pipecat-ai; ``auto`` for the first of these that is there. Raises ValueError naming ``model``."""
+    if name == "auto":
+        name = "packaged" if models.is_present(models.named(PACKAGED)) or not _has_pipecat() else "pipecat"
+    if name == "packaged":
+        return models.weights("model", PACKAGED) / "smart-turn.onnx"
     if name != "pipecat":
         if not isinstance(name, str) or not Path(name).is_file():
-            raise ValueError(f'model: must be the path of an ONNX file, or "pipecat", not {name!r}')
+            raise ValueError(
+                f'model: must be the path of an ONNX file, "packaged" or "pipecat", not {name!r}'
+            )
         return Path(name)
     # Found, not imported: importing pipecat takes seconds and prints a banner.
     spec = importlib.util.find_spec("pipecat")

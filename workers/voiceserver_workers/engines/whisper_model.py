@@ -24,6 +24,7 @@ import faster_whisper
 import numpy as np
 from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 
+from voiceserver_workers import models
 from voiceserver_workers.engine import Audio
 from voiceserver_workers.engines.windows import AUTO, RATE_HZ, Heard, Job, Word
 
@@ -41,7 +42,8 @@ _MARKS = {"cpu": "int8", "cuda": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """model: folder of a CTranslate2 Whisper, or a name of the hub. language: "auto" to detect it. context_s: length of
+    """model: folder of a CTranslate2 Whisper, packaged:base or packaged:tiny.en (``voiceserver models``), or a
+    name of the hub. language: "auto" to detect it. context_s: length of
     the model's window; below 30 is faster and less exact. decode_interval_ms: audio between partial hypotheses.
     batch_size: windows in one call. silence_db: RMS level, in dB of full scale, below which nobody speaks."""
 
@@ -250,9 +252,12 @@ def _model_folder(name: str) -> Path:
     """Where the model is, after a download if need be."""
     if not name:
         raise ValueError(
-            "model: which one? A folder with a CTranslate2 Whisper model, or a name such as "
+            "model: which one? A folder with a CTranslate2 Whisper model, packaged:base, packaged:tiny.en, or a name such as "
             f"{', '.join(faster_whisper.available_models()[:6])}"
         )
+    kind, _, packaged = name.partition(":")
+    if kind == "packaged":
+        return models.weights("model", f"whisper-{packaged}")
     path = Path(name).expanduser()
     if path.is_dir():
         for needed in ("model.bin", "tokenizer.json"):

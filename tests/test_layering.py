@@ -35,6 +35,7 @@ MAY_KNOW: dict[str, frozenset[str]] = {
     "voiceserver.testing": SHELL,
     "voiceserver.config.cores": frozenset({"os"}),
     "voiceserver.config.environment": frozenset({"os"}),
+    "voiceserver.observability.log_writer": frozenset({"os", "select", "threading", "time"}),
     "voiceserver.observability": frozenset({"os", "time"}),
     "voiceserver.transport.connection": SHELL,
     "voiceserver.transport.services": frozenset({"asyncio"}),

@@ -5,9 +5,11 @@ Errors are one line and exit code 2. The clients are imported when one is called
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,9 @@ from typing import Annotated, Final
 
 import typer
 
-from voiceserver.config import loader
-from voiceserver.config.environment import FILE_VARIABLE, environment
-from voiceserver.config.loader import DEFAULT_FILE, Loaded, parse_assignment
+from voiceserver.config.loader import FILE_HELP, Loaded, load_command, parse_assignment
 from voiceserver.errors import ConfigError, VoiceServerError
+from voiceserver.observability.log_writer import last_words, open_standard_streams
 
 app = typer.Typer(
     name="voiceserver",
@@ -33,14 +34,14 @@ CLIENTS: Final = {"talk": "talk", "load": "load", "demo": "main"}
 # A client reads its own arguments, ``--help`` as well.
 _READ_BY_CLIENT: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+# Of a pipe or file that a command prints to.
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
 LEAST_SECONDS = 0.01  # of one measurement
 MOST_SECONDS = 60.0
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(
-        "--config", help=f"TOML file; default: ${FILE_VARIABLE}, else ./{DEFAULT_FILE} if there is one."
-    ),
+    typer.Option("--config", help=FILE_HELP),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -238,22 +239,24 @@ def version() -> None:
 
 
 def _load(config: Path | None, settings: list[str] | None, flags: list[tuple[str, str, str]]) -> Loaded:
-    path, named_by = config, "--config"
-    environ = environment()
-    if path is None and environ.get(FILE_VARIABLE):
-        path, named_by = Path(environ[FILE_VARIABLE]), f"environment variable {FILE_VARIABLE}"
-    if path is None and Path(DEFAULT_FILE).is_file():
-        path, named_by = Path(DEFAULT_FILE), "the working directory"
-    assigned = [parse_assignment(text) for text in settings or ()]
-    return loader.load(path, environ, [*assigned, *flags], named_by=named_by)
+    return load_command(config, [*(parse_assignment(text) for text in settings or ()), *flags])
 
 
 def main() -> None:
+    open_standard_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except VoiceServerError as error:
-        print(f"voiceserver: error: {error}", file=sys.stderr)
+        last_words(f"voiceserver: error: {error}")
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        last_words(f"voiceserver: error: the output cannot be written: {error.strerror}")
+        os._exit(2)  # what is left of the output would be tried once more
 
 
 if __name__ == "__main__":

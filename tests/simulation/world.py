@@ -30,6 +30,7 @@ from voiceserver.capacity.admission import Admission, Ticket
 from voiceserver.capacity.outage import Outage
 from voiceserver.config.schema import BackpressureConfig, StageConfig
 from voiceserver.events import events as ev
+from voiceserver.pool import OnEvent, ignore_event
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver.pool.inline import InlinePool, SimulatedDeath
 from voiceserver.pool.quarantine import Quarantine
@@ -119,7 +120,9 @@ class DoomedWorker:
 
 
 class World:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, on_event: OnEvent = ignore_event) -> None:
+        """``on_event``: hears what happens to workers."""
+        self._on_event = on_event
         self.rng = rng = random.Random(seed)
         self.seed = seed
         self.now_ms = 1.0
@@ -199,6 +202,7 @@ class World:
             ),
             fork_ms=rng.uniform(5, 60),
             quarantine=self.quarantine,
+            on_event=self._on_event,
         )
 
     def _mischief(self, stage: str, batch: Sequence[Item], end: MortalEnd) -> None:

@@ -22,6 +22,7 @@ from voiceserver.config.schema import (
     TwilioConfig,
 )
 from voiceserver.errors import Refusal
+from voiceserver.observability.logs import Log
 from voiceserver.pool import Pool, PoolStats, StreamOwner
 from voiceserver.server.build import Host, build
 from voiceserver.server.multiprocess.peer import Peer
@@ -188,6 +189,7 @@ class Shell:
         auth: AuthConfig = AuthConfig(),  # noqa: B008  # frozen
         wall_s: Callable[[], float] = time.time,
         peer: Peer | None = None,
+        log: Log | None = None,
         **server: Any,
     ) -> None:
         one, none = StageConfig(engine="answered"), StageConfig(engine="none")
@@ -203,8 +205,8 @@ class Shell:
         self.pools = {name: AnsweredPool(name) for name in stages}
         self.loop = ManualClock()
         self.logged: list[dict[str, Any]] = []
-        log = structlog.wrap_logger(None, processors=[self._log], wrapper_class=structlog.BoundLogger)
-        host = Host(log=log, peer=peer, jitter=random.Random(1), wall_s=wall_s, wires=wires)
+        kept = structlog.wrap_logger(None, processors=[self._log], wrapper_class=structlog.stdlib.BoundLogger)
+        host = Host(log=log or kept, peer=peer, jitter=random.Random(1), wall_s=wall_s, wires=wires)
         self.services = build(self.config, self.pools, self.loop, lambda: self.loop.now_ms, host)
         self.admission = self.services.places.admission
         self.metrics = self.services.metrics

@@ -14,7 +14,7 @@ from typing import Final
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.limit import PROCESSOR, SPEECH_SHARE, Cost, Ladder, Load, TalkerLimit, talkers_for
 from voiceserver.events.events import ServerBusy
-from voiceserver.pool import Pool, PoolStats
+from voiceserver.pool import Pool, PoolStats, never_raising
 from voiceserver.session.settings import ServerSnapshot
 
 # A caller that was told to be late counts as late for so long; the signal repeats every second.
@@ -50,7 +50,7 @@ class CapacityController:
         self._server_snapshot = server_snapshot
         self._is_learned = is_learned
         self._windows_ms = windows_ms
-        self._on_change = on_change
+        self._on_change = never_raising(on_change)
         # The step of the lighter engines is there only where there is one.
         self._tiered = {stage: pool for stage, pool in pools.items() if pool.has_lighter}
         self._ladder = Ladder(now_ms, top=3 if self._tiered else 2)

@@ -18,12 +18,13 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from voiceserver.config.cores import usable_cores
-from voiceserver.config.environment import check_names, settings_in
+from voiceserver.config.environment import FILE_VARIABLE, check_names, environment, settings_in
 from voiceserver.config.rules import problem_of
 from voiceserver.config.schema import Config, LighterConfig, Value
 from voiceserver.errors import ConfigError
 
 DEFAULT_FILE: Final = "voiceserver.toml"
+FILE_HELP: Final = f"TOML file; default: ${FILE_VARIABLE}, else ./{DEFAULT_FILE} if there is one."
 NO_LIGHTER_VAD: Final = (
     "vad hears the whole call with one engine, so there cannot be a lighter one for some turns"
 )
@@ -77,6 +78,16 @@ def _shown(key: str, value: object) -> object:
     if value and _SECRET.search(key) and key != "server.tls_key":  # that is the path of one
         return _HIDDEN
     return _USER_OF_URL.sub(_HIDDEN, value) if isinstance(value, str) else value
+
+
+def load_command(path: Path | None, flags: Sequence[tuple[str, str, str]]) -> Loaded:
+    """``load`` with the environment of this process, and the file that a command reads when it names none. Raises ConfigError."""
+    named_by, environ = "--config", environment()
+    if path is None and environ.get(FILE_VARIABLE):
+        path, named_by = Path(environ[FILE_VARIABLE]), f"environment variable {FILE_VARIABLE}"
+    if path is None and Path(DEFAULT_FILE).is_file():
+        path, named_by = Path(DEFAULT_FILE), "the working directory"
+    return load(path, environ, flags, named_by=named_by)
 
 
 def load(

@@ -2,12 +2,16 @@
 
 Counters are counted where something is decided or closed, never per chunk of audio; label children are looked up once and kept.
 What pools know (workers, streams, lag) is read at the scrape.
+
+Rule: counting never raises. A fault in it is counted itself (``voiceserver_metric_faults_total``) and changes nothing
+for callers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Concatenate, ParamSpec, Protocol
 
 import msgspec
 from prometheus_client import (
@@ -22,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from voiceserver.events import events as ev
+from voiceserver.observability.logs import LOST_LINES
 from voiceserver.observability.process_metrics import ProcessMetrics
 from voiceserver.pool import PoolStats, WorkerStats
 
@@ -42,6 +47,7 @@ class Sample(msgspec.Struct, frozen=True, array_like=True):
     value: float
 
 
+_Arguments = ParamSpec("_Arguments")
 Merge = Callable[[Iterable[Metric]], Iterable[Metric]]
 
 
@@ -67,9 +73,27 @@ class Retreating(Protocol):
     def busy(self) -> float: ...
 
 
+def _unfailing(
+    count: Callable[Concatenate[Metrics, _Arguments], None],
+) -> Callable[Concatenate[Metrics, _Arguments], None]:
+    """A method that counts, and whose faults are counted in place of being raised."""
+
+    @functools.wraps(count)
+    def guarded(self: Metrics, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+        try:
+            count(self, *args, **kwargs)
+        except Exception:
+            self.faults += 1
+
+    return guarded
+
+
 class Metrics(Collector):
     """One registry; a test or a second server in one process makes its own. ``merge``: the families of this process with those
     of the other processes of this server; None where it serves alone."""
+
+    # Of counting itself.
+    faults = 0
 
     def __init__(self, merge: Merge | None = None) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside every counter, which nobody asked for
@@ -77,10 +101,10 @@ class Metrics(Collector):
         self._merge = merge
         registry.register(ProcessMetrics())
 
-        self.connections = Gauge(
+        self._connections = Gauge(
             "voiceserver_connections", "Open connections, of any kind.", registry=registry
         )
-        self.sessions = Gauge("voiceserver_sessions", "Open sessions.", registry=registry)
+        self._sessions = Gauge("voiceserver_sessions", "Open sessions.", registry=registry)
         self._opened = Counter("voiceserver_sessions_opened", "Sessions opened.", ["wire"], registry=registry)
         self._closed = Counter(
             "voiceserver_sessions_closed", "Sessions closed.", ["wire", "code"], registry=registry
@@ -91,10 +115,10 @@ class Metrics(Collector):
         self._calls_detached = Gauge(
             "voiceserver_calls_detached", "Calls kept for a caller whose connection broke.", registry=registry
         )
-        self.calls_resumed = Counter(
+        self._calls_resumed = Counter(
             "voiceserver_calls_resumed", "Calls that went on over another connection.", registry=registry
         )
-        self.calls_handed_on = Counter(
+        self._calls_handed_on = Counter(
             "voiceserver_calls_handed_on",
             "Connections given to the process that keeps their call.",
             registry=registry,
@@ -136,13 +160,13 @@ class Metrics(Collector):
             buckets=_TURN_BUCKETS,
             registry=registry,
         )
-        self.loop_lag = Histogram(
+        self._loop_lag = Histogram(
             "voiceserver_loop_lag_seconds",
             "How late the event loop runs what is due.",
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
-        self.refusal = Histogram(
+        self._refusal = Histogram(
             "voiceserver_refusal_seconds",
             "From reading a request to its refusal, written.",
             buckets=_REFUSAL_BUCKETS,
@@ -171,28 +195,56 @@ class Metrics(Collector):
         """Read who is in, who waits, and the books of ``live`` sessions at every scrape."""
         self._registry.register(_AdmissionCollector(admission, controller, live))
 
+    @_unfailing
+    def count_connection(self, change: int) -> None:
+        """``change``: 1 for one that opens, -1 for one that ends."""
+        self._connections.inc(change)
+
+    @_unfailing
+    def count_resumed(self) -> None:
+        self._calls_resumed.inc()
+
+    @_unfailing
+    def count_handed_on(self) -> None:
+        self._calls_handed_on.inc()
+
+    @_unfailing
+    def observe_loop_lag(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
+
+    @_unfailing
+    def observe_refusal(self, seconds: float) -> None:
+        self._refusal.observe(seconds)
+
+    @_unfailing
     def count_opened(self, wire: str) -> None:
-        self.sessions.inc()
+        self._sessions.inc()
         self._inc(self._opened, wire)
 
+    @_unfailing
     def count_closed(self, wire: str, code: int, accounting: ev.Accounting) -> None:
-        self.sessions.dec()
+        self._sessions.dec()
         self._inc(self._closed, wire, str(code) if code < FIRST_PRIVATE_CODE else "private")
         for fate, counter in self._audio_of.items():
             counter.inc(max(getattr(accounting, f"{fate}_ms"), 0.0) / 1000.0)
 
+    @_unfailing
     def count_refused(self, reason: str) -> None:
         self._inc(self._refused, reason)
 
+    @_unfailing
     def count_given_up(self, reason: str) -> None:
         self._inc(self._calls_given_up, reason)
 
+    @_unfailing
     def count_http(self, status: int) -> None:
         self._inc(self._http, str(status))
 
+    @_unfailing
     def count_error(self, code: str) -> None:
         self._inc(self._errors, code)
 
+    @_unfailing
     def observe(self, event: ev.ServerEvent) -> None:
         """Count what an event says; most say nothing."""
         if type(event) is ev.ServerBusy:
@@ -215,7 +267,7 @@ class Metrics(Collector):
 
     def own_families(self) -> list[Metric]:
         """What this process knows."""
-        return list(self._registry.collect())
+        return [*self._registry.collect(), *_of_observers(self.faults)]
 
     def collect(self) -> Iterable[Metric]:
         """Those of all processes, where there are several."""
@@ -232,6 +284,21 @@ class Metrics(Collector):
             for sample in family.samples:
                 found.setdefault(sample.name, []).append(Sample(sample.labels, sample.value))
         return found
+
+
+def _of_observers(faults: int) -> Iterator[Metric]:
+    """What was lost of logs and metrics themselves."""
+    lost = CounterMetricFamily(
+        "voiceserver_log_lines_lost",
+        "Log lines lost: their reader had stopped or was gone, their disk was full, or they could not be made.",
+        labels=["reason"],
+    )
+    for reason, count in LOST_LINES.counts().items():
+        lost.add_metric([reason], count)
+    yield lost
+    yield CounterMetricFamily(
+        "voiceserver_metric_faults", "Faults while counting, kept from callers.", value=faults
+    )
 
 
 class _AdmissionCollector(Collector):

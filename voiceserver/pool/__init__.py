@@ -13,6 +13,7 @@ Rule R6: the server never waits for a worker.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ OnEvent = Callable[[str, Mapping[str, object]], None]
 
 def ignore_event(name: str, fields: Mapping[str, object]) -> None:
     """The default ``on_event`` of a pool."""
+
+
+def never_raising(on_event: OnEvent) -> OnEvent:
+    """``on_event`` for code whose callers must not hear of its faults: what it raises ends here."""
+
+    def observe(name: str, fields: Mapping[str, object]) -> None:
+        with contextlib.suppress(Exception):
+            on_event(name, fields)
+
+    return observe
 
 
 class StreamOwner(Protocol):

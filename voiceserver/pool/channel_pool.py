@@ -21,7 +21,16 @@ import msgspec
 
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import Refusal
-from voiceserver.pool import LossReason, OnEvent, Pool, PoolStats, Stream, StreamOwner, ignore_event
+from voiceserver.pool import (
+    LossReason,
+    OnEvent,
+    Pool,
+    PoolStats,
+    Stream,
+    StreamOwner,
+    ignore_event,
+    never_raising,
+)
 from voiceserver.pool.place_queue import PlaceQueue
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState, WorkerStream
@@ -77,7 +86,7 @@ class ChannelPool(Pool):
         self._platform = platform
         self._call_soon = call_soon
         self._clock_ns = clock_ns
-        self._on_event = on_event
+        self._on_event = never_raising(on_event)
         self.handles = [WorkerHandle(index, call_soon, clock_ns) for index in range(workers)]
         trials = range(workers, workers + TRIAL_LANES)
         self.trial_handles = [WorkerHandle(index, call_soon, clock_ns, is_trial=True) for index in trials]
@@ -206,9 +215,10 @@ class ChannelPool(Pool):
             is_empty = self._deliver(handle, touched, _BURSTS_PER_DRAIN)
         except RingCorrupt as error:
             self._tick(touched)
-            self._on_event("ring_corrupt", self._fields(handle, error=str(error)))
+            fields = self._fields(handle, error=str(error))
             self.end_worker(handle)
             self.bury(handle, "worker_lost")
+            self._on_event("ring_corrupt", fields)
             return
         if not is_empty:
             self._call_soon(lambda: self._drain_again(handle, generation))
@@ -240,7 +250,6 @@ class ChannelPool(Pool):
             handle.state = WorkerState.DEAD
         why = "stopped" if is_meant else reason
         fields = self._fields(handle, reason=why, batch=flight.batch_size, streams=len(lost))
-        self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
         self.restarts += not is_meant
         for stream in lost:
             told: LossReason = "quarantined" if stream.key in guilty else reason
@@ -250,9 +259,11 @@ class ChannelPool(Pool):
             self._call(stream.lose, self.stage, told)
         if suspects - guilty:
             self._call_soon(partial(self._start_trials, len(suspects - guilty)))
+        self._tick(touched)
+        # Callers are told first.
+        self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
         for key in guilty:
             self._on_event("quarantined", self._fields(handle, key=key))
-        self._tick(touched)
 
     def sweep(self) -> None:
         """Everything that no event announces: hangs, due respawns, room that came without a result."""
@@ -331,8 +342,8 @@ class ChannelPool(Pool):
 
     def _hang(self, handle: WorkerHandle) -> None:
         handle.state = WorkerState.HUNG
-        self._on_event("worker_hung", self._fields(handle))
         self.end_worker(handle)
+        self._on_event("worker_hung", self._fields(handle))
         self.bury(handle, "worker_hung")
 
     def _drain_again(self, handle: WorkerHandle, generation: int) -> None:

@@ -50,13 +50,15 @@ class ForkServerOwner(Protocol):
 
 
 class ForkServerHandle:
-    """Starts the process at once. Raises OSError when it cannot be started."""
+    """Starts the process at once. Raises OSError when it cannot be started. ``output_fd``: stdout and stderr of it and its
+    workers; None: those of this process."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         owner: ForkServerOwner,
         spec: WorkerSpec,
+        output_fd: int | None = None,
     ) -> None:
         self._loop = loop
         self._owner = owner
@@ -64,7 +66,7 @@ class ForkServerHandle:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = _start(theirs)
+                self._process = _start(theirs, output_fd)
             ours.setblocking(False)
             send_frame(ours, encode(Preload(spec.engine, spec.params, sys.path)))
         except OSError:
@@ -137,7 +139,7 @@ class ForkServerHandle:
         self._owner.on_forkserver_lost()
 
 
-def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _start(theirs: socket.socket, output_fd: int | None) -> subprocess.Popen[bytes]:
     spec = importlib.util.find_spec("voiceserver_workers")
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -148,4 +150,11 @@ def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
     for name in _ONE_THREAD:
         variables.setdefault(name, "1")
     command = [sys.executable, "-m", "voiceserver_workers.forkserver", str(theirs.fileno()), str(os.getpid())]
-    return subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=variables)
+    return subprocess.Popen(
+        command,
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=output_fd,
+        stderr=output_fd,
+        env=variables,
+    )

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -55,7 +56,7 @@ class _Process:
 
 
 class ProcessPool(ChannelPool):
-    """The workers of one stage. ``platform``: for tests.
+    """The workers of one stage. ``platform``: for tests. ``output_fd``: their stdout and stderr; None: those of this process.
 
     on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped, worker_exited, quarantined, bad_engine,
     no_memory, forkserver_lost, ring_corrupt.
@@ -69,6 +70,7 @@ class ProcessPool(ChannelPool):
         on_event: OnEvent = ignore_event,
         quarantine: Quarantine | None = None,
         platform: Platform | None = None,
+        output_fd: int | None = None,
     ) -> None:
         platform = platform or choose_platform()
         if config.step_timeout_ms < MIN_STEP_TIMEOUT_MS:
@@ -76,7 +78,7 @@ class ProcessPool(ChannelPool):
         super().__init__(
             stage, config, call_soon=self._soon, on_event=on_event, quarantine=quarantine, platform=platform
         )
-        self._spec = WorkerSpec(
+        spec = WorkerSpec(
             config.engine,
             config.params,
             config.max_batch_size,
@@ -86,6 +88,7 @@ class ProcessPool(ChannelPool):
         )
         self._processes: dict[int, _Process] = {}  # by lane index
         self._hang_detectors = [HangDetector(config.step_timeout_ms) for _ in self.all_handles()]
+        self._make_forkserver = partial(ForkServerHandle, owner=self, spec=spec, output_fd=output_fd)
         self._forkserver: ForkServerHandle | None = None
         self._is_preloaded = False
         self._restart_ms = 0.0
@@ -300,7 +303,7 @@ class ProcessPool(ChannelPool):
     def _start_forkserver(self) -> None:
         self._restart_ms = self._now_ms() + FORKSERVER_BACKOFF_MS
         try:
-            self._forkserver = ForkServerHandle(self._loop, self, self._spec)
+            self._forkserver = self._make_forkserver(self._loop)
         except OSError as error:
             self._on_event("forkserver_lost", {"stage": self.stage, "error": str(error)})
 

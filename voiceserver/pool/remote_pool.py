@@ -20,7 +20,16 @@ from functools import partial
 from typing import Protocol
 
 from voiceserver.errors import Refusal
-from voiceserver.pool import OnEvent, Pool, PoolStats, Stream, StreamOwner, WorkerStats, ignore_event
+from voiceserver.pool import (
+    OnEvent,
+    Pool,
+    PoolStats,
+    Stream,
+    StreamOwner,
+    WorkerStats,
+    ignore_event,
+    never_raising,
+)
 from voiceserver.pool.place_queue import PlaceQueue
 from voiceserver_workers.ipc.messages import (
     Failure,
@@ -162,7 +171,7 @@ class RemotePool(Pool):
         self.engine = remote.name
         self.remote = remote
         self._max_concurrency = max_concurrency
-        self._on_event = on_event
+        self._on_event = never_raising(on_event)
         self._clock_ns = clock_ns
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
@@ -342,8 +351,8 @@ class RemotePool(Pool):
         if request.is_finished:
             return
         self._failed += 1
-        self._on_event("reply_failed", {"stage": self.stage, "engine": self.engine, "code": failure.code})
         self._say(request, ResultKind.FAILED, failure.to_bytes())
+        self._on_event("reply_failed", {"stage": self.stage, "engine": self.engine, "code": failure.code})
 
     def _abandon(self, request: _Request) -> None:
         """Nobody wants the answer any more."""

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from voiceserver.announcements.spoken import Announcements
 from voiceserver.capacity.admission import Admission
@@ -18,7 +17,7 @@ from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.outage import Outage
 from voiceserver.config.schema import BackpressureConfig, Config
 from voiceserver.events.events import Accounting
-from voiceserver.observability.logs import get_logger, level_of
+from voiceserver.observability.logs import Log, get_logger, level_of, unfailing
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import Pool, speech_voices
 from voiceserver.server import pages
@@ -41,9 +40,6 @@ from voiceserver.wire.registry import WIRES
 from voiceserver.wire.request import Wire
 from voiceserver_workers import registry
 
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
-
 
 def _do_nothing(*_: object) -> None:
     pass
@@ -55,7 +51,7 @@ class Host:
     what SIGTERM begins, and return at once. ``on_listening(port)``: once callers can connect. ``wall_s``: seconds since the
     epoch."""
 
-    log: FilteringBoundLogger = field(default_factory=get_logger)
+    log: Log = field(default_factory=get_logger)
     peer: Peer | None = None
     ask_to_drain: Callable[[], None] = _do_nothing
     on_listening: Callable[[int], None] = _do_nothing
@@ -73,7 +69,7 @@ def build(
 ) -> Services:
     """Raises ConfigError for a key file that cannot be used."""
     host = host or Host()
-    peer, log = host.peer, host.log
+    peer, log = host.peer, unfailing(host.log)
     metrics = Metrics(peer.merged if peer is not None else None)
     ticks, state = Ticks(loop, clock), ServerState()
     takes_audio = registry.takes_audio(config.stages.reply.engine)
@@ -136,7 +132,7 @@ def _places(
     pools: Mapping[str, Pool],
     sessions: SessionFactory,
     ticks: Ticks,
-    log: FilteringBoundLogger,
+    log: Log,
 ) -> Places:
     limits = config.backpressure
     admission = _admission(limits)

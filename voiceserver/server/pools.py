@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError
 from voiceserver.installation import missing_message
-from voiceserver.observability.logs import level_of
+from voiceserver.observability.logs import Log, level_of, worker_output
 from voiceserver.pool import OnEvent, Pool
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver_workers import registry
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
 
 MakePool = Callable[[str, StageConfig, OnEvent], Pool]
 
@@ -72,10 +68,10 @@ def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
         return chat_pool(stage, config, on_event=on_event)
     from voiceserver.pool.process_pool import ProcessPool
 
-    return ProcessPool(stage, config, on_event=on_event)
+    return ProcessPool(stage, config, on_event=on_event, output_fd=worker_output())
 
 
-def make_pools(config: Config, make_pool: MakePool, log: FilteringBoundLogger) -> dict[str, Pool]:
+def make_pools(config: Config, make_pool: MakePool, log: Log) -> dict[str, Pool]:
     """One pool for each stage that has an engine, with its lighter engine behind it where there is one."""
 
     def on_event(name: str, fields: Mapping[str, object]) -> None:

@@ -12,10 +12,10 @@ from voiceserver.errors import ConfigError
 from voiceserver_workers import registry
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
+    from voiceserver.observability.logs import Log
 
 
-def prepare_engines(config: Config, log: FilteringBoundLogger) -> Config:
+def prepare_engines(config: Config, log: Log) -> Config:
     """``config`` with a name in place of each ``auto``, and the weights of those engines made. Where the best engine cannot be
     had, the next one serves, and the log says what keeps the better one away. It blocks, for 20 s at most the first time.
     Raises ConfigError for an engine that was named and whose weights cannot be made."""
@@ -28,7 +28,7 @@ def prepare_engines(config: Config, log: FilteringBoundLogger) -> Config:
     return msgspec.structs.replace(config, stages=msgspec.structs.replace(config.stages, **chosen))
 
 
-def _choose(name: str, stage: StageConfig, log: FilteringBoundLogger) -> StageConfig:
+def _choose(name: str, stage: StageConfig, log: Log) -> StageConfig:
     """The first of the engines for ``auto`` whose weights are ready."""
     failed: dict[str, str] = {}
     while problem := _prepare(stage, log):
@@ -43,7 +43,7 @@ def _choose(name: str, stage: StageConfig, log: FilteringBoundLogger) -> StageCo
     return stage
 
 
-def _prepare(stage: StageConfig, log: FilteringBoundLogger) -> str:
+def _prepare(stage: StageConfig, log: Log) -> str:
     """Makes what the engine needs before its workers start. Returns what went wrong, empty for nothing."""
     prepare = registry.resolve(stage.engine).prepare
     if not prepare or not registry.is_installed(stage.engine):

@@ -18,7 +18,7 @@ import uvloop
 from voiceserver.config.loader import Loaded
 from voiceserver.config.schema import Config
 from voiceserver.errors import ConfigError
-from voiceserver.observability.logs import configure, get_logger
+from voiceserver.observability.logs import get_logger, running
 from voiceserver.server.build import Host
 from voiceserver.server.multiprocess.peer import BEAT_MS, Peer
 from voiceserver.server.pools import check_engines
@@ -79,8 +79,8 @@ def _end_at_once(signals: asyncio.Queue[int], peer: Peer) -> None:
 
 def serve_peer(config: Config, peer: Peer) -> int:
     """``serve`` for one of several processes; its supervisor has checked the configuration."""
-    configure(config.server.log_level, config.server.log_format)
-    return uvloop.run(_serve(config, peer))
+    with running(config.server.log_level, config.server.log_format):
+        return uvloop.run(_serve(config, peer))
 
 
 def serve(
@@ -92,19 +92,19 @@ def serve(
     ``on_listening(port)``: once callers can connect. Raises ConfigError or StartError before anything was served."""
     config = loaded.config
     check_engines(config, loaded.source_of)
-    configure(config.server.log_level, config.server.log_format)
-    for warning, fix in warnings:
-        get_logger().warning(warning, fix=fix)
-    config = prepare_engines(config, get_logger())
-    if config.server.processes > 1:
-        from voiceserver.server.multiprocess.supervisor import supervise
+    with running(config.server.log_level, config.server.log_format):
+        for warning, fix in warnings:
+            get_logger().warning(warning, fix=fix)
+        config = prepare_engines(config, get_logger())
+        if config.server.processes > 1:
+            from voiceserver.server.multiprocess.supervisor import supervise
 
-        if on_listening is not None:  # several processes listen, and each begins again when it was lost
-            on_listening(config.server.port)
-        return supervise(config)
-    try:
-        return uvloop.run(_serve(config, on_listening=on_listening))
-    except ConfigError as error:  # of an engine, which does not know where its parameters came from
-        raise ConfigError(
-            error.key, error.message, error.source or loaded.sources.get(error.key, "")
-        ) from None
+            if on_listening is not None:  # several processes listen, and each begins again when it was lost
+                on_listening(config.server.port)
+            return supervise(config)
+        try:
+            return uvloop.run(_serve(config, on_listening=on_listening))
+        except ConfigError as error:  # of an engine, which does not know where its parameters came from
+            raise ConfigError(
+                error.key, error.message, error.source or loaded.sources.get(error.key, "")
+            ) from None

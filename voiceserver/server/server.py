@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import resource
@@ -21,6 +22,7 @@ from voiceserver.capacity.limit import LOOK_MS
 from voiceserver.config.cores import Cores
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
+from voiceserver.observability.logs import unfailing
 from voiceserver.server import pages
 from voiceserver.server.build import Host, build
 from voiceserver.server.pools import MakePool, make_pool, make_pools
@@ -62,7 +64,8 @@ class Server:
         limits = msgspec.structs.replace(limits, max_connections=most)
         self.config = msgspec.structs.replace(config, backpressure=limits)
         self.services: Services
-        self._host = host or Host()
+        host = host or Host()
+        self._host = dataclasses.replace(host, log=unfailing(host.log))
         self._freeze = freeze or CollectorFreeze()
         self._make_pool = make_pool
         self._listener: asyncio.Server | None = None
@@ -129,14 +132,14 @@ class Server:
         files, figures = FileWatch(services, tls), Figures(services, self._host.peer)
         capacity = CapacityWatch(services, Cores(self.config.server.processes))
 
-        def refresh() -> None:
-            files.look()
-            figures.refresh()
+        def follow_collector() -> None:
             self._freeze.follow(len(services.state.connections))
 
         self._duties = [
             LoopProbe(services, loop),
-            Repeated(loop, REFRESH_MS, refresh),
+            Repeated(loop, REFRESH_MS, files.look),
+            Repeated(loop, REFRESH_MS, figures.refresh),
+            Repeated(loop, REFRESH_MS, follow_collector),
             Repeated(loop, LOOK_MS, capacity.look),
         ]
         for duty in self._duties:
@@ -157,10 +160,11 @@ class Server:
         services, peer = self.services, self._host.peer
         within_ms = float(self.config.server.drain_timeout_ms)
         services.state.begin_drain()
-        self._host.log.info("draining", sessions=services.state.sessions, deadline_ms=within_ms)
+        sessions = services.state.sessions
         services.sessions.store.end_all("draining", services.ticks.clock())
         for connection in list(services.state.connections):
             connection.drain(within_ms)
+        self._host.log.info("draining", sessions=sessions, deadline_ms=within_ms)
         empty = asyncio.Event()
         services.state.when_empty(empty.set)
         with contextlib.suppress(TimeoutError):

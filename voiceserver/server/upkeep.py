@@ -50,11 +50,13 @@ class LoopProbe:
 
     def _probe(self, due_s: float) -> None:
         lag_s = max(self._loop.time() - due_s, 0.0)
-        self._services.metrics.loop_lag.observe(lag_s)
-        self._services.state.note_loop_lag(lag_s * 1000.0)
-        self._services.outage.look()
-        due_s = self._loop.time() + PROBE_MS / 1000.0
-        self._timer = self._loop.call_at(due_s, self._probe, due_s)
+        try:
+            self._services.state.note_loop_lag(lag_s * 1000.0)
+            self._services.outage.look()
+            self._services.metrics.observe_loop_lag(lag_s)
+        finally:
+            due_s = self._loop.time() + PROBE_MS / 1000.0
+            self._timer = self._loop.call_at(due_s, self._probe, due_s)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -62,7 +64,7 @@ class LoopProbe:
 
 
 class Repeated:
-    """Calls ``work`` now and then every ``period_ms``."""
+    """Calls ``work`` now and then every ``period_ms``, also after it failed; the loop's exception handler hears of that."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, period_ms: float, work: Callable[[], None]) -> None:
         self._loop = loop
@@ -71,8 +73,12 @@ class Repeated:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._work()
-        self._timer = self._loop.call_later(self._period_ms / 1000.0, self.start)
+        try:
+            self._work()
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a duty of the server failed", "exception": error})
+        finally:
+            self._timer = self._loop.call_later(self._period_ms / 1000.0, self.start)
 
     def stop(self) -> None:
         if self._timer is not None:

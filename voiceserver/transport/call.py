@@ -266,7 +266,7 @@ class Call:
         messages.connection = connection
         messages.active_ms = now_ms
         services.sessions.store.attach(session.session_id)
-        services.metrics.calls_resumed.inc()
+        services.metrics.count_resumed()
         ready = session.resume(services.sessions.store.next_token(session.session_id, token), now_ms)
         messages.send_uncounted(
             self.codec.encode(msgspec.structs.replace(ready, received_events=messages.replay_buffer.heard))

@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         services = self.services
         self.transport = cast("asyncio.Transport", transport)
         services.state.connections[self] = None
-        services.metrics.connections.inc()
+        services.metrics.count_connection(1)
         services.timers.expect_by(services.ticks.clock() + services.config.server.handshake_timeout_ms, self)
 
     @property
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         self.call = self.pending = None
         if self in services.state.connections:
             del services.state.connections[self]
-            services.metrics.connections.dec()
+            services.metrics.count_connection(-1)
             if is_upgraded:
                 services.state.leave()
 

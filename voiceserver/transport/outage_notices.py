@@ -81,15 +81,15 @@ class OutageNotices:
         known, is_starting = set(outage.missing), not outage.was_whole
         if not outage.look(self._ticks.clock()):
             return
+        is_under_way = self._round is not None
+        self._round = slices(list(self._state.connections))
+        if not is_under_way:
+            self._ticks.call_soon(self._tell_a_slice)
         if outage.missing.keys() != known and not is_starting:
             if outage.missing:
                 self._log.warning("stages without workers", stages=sorted(outage.missing))
             else:
                 self._log.info("all stages have workers")
-        is_under_way = self._round is not None
-        self._round = slices(list(self._state.connections))
-        if not is_under_way:
-            self._ticks.call_soon(self._tell_a_slice)
 
     def _tell_a_slice(self) -> None:
         connections = next(self._round, None) if self._round is not None else None
@@ -97,9 +97,11 @@ class OutageNotices:
             self._round = None
             return
         now_ms = self._ticks.read_clock()
-        for connection in connections:
-            guard(connection, self.tell, connection, now_ms)
-        self._ticks.call_soon(self._tell_a_slice)
+        try:
+            for connection in connections:
+                guard(connection, self.tell, connection, now_ms)
+        finally:
+            self._ticks.call_soon(self._tell_a_slice)
 
     def tell(self, connection: OpenConnection, now_ms: float) -> None:
         """Tell the caller of one connection."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from voiceserver.announcements.spoken import Announcements
 from voiceserver.config.schema import Config
@@ -16,9 +16,6 @@ from voiceserver.transport.server_state import ServerState
 from voiceserver.transport.session_factory import SessionFactory
 from voiceserver.transport.ticks import Ticks
 from voiceserver.transport.timers import Timers
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
 
 
 class Accounts(Gatekeeper, Protocol):
@@ -47,12 +44,22 @@ class Handoff(Protocol):
     def hand_on(self, transport: asyncio.Transport, process: int, data: bytes) -> bool: ...
 
 
+class Log(Protocol):
+    """``voiceserver.observability.logs.UnfailingLog`` is one."""
+
+    def info(self, event: str, **fields: object) -> None: ...
+
+    def warning(self, event: str, **fields: object) -> None: ...
+
+    def error(self, event: str, **fields: object) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """``handoff`` None: this process serves alone."""
 
     config: Config
-    log: FilteringBoundLogger
+    log: Log
     metrics: Metrics
     ticks: Ticks
     timers: Timers

@@ -115,14 +115,19 @@ class Timers:
         self._timer = None
         # While the timer is served, nothing needs to set it.
         self._due_ms = -math.inf
+        try:
+            self._wake_due(now_ms)
+        finally:
+            self._due_ms = math.inf
+            self._arm()
+
+    def _wake_due(self, now_ms: float) -> None:
         for sleeper in self._deadlines.take_due(now_ms):
             guard(sleeper, sleeper.on_deadline, now_ms)
         for member in self._keepalives.take_due(now_ms):
             guard(member, member.on_keepalive, now_ms)
         for member in self._unopened.take_due(now_ms):
             guard(member, member.on_unopened, now_ms)
-        self._due_ms = math.inf
-        self._arm()
 
     def stop(self) -> None:
         """Cancel the loop timer. Nothing is due any more."""

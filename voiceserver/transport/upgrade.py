@@ -271,7 +271,7 @@ class Opening:
     def _count_refused(self, reason: str) -> None:
         services = self._services
         services.metrics.count_refused(reason)
-        services.metrics.refusal.observe((services.ticks.clock() - services.ticks.now_ms) / 1000.0)
+        services.metrics.observe_refusal((services.ticks.clock() - services.ticks.now_ms) / 1000.0)
 
     def _hand_on(self, process: int, data: bytes) -> None:
         """Give the socket, with the request that came on it, to another process of this server."""
@@ -279,7 +279,7 @@ class Opening:
         if transport is None or handoff is None or not handoff.hand_on(transport, process, data):
             self.answer(CALL_IS_ELSEWHERE)
             return
-        self._services.metrics.calls_handed_on.inc()
+        self._services.metrics.count_handed_on()
         self._connection.connection_lost(None)
 
     # --------------------------------------------------------------------------------------------------- the upgrade

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError
-from voiceserver.pool import OnEvent, ignore_event
+from voiceserver.pool import OnEvent, ignore_event, never_raising
 from voiceserver.pool.chat.answer import Answer
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.chat.messages import is_unheard, request_body
@@ -67,7 +67,7 @@ class Chat:
 
     def __init__(self, config: ChatConfig, on_event: OnEvent = ignore_event) -> None:
         self._config = config
-        self._on_event = on_event
+        self._on_event = never_raising(on_event)
         self._is_told_down = False
         self._client: httpx.AsyncClient | None = None
         self._is_up = config.keep_warm_ms == 0  # nobody looks, so hope

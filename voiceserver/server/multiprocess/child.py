@@ -16,6 +16,7 @@ import sys
 import time
 
 from voiceserver.errors import VoiceServerError
+from voiceserver.observability.log_writer import last_words
 from voiceserver.server.multiprocess.handoff import Handoff
 from voiceserver.server.multiprocess.lifeline import receive_config
 from voiceserver.server.multiprocess.peer import USAGE_BYTES, Peer
@@ -43,11 +44,9 @@ def main() -> int:
     try:
         return serve_peer(config, Peer(index, lifeline, stats, handoff, usage))
     except VoiceServerError as error:
-        print(f"voiceserver: error: {error}", file=sys.stderr)
+        last_words(f"voiceserver: error: {error}")
         return 2
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(main())

@@ -26,7 +26,7 @@ import msgspec
 
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
-from voiceserver.observability.logs import configure, get_logger
+from voiceserver.observability.logs import get_logger
 from voiceserver.server.key_usage import usage_that_lasts
 from voiceserver.server.multiprocess.child_handle import Child
 from voiceserver.server.multiprocess.handoff import answer_waiting, mailbox
@@ -173,9 +173,10 @@ class Supervisor:
             if self._deadline_ms:
                 self._code = 128 + number
                 self._deadline_ms = min(self._deadline_ms, _now_ms() + END_AT_ONCE_MS)
+                self._drain()
             else:
+                self._drain()
                 self._log.info("draining", processes=len(self._children))
-            self._drain()
 
     def _drain(self) -> None:
         self._deadline_ms = self._deadline_ms or _now_ms() + self._config.server.drain_timeout_ms + END_MS
@@ -237,11 +238,11 @@ class Supervisor:
                 continue
             pid = child.process.pid
             if child.is_hung(pid, self._stats.beat_ns(child.index), now_ms):
+                child.kill()
                 self._log.error("server process hung", process=child.index, pid=pid)
-                child.kill()
             elif is_over:
-                self._log.error("server process did not end", process=child.index, pid=pid)
                 child.kill()
+                self._log.error("server process did not end", process=child.index, pid=pid)
 
     def _reap(self) -> None:
         for child in self._children:
@@ -262,9 +263,9 @@ class Supervisor:
             self._drain()
             return
         self._keep([restarts(1)])
-        self._log.error("server process lost", process=child.index, pid=pid, status=code)
         # Who waited for it to take up a call again is not kept waiting for its successor.
         answer_waiting(self._mailboxes[child.index][0], CALL_IS_ELSEWHERE.to_bytes())
+        self._log.error("server process lost", process=child.index, pid=pid, status=code)
 
     def _let_go(self, child: Child) -> None:
         if child.lifeline is not None:
@@ -331,7 +332,6 @@ def _now_ms() -> float:
 
 def supervise(config: Config) -> int:
     """Serve with ``config.server.processes`` processes until a signal; the exit code. Raises StartError or ConfigError."""
-    configure(config.server.log_level, config.server.log_format)
     if config.server.tls_cert:
         tls_context(config.server.tls_cert, config.server.tls_key)  # what is wrong with it is said once
     return Supervisor(config).run()

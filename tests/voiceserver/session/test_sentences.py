@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from voiceserver.session.sentences import SentenceCutter
 
 
-def cut(text: str, size: int = 1, **limits: int) -> list[str]:
-    cutter = SentenceCutter(**limits)
+def cut(text: str, size: int = 1, language: str = "", **limits: int) -> list[str]:
+    cutter = SentenceCutter(language=language, **limits)
     pieces: list[str] = []
     for start in range(0, len(text), size):
         pieces += cutter.feed(text[start : start + size])
@@ -51,6 +53,112 @@ def test_a_text_is_cut_into_its_sentences(text: str, pieces: list[str]) -> None:
     assert cut(text, size=1000) == pieces
 
 
+# A first sentence, and the beginning of a second: the first leaves at once.
+SCRIPTS = {
+    "Hindi": ("हम नौ बजे खुलते हैं।", " आप"),
+    "Bengali": ("আমরা নয়টায় খুলি।", " আপনি"),
+    "Marathi": ("आम्ही नऊ वाजता उघडतो!", " तुम्ही"),
+    "Punjabi": ("ਅਸੀਂ ਨੌਂ ਵਜੇ ਖੁੱਲ੍ਹਦੇ ਹਾਂ।", " ਤੁਸੀਂ"),
+    "Odia": ("ଆମେ ନଅଟାରେ ଖୋଲୁ।", " ଆପଣ"),
+    "Tamil": ("நாங்கள் ஒன்பது மணிக்கு திறக்கிறோம்.", " நீங்கள்"),
+    "Urdu": ("ہم نو بجے کھولتے ہیں۔", " آپ"),
+    "Arabic": ("هل تريد الشاي؟", " لدينا"),
+    "Persian": ("چای می‌خواهید؟", " قهوه"),
+    "Pashto": ("تاسو څه غواړئ؟", " موږ"),
+    "Hebrew": ("אנחנו פותחים בתשע.", " אתם"),
+    "Greek": ("Θέλετε τσάι;", " Έχουμε"),
+    "Greek mark": ("Θέλετε τσάι\u037e", " Έχουμε"),
+    "Armenian": ("Մենք բացում ենք ժամը իննին։", " Դուք"),
+    "Georgian": ("ჩვენ ცხრაზე ვიხსნებით.", " თქვენ"),
+    "Amharic": ("በዘጠኝ ሰዓት እንከፍታለን።", " ከእኩለ"),
+    "Amharic question": ("ሻይ ይፈልጋሉ፧", " ቡና"),
+    "Burmese": ("ကျွန်ုပ်တို့ ကိုးနာရီ ဖွင့်သည်။", " မွန်း"),
+    "Khmer": ("យើងបើកម៉ោងប្រាំបួន។", " អ្នក"),
+    "Thai": ("เราเปิดตอนเก้าโมง", " คุณ"),
+    "Lao": ("ພວກເຮົາເປີດເກົ້າໂມງ", " ທ່ານ"),
+    "Tibetan": ("ང་ཚོ་ཆུ་ཚོད་དགུ་པར་སྒོ་འབྱེད།", " ཁྱེད"),
+    "Sinhala": ("අපි නවයට විවෘත කරමු.", " ඔබ"),
+    "Cherokee": ("ᎣᏏᏲ.", " ᏙᎯᏧ"),
+    "Syriac": ("ܫܠܡܐ܂", " ܐܝܟܢ"),
+    "N'Ko": ("ߌ ߣߌ ߛߐ߲߬߹", " ߌ"),
+    "Santali": ("ᱡᱚᱦᱟᱨ᱾", " ᱟᱢ"),
+    "Mongolian": ("ᠰᠠᠢᠨ ᠪᠠᠢᠨ᠎ᠠ ᠤᠤ᠃", " ᠪᠢ"),
+    "Vietnamese": ("Chúng tôi mở cửa lúc chín giờ.", " Bạn"),
+    "Russian": ("Мы открываемся в девять.", " Вы"),
+    "Korean": ("아홉 시에 엽니다.", " 정오"),
+    "Japanese": ("九時に開きます。", "正午"),
+    "Chinese": ("您要喝茶吗？", "我们"),
+    "Half width": ("ｱｹﾏｽ｡", "ﾄﾞｳｿﾞ"),
+    "Interrobang": ("Nine\u203d", " So"),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_sentence_ends_in_every_script(name: str) -> None:
+    first, second = SCRIPTS[name]
+    cutter = SentenceCutter()
+    assert cutter.feed(first + second) == [first]
+    assert cut(first + second) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        # One sentence each: the chapters on full stops of the style guides, and CLDR's suppressions.
+        ("", "See No. 5 and Fig. 2 and Vol. 3, pp. 4 to 6."),
+        ("", "It is at 350 Fifth Ave. Brooklyn and on Sunset Blvd. Hollywood."),
+        ("en", "The U.S. Army and Gen. Lee met Lt. Col. Jones at approx. 5 p.m. on Jan. 3."),
+        ("", "Wir öffnen am 3. Mai um neun."),
+        ("de", "Der 2. Weltkrieg und das 19. Jahrhundert, z. B. bei Dr. Meier, vgl. S. 5 dort."),
+        ("de-AT", "Das ist der 100. Geburtstag von Mag. Huber."),
+        ("fr", "M. Dupont et Mme. Durand, p.ex. au 5 av. Foch."),
+        ("es", "El Sr. García y la Sra. López viven en la Avda. América."),
+        ("it", "Il Dott. Rossi e la Sig.ra Bianchi arrivano in P.zza Garibaldi."),
+        ("pt", "O Sr. Silva e a Dra. Costa chegam no dia 5."),
+        ("nl", "Dhr. Jansen komt bijv. om 5 uur."),
+        ("sv", "Hr. Berg kommer t.ex. klockan 5."),
+        ("da", "Det er den 3. Maj hos hr. Hansen."),
+        ("cs", "Je to 5. Května u Ing. Nováka."),
+        ("pl", "To jest prof. Kowalski z ul. Długiej."),
+        ("ru", "Он живёт на ул. Ленина в г. Москва, т.е. в центре."),
+        ("el", "Ο κ. Παπαδόπουλος και η κα. Νίκου, π.χ. αύριο."),
+        ("tr", "Dr. Yılmaz ve Prof. Kaya Atatürk Cad. üzerinde."),
+        # A small letter follows: UAX #29, SB8. A number: SB6.
+        ("", "Add approx. five gr. of it, resp. ten, at 3.5 or .5 degrees."),
+        ("", "He said “Well...” and left, and then (what a day!) came back."),
+    ],
+)  # fmt: skip
+def test_a_full_stop_that_ends_no_sentence(language: str, text: str) -> None:
+    assert cut(text + " Next", language=language, first_clause_chars=1_000) == [text, " Next"]
+
+
+@pytest.mark.parametrize(
+    ("language", "pieces"),
+    [
+        ("", ["It is 5.", " Then we go."]),
+        ("", ["Two years ago.", " Now get out.", " Please go on.", " It is a must."]),
+        ("", ["It is on Park Ave.", " The shop is open."]),
+        ("de", ["Das war 1999.", " Danach kam mehr."]),
+        ("de", ["„Hallo.“", " Danach ging er."]),
+        ("", ["It ends; so it does.", " Yes."]),
+        ("", ["i know.", " it is small.", " ok"]),
+    ],
+)
+def test_a_full_stop_that_ends_a_sentence(language: str, pieces: list[str]) -> None:
+    assert cut("".join(pieces), language=language) == pieces
+
+
+def test_a_delta_of_a_million_letters_is_cut_in_linear_time() -> None:
+    def seconds(text: str) -> float:
+        begin = time.thread_time()
+        SentenceCutter().feed(text)
+        return time.thread_time() - begin
+
+    for part in ("We open at nine. ", "x", ". ", ".", "a ", "3. "):
+        short, long = (min(seconds((part * size)[:size]) for _ in range(3)) for size in (20_000, 160_000))
+        assert long < 24 * short + 0.01, part
+
+
 def test_only_the_first_piece_may_end_at_a_comma() -> None:
     text = "Sure, I can tell you quite a lot about that, my friend, and more, and more, and more, and more, if you like."
     assert cut(text) == [
@@ -80,7 +188,10 @@ def test_a_text_without_an_end_is_cut_at_its_words() -> None:
     assert cut("x" * 250, max_chars=100) == ["x" * 100, "x" * 100, "x" * 50]
 
 
-PROSE = st.text(alphabet="aIx .!?…,;:\n\"')*。，」1é", max_size=120)
+PROSE = st.lists(
+    st.sampled_from([*"aIx .!?…,;:\n\"')*。，」1é“।؟โก ;α", "No. ", "Ave. ", "3. ", "Mai ", "und ", "p.m. "]),
+    max_size=60,
+).map("".join)
 
 
 @settings(deadline=None, max_examples=400)
@@ -101,3 +212,35 @@ def test_pieces_are_the_text_however_it_arrived(text: str, sizes: list[int]) -> 
     assert said == text[: len(said)]
     assert not text[len(said) :].strip()
     assert all(0 < len(piece) <= 40 for piece in pieces)
+
+
+# ----------------------------------------------------------------------------------- a sentence that does not end in time
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "rest"),
+    [
+        ("I will look that u", "I will look that", " u"),
+        ("Well, let us see wh", "Well, let us see", " wh"),
+        ("A clause is long enough, to g", "A clause is long enough,", " to g"),
+        ("Hel", "", "Hel"),
+        ("... ", "", "..."),
+        ("今日はいい天気", "今日はいい天気", ""),
+        ("สวัสดี", "สวัสดี", ""),
+    ],
+)
+def test_a_part_of_a_sentence_ends_at_a_clause_or_a_word(text: str, part: str, rest: str) -> None:
+    cutter = SentenceCutter()
+    assert cutter.feed(text) == []
+    assert cutter.take() == part
+    assert cutter.has_rest == bool(rest)
+    assert cutter.finish() == ([rest] if rest else [])
+
+
+@given(st.lists(st.text("ab .,!今", max_size=6) | st.none(), max_size=20))
+def test_parts_lose_nothing_of_the_text(deltas: list[str | None]) -> None:
+    cutter, pieces = SentenceCutter(), []
+    for delta in deltas:
+        pieces += [cutter.take()] if delta is None else cutter.feed(delta)
+    pieces += cutter.finish()
+    assert "".join(pieces).rstrip() == "".join(delta or "" for delta in deltas).rstrip()

@@ -6,12 +6,13 @@ The rule: 503 and 429 are answers (:class:`Refused`, with the server's own retry
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
@@ -27,6 +28,10 @@ PING_INTERVAL_S: Final = 5.0
 PING_TIMEOUT_S: Final = 10.0
 NATIVE_PATH: Final = "/v1/stream"
 READY_TIMEOUT_S: Final = 5.0  # a voiceserver greets with the handshake's own packet
+# Before version 15 websockets knows no proxies, and would give the argument to the socket.
+_NO_PROXY: Final[dict[str, Any]] = (
+    {"proxy": None} if "proxy" in inspect.signature(websocket_connect).parameters else {}
+)
 _SERVERS_WAIT: Final = re.compile(r"\W*\btry again in (about )?[\d.]+ s\.?$", re.IGNORECASE)
 
 
@@ -95,7 +100,7 @@ async def open_stream(
             ping_interval=PING_INTERVAL_S,
             ping_timeout=PING_TIMEOUT_S,
             open_timeout=open_timeout_s,
-            proxy=None,
+            **_NO_PROXY,
         )
     except InvalidStatus as error:
         raise _error_of(error) from None
@@ -146,7 +151,8 @@ def _reason_of(error: Exception, is_tls: bool) -> str:
         return f"TLS handshake failed: is it wss? ({reason})"
     if isinstance(error, TimeoutError) and not str(error):
         return "the time for the handshake ran out"
-    if isinstance(error, InvalidMessage):
+    # Before websockets 14 an answer that is no HTTP is of the general kind.
+    if isinstance(error, InvalidMessage) or type(error) is InvalidHandshake:
         return f"{reason}: is it ws, and not wss?" if not is_tls else reason
     return reason
 

@@ -290,6 +290,7 @@ class VoiceClient:
                         await self._receive(message)
                 except ConnectionClosed:
                     pass  # the close code is read below
+                await socket.wait_closed()  # before websockets 14 the code comes a little later
                 ending = self._ending_of(socket)
                 if ending is None or self._policy is None or self._is_leaving or not _is_worth_a_try(ending):
                     break
@@ -322,15 +323,17 @@ class VoiceClient:
     def _ending_of(self, socket: ClientConnection) -> VoiceServerError | None:
         if self._failure is not None:
             return self._failure
-        code = socket.close_code if socket.close_code is not None else 1006
+        code = socket.protocol.close_code if socket.protocol.close_code is not None else 1006
         if code == NORMAL_CLOSE:
             return None
         if code == TRY_AGAIN_CLOSE:
             reason = (
-                self._last_error.message if self._last_error else (socket.close_reason or "server overloaded")
+                self._last_error.message
+                if self._last_error
+                else (socket.protocol.close_reason or "server overloaded")
             )
             return Refused(reason, self._retry_after_ms)
-        reason = socket.close_reason or ""
+        reason = socket.protocol.close_reason or ""
         if code not in LOST_CODES and self._last_error is not None:
             reason = f"{reason}: {self._last_error.message}" if reason else self._last_error.message
         return ConnectionLost(code, reason)

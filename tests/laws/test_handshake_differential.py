@@ -35,7 +35,8 @@ def judged(head: bytes, subprotocol: str | None) -> Answer:
     try:
         next(Request.parse(reader.read_line))
     except StopIteration as done:
-        return answer_of(Handshake(done.value), subprotocol)
+        request = done.value
+        return answer_of(Handshake(request, "", request.method, request.protocol), subprotocol)
     except Exception:
         return ("unreadable",)
     raise AssertionError("a head without an end")

@@ -1,5 +1,8 @@
 """The opening handshake, sans I/O: one request head in, the 101 out. ``websockets`` decides what is well-formed.
 
+Any version from 13 on will do, because clients such as the OpenAI SDK hold it back. What later versions added is done here for
+all: bounds of lines, methods other than GET, and HTTP/1.0, which is answered but not upgraded.
+
 What nearly every client sends is read and accepted here, in a fraction of the time; the rest goes to ``websockets``.
 ``tests/laws/test_handshake_differential.py`` holds the two against each other.
 
@@ -13,7 +16,7 @@ import re
 from typing import Final, cast
 
 from websockets.datastructures import Headers
-from websockets.exceptions import HeaderLineTooLong, InvalidHeaderValue, RequestLineTooLong, TooManyHeaders
+from websockets.exceptions import InvalidHeaderValue, SecurityError
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
@@ -22,9 +25,12 @@ from websockets.utils import accept_key
 
 MAX_HEAD_BYTES: Final = 16_384
 MAX_BODY_BYTES: Final = 65_536
+MAX_LINE_BYTES: Final = 8_192  # with its line end, as ``websockets`` counts
+MAX_HEADERS: Final = 128
 HEAD_END: Final = b"\r\n\r\n"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+_PROTOCOLS: Final = ("HTTP/1.1", "HTTP/1.0")
 _METHODS: Final = (b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"HEAD ", b"OPTIONS ", b"TRACE ", b"CONNECT ")
 _DIGITS: Final = re.compile(rb"[0-9]{1,15}")
 # A GET of HTTP/1.1 whose header lines are of the most ordinary kind.
@@ -41,6 +47,8 @@ _HINTS: Final = ("Upgrade", "Allow")  # of the headers of a refusal, those that 
 _VERSION: Final = ("Sec-WebSocket-Version", "13")
 # Only its ``accept`` is used, which keeps nothing of one request that the next could meet.
 _strict_parser: Final = ServerProtocol(logger=logging.getLogger("voiceserver.websockets"))
+# Before version 17 a header is set by this name, also without validation.
+_set_header: Final = getattr(Headers, "set_insecure", Headers.__setitem__)
 
 
 class BadRequest(Exception):
@@ -57,13 +65,16 @@ class BadRequest(Exception):
 class Handshake:
     """A well-formed request head. ``path`` includes the query."""
 
-    __slots__ = ("_key", "_request", "headers", "is_upgrade", "method", "path")
+    __slots__ = ("_key", "_protocol", "_request", "headers", "is_upgrade", "method", "path")
 
-    def __init__(self, request: Request, key: str = "") -> None:
+    def __init__(
+        self, request: Request, key: str = "", method: str = "GET", protocol: str = "HTTP/1.1"
+    ) -> None:
         """key: ``websockets`` would accept this request with this key, and select no subprotocol."""
         self._request = request
         self._key = key
-        self.method = request.method
+        self._protocol = protocol
+        self.method = method
         self.path = request.path
         self.headers: Headers = request.headers
         self.is_upgrade = bool(key) or any(
@@ -74,6 +85,7 @@ class Handshake:
         """The 101 response, selecting ``subprotocol`` if the client offers it. Raises BadRequest."""
         if self._key:  # it offers no subprotocols
             return f"{_ACCEPTED}{accept_key(self._key)}\r\n\r\n".encode()
+        self._check_kind()
         is_offered = subprotocol is not None and _is_offered(subprotocol, self.headers)
         _strict_parser.available_subprotocols = (
             [Subprotocol(subprotocol)] if subprotocol and is_offered else None
@@ -89,6 +101,15 @@ class Handshake:
             raise BadRequest(status, "bad_handshake", f"The WebSocket handshake is wrong: {error}.", *headers)
         return response.serialize()
 
+    def _check_kind(self) -> None:
+        """Raises BadRequest for what is no GET of HTTP/1.1."""
+        if self.method != "GET":
+            message = f"The WebSocket handshake is wrong: unsupported HTTP method: {self.method}."
+            raise BadRequest(405, "bad_handshake", message, ("Allow", "GET"))
+        if self._protocol != "HTTP/1.1":
+            message = f"The WebSocket handshake is wrong: unsupported HTTP version: {self._protocol}."
+            raise BadRequest(505, "bad_handshake", message)
+
 
 def read_handshake(head: bytes) -> Handshake:
     """Parse a whole request head, up to and with its empty line. Raises BadRequest."""
@@ -96,23 +117,35 @@ def read_handshake(head: bytes) -> Handshake:
     handshake = _read_plain(plain) if plain is not None else None
     if handshake is not None:
         return handshake
-    reader = StreamReader()
     if head.startswith(_METHODS):
         # The parser knows no bodies. That of a POST was read already, and no other method is answered with one.
         head = _CHUNKED.sub(b"", _LENGTH.sub(b"", head))
-    reader.feed_data(head)
-    reader.feed_eof()
+    line, _, rest = head.partition(b"\r\n")
+    _check_bounds(line, rest)
+    reader = StreamReader()
     try:
+        method, path, protocol = line.decode("ascii").split(" ", 2)
+        if protocol not in _PROTOCOLS:
+            raise ValueError(protocol)
+        # Old versions read nothing but GET and HTTP/1.1.
+        reader.feed_data(f"GET {path} HTTP/1.1\r\n".encode() + rest)
+        reader.feed_eof()
         next(Request.parse(reader.read_line))
     except StopIteration as done:
-        return Handshake(done.value)
-    except RequestLineTooLong:
-        raise BadRequest(414, "request_too_large", "The request line is too long.") from None
-    except (HeaderLineTooLong, TooManyHeaders):
-        raise BadRequest(431, "request_too_large", "The request headers are too large.") from None
-    except (ValueError, EOFError, NotImplementedError):
+        return Handshake(done.value, "", method, protocol)
+    except (ValueError, EOFError, NotImplementedError, SecurityError):
         pass
     raise BadRequest(400, "bad_request", "This is not an HTTP/1.1 request without a body.")
+
+
+def _check_bounds(line: bytes, rest: bytes) -> None:
+    """Raises BadRequest for a request line or headers that are too long, or too many headers."""
+    most = MAX_LINE_BYTES - len(b"\r\n")
+    if len(line) > most:
+        raise BadRequest(414, "request_too_large", "The request line is too long.")
+    headers = rest.removesuffix(HEAD_END).split(b"\r\n")
+    if len(headers) > MAX_HEADERS or any(len(header) > most for header in headers):
+        raise BadRequest(431, "request_too_large", "The request headers are too large.")
 
 
 def _read_plain(plain: re.Match[bytes]) -> Handshake | None:
@@ -126,7 +159,7 @@ def _read_plain(plain: re.Match[bytes]) -> Handshake | None:
         if lower in found and lower in _SINGLE:
             return None
         found[lower] = "" if lower in found else value  # several of a kind are never plain
-        headers.set_insecure(name, value)
+        _set_header(headers, name, value)
     if any(name in found for name in _HAS_BODY):
         return None
     request = Request(plain[1].decode(), headers)

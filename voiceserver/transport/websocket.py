@@ -45,6 +45,10 @@ _strict_parser_log: Final = logging.getLogger("voiceserver.websockets")
 _strict_parser_log.setLevel(logging.ERROR)
 
 
+# The attribute with the size of a message that is not whole; renamed in version 16.
+_PARTIAL: Final = "current_size" if hasattr(ServerProtocol(), "current_size") else "cur_size"
+
+
 class StrictParser(ServerProtocol):
     """``ServerProtocol`` from an open connection on, which also puts fragments together and checks text for UTF-8.
 
@@ -64,7 +68,7 @@ class StrictParser(ServerProtocol):
 
     @property
     def is_between_messages(self) -> bool:
-        return self._is_at_boundary and self.state is State.OPEN and self.current_size is None
+        return self._is_at_boundary and self.state is State.OPEN and getattr(self, _PARTIAL) is None
 
     def receive_data(self, data: bytes | bytearray) -> None:
         self._is_at_boundary = False

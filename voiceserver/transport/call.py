@@ -66,8 +66,10 @@ class Call:
         self.session = session
         self.opened_ms = opened_ms
         self.messages = CallMessages(services, codec, session, connection, unkept)
-        self.places = CallPlaces(services.places, self, ticket)
-        self.streams = CallStreams(services, session, self.places, self)
+        self.places = CallPlaces(services.places)
+        if ticket is not None:
+            self.places.take(ticket, self)
+        self.streams = CallStreams(services, session, self.places)
         self._alarm = Alarm(services.timers, self)
         self._is_held_back = False  # it is ahead of the clock and not read
 
@@ -143,24 +145,41 @@ class Call:
             self.streams.send_audio(now_ms)
             if session.is_settled:  # otherwise a request was too big
                 if session.outgoing:
-                    self._send_events()
+                    self._send_events(now_ms)
                 due_ms = session.deadline_ms
                 if due_ms < self._alarm.due_ms:
                     self._alarm.wake_at(max(due_ms, now_ms + 1.0))
                 return
         session.is_settled = True
-        self.streams.follow(now_ms)
-        self._send_events()
+        self.streams.follow(self, now_ms)
+        self._send_events(now_ms)
         self._hold_back_or_not(now_ms)
         if session.is_closed:
             self.part(now_ms)
             return
         self._alarm.wake_at(max(session.deadline_ms, now_ms + 1.0))
 
-    def _send_events(self) -> None:  # hot
+    def _send_events(self, now_ms: float) -> None:  # hot
         connection = self.messages.connection
-        if connection is None or not connection.frames.is_closing:
+        if connection is None:
             self.messages.send_events()
+            self._weigh(now_ms)
+        elif not connection.frames.is_closing:
+            self.messages.send_events()
+
+    def _weigh(self, now_ms: float) -> None:
+        """What nobody hears is bounded, for this call and for all."""
+        store, session_id, replay_buffer = (
+            self._services.sessions.store,
+            self.session.session_id,
+            self.messages.replay_buffer,
+        )
+        if store.detached_call(session_id) is None or not replay_buffer.has_grown():
+            return
+        if replay_buffer.is_full:
+            store.end(session_id, "too_much_unheard", now_ms)
+        else:
+            store.weigh(session_id, self, now_ms)
 
     def _hold_back_or_not(self, now_ms: float) -> None:
         """Read a caller no further whose audio is ahead of the clock."""
@@ -181,7 +200,7 @@ class Call:
         """The session is over: begin the closing handshake, if the peer did not."""
         session, connection = self.session, self.messages.connection
         session.events_to_send()
-        self.places.leave(now_ms)
+        self.places.leave(self, now_ms)
         if connection is None or connection.frames.is_closing:
             return
         linger_ms = min(self.codec.linger_ms, LINGER_MS)  # a phone has yet to hear what was said last
@@ -215,13 +234,11 @@ class Call:
         if now_ms >= session.deadline_ms:
             session.handle_timer(now_ms)
         if now_ms >= detached.hold_until_ms and not session.is_resting:
-            self.places.leave(now_ms)
+            self.places.leave(self, now_ms)
             session.rest(now_ms)
         self.move(now_ms)
-        if self.messages.replay_buffer.is_full:
-            store.end(session.session_id, "too_much_unheard", now_ms)
-            return
-        store.weigh(session.session_id, self, now_ms)
+        if store.detached_call(session.session_id) is not None:
+            store.weigh(session.session_id, self, now_ms)
         self._alarm.wake_at(detached.keep_until_ms if session.is_resting else detached.hold_until_ms)
 
     # ------------------------------------------------------------------------------------------------- connections
@@ -252,7 +269,7 @@ class Call:
             store.forget(session.session_id)
             self._end(now_ms)
             return
-        self.messages.replay_buffer.cut = self.messages.replay_buffer.count
+        self.messages.replay_buffer.mark_cut()
         session.hold_output(True, now_ms)
         store.detach(session.session_id, self, now_ms)
         detached = store.detached_call(session.session_id)
@@ -283,7 +300,7 @@ class Call:
             connection.close(1000, "session_taken_over")
         connection.leave()
         connection.end_stream()
-        self.messages.replay_buffer.cut = self.messages.replay_buffer.count
+        self.messages.replay_buffer.mark_cut()
         self.messages.connection = None
         self._is_held_back = False
 
@@ -294,7 +311,7 @@ class Call:
         self._end(now_ms)
 
     def _end(self, now_ms: float) -> None:
-        self.places.leave(now_ms)
+        self.places.leave(self, now_ms)
         self.session.disconnect(now_ms)
         self.move(now_ms)
         self._account(now_ms)
@@ -331,11 +348,6 @@ class Call:
             connection = self.messages.connection
             if connection is not None:
                 connection.abort()
-
-    @property
-    def memory_bytes(self) -> int:
-        """About what the call costs in memory."""
-        return self.messages.memory_bytes
 
     def _account(self, now_ms: float) -> None:
         services, session, name = self._services, self.session, self.codec.traits.name

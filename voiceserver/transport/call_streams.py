@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 
 
 class CallStreams:
-    __slots__ = ("_open", "_owner", "_places", "_services", "_session")
+    __slots__ = ("_open", "_places", "_services", "_session")
 
-    def __init__(self, services: Services, session: Session, places: CallPlaces, owner: PlaceOwner) -> None:
-        """owner: gets the results of the streams."""
+    def __init__(self, services: Services, session: Session, places: CallPlaces) -> None:
         self._services = services
         self._session = session
         self._places = places
-        self._owner = owner
         self._open: dict[str, Stream] | None = None
 
     def is_open(self, stage: str) -> bool:
@@ -33,8 +31,9 @@ class CallStreams:
         if self._open is not None:
             self._open.pop(stage, None)
 
-    def follow(self, now_ms: float) -> None:
-        """Close the streams that the session does not want, open those that it wants, and send what can be sent."""
+    def follow(self, owner: PlaceOwner, now_ms: float) -> None:
+        """Close the streams that the session does not want, open those that it wants, and send what can be sent. ``owner``: gets
+        the results of the streams."""
         session = self._session
         while True:
             unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
@@ -43,7 +42,7 @@ class CallStreams:
             for stage in unwanted:
                 self._close(stage)
             for stage in wanted:
-                self._try_open(stage, now_ms)
+                self._try_open(stage, owner, now_ms)
         if self._open:
             for stage in session.stages_with_requests():
                 outbox = session.outbox_of(stage)
@@ -62,14 +61,14 @@ class CallStreams:
                     if outbox is not None and outbox.has_unsent():
                         self._send_requests(stage, outbox, stream, now_ms)
 
-    def _try_open(self, stage: str, now_ms: float) -> None:
+    def _try_open(self, stage: str, owner: PlaceOwner, now_ms: float) -> None:
         services, session = self._services, self._session
-        if stage == session.settings.audio_stage and not self._may_talk(stage, now_ms):
+        if stage == session.settings.audio_stage and not self._may_talk(stage, owner, now_ms):
             return
         pool = services.places.pools.get(stage)
         got: Stream | Refusal = Refusal("no_workers", 1_000.0, stage)
         if pool is not None:
-            got = pool.try_open(self._owner, session.stream_params(stage), key=session.session_id)
+            got = pool.try_open(owner, session.stream_params(stage), key=session.session_id)
         if isinstance(got, Refusal):
             session.stream_refused(stage, got, now_ms)
             return
@@ -78,9 +77,9 @@ class CallStreams:
         self._open[stage] = got
         session.stream_opened(stage, now_ms, is_lighter=got.is_lighter)
 
-    def _may_talk(self, stage: str, now_ms: float) -> bool:
+    def _may_talk(self, stage: str, owner: PlaceOwner, now_ms: float) -> bool:
         """Whether there is a place for this speech; otherwise the session knows now that it waits."""
-        got = self._places.try_talk(now_ms)
+        got = self._places.try_talk(owner, now_ms)
         if isinstance(got, Refusal):
             self._session.stream_refused(stage, got, now_ms)
             return False

@@ -73,26 +73,25 @@ class CallPlaces:
     """What one caller holds, and what it stands in line for. ``ticket``: of its call; ``speech``: of what it says now, where only
     speech takes a talker's place."""
 
-    __slots__ = ("_owner", "_places", "speech", "ticket")
+    # The owner is an argument: if it were kept, only the garbage collector could let a call go.
+    __slots__ = ("_places", "speech", "ticket")
 
-    def __init__(self, places: Places, owner: PlaceOwner, ticket: Ticket | None) -> None:
+    def __init__(self, places: Places) -> None:
         self._places = places
-        self._owner = owner
         self.ticket: Ticket | None = None
         self.speech: Ticket | None = None
-        if ticket is not None:
-            self.take(ticket)
 
-    def take(self, ticket: Ticket) -> None:
+    def take(self, ticket: Ticket, owner: PlaceOwner) -> None:
+        """``owner``: hears when the ticket moves."""
         self.ticket = ticket
-        ticket.owner = self._owner
+        ticket.owner = owner
 
     @property
     def has_place(self) -> bool:
         """Whether the caller has not given its place back."""
         return self.ticket is not None and self.ticket.state in ("admitted", "waiting")
 
-    def try_talk(self, now_ms: float) -> Ticket | Refusal | None:
+    def try_talk(self, owner: PlaceOwner, now_ms: float) -> Ticket | Refusal | None:
         """A place for speech, or in the line for one. None: speech takes no place of its own."""
         admission = self._places.admission
         if not admission.holds_speech:
@@ -103,12 +102,12 @@ class CallPlaces:
             if isinstance(got, Refusal):
                 return got
             self.speech = got
-            got.owner = self._owner
+            got.owner = owner
         return self.speech
 
-    def leave(self, now_ms: float) -> None:
+    def leave(self, owner: PlaceOwner, now_ms: float) -> None:
         """Give everything back. Idempotent."""
-        self._places.forget(self._owner)
+        self._places.forget(owner)
         if self.ticket is not None:
             self.ticket.release(now_ms)
             self._places.changed()

@@ -13,6 +13,7 @@ from voiceserver.wire.frames import PING, build_head
 
 MAX_CALL_BYTES: Final = 1_048_576  # messages kept of one call: about 20 s of speech at 24 kHz
 MESSAGE_BYTES: Final = 48  # of memory that a message costs beside its own
+STEP_BYTES: Final = 4_096  # kept more, after which a call that nobody is connected to is weighed again
 ASK_BYTES: Final = 65_536  # kept, after which the caller is asked how far it is
 
 
@@ -20,7 +21,7 @@ class ReplayBuffer:
     """What one call was told and is not known to have received. ``count``: messages ever; ``cut``: how many had left when the
     connection broke; ``heard``: text messages that it has sent, ever."""
 
-    __slots__ = ("_asked", "_frames", "base", "count", "cut", "heard", "size")
+    __slots__ = ("_asked", "_frames", "_weighed_bytes", "base", "count", "cut", "heard", "size")
 
     def __init__(self, base: int = 0) -> None:
         """base: messages that were said before and are not kept: they were about their moment."""
@@ -30,6 +31,7 @@ class ReplayBuffer:
         self.cut = 0
         self.heard = 0
         self.size = 0
+        self._weighed_bytes = 0
 
     def add(self, frame: bytes) -> None:  # hot
         self._frames.append(frame)
@@ -54,6 +56,18 @@ class ReplayBuffer:
     def is_full(self) -> bool:
         """More is kept than one call may keep."""
         return self.size > MAX_CALL_BYTES
+
+    def mark_cut(self) -> None:
+        """The connection is gone: all messages so far have left, and may have arrived."""
+        self.cut = self.count
+        self._weighed_bytes = self.memory_bytes
+
+    def has_grown(self) -> bool:
+        """Whether much was added since this was last true."""
+        is_more = self.memory_bytes >= self._weighed_bytes + STEP_BYTES
+        if is_more:
+            self._weighed_bytes = self.memory_bytes
+        return is_more
 
     def forget_oldest(self) -> None:
         """Keep to the bound of one call."""

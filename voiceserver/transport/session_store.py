@@ -38,6 +38,12 @@ class HasPlace(Protocol):
         """Whether the caller would find the place that it left."""
 
 
+class HasMemory(Protocol):
+    @property
+    def memory_bytes(self) -> int:
+        """About what a call costs in memory."""
+
+
 class StoredCall(Protocol):
     """A call, as the store sees it; ``voiceserver.transport.call.Call`` is one."""
 
@@ -51,8 +57,7 @@ class StoredCall(Protocol):
     def places(self) -> HasPlace: ...
 
     @property
-    def memory_bytes(self) -> int:
-        """About what the call costs in memory."""
+    def messages(self) -> HasMemory: ...
 
     def give_up(self, reason: str, now_ms: float) -> None:
         """Nobody came back: end it."""
@@ -181,7 +186,7 @@ class SessionStore:
 
     def weigh(self, session_id: str, call: StoredCall, now_ms: float) -> None:
         """Count what a detached call keeps by now. The oldest are given up while all together keep too much."""
-        detached, size = self._detached[session_id], call.memory_bytes
+        detached, size = self._detached[session_id], call.messages.memory_bytes
         self._bytes += size - detached.size
         self._detached[session_id] = detached._replace(size=size)
         while len(self._detached) > MAX_DETACHED or (

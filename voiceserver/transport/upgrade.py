@@ -346,7 +346,7 @@ class Opening:
         call.release_connection()
         connection.open(call, now_ms)
         if ticket is not None:
-            call.places.take(ticket)
+            call.places.take(ticket, call)
         connection.write(upgrade.data)
         call.attach(connection, target.token, target.after, now_ms)
         if ticket is not None and ticket.is_waiting:

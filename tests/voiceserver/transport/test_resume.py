@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import gc
 import re
 import socket
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websockets.frames import Opcode
 
 from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
@@ -14,6 +19,8 @@ from voiceserver.config.schema import BackpressureConfig, SessionConfig
 from voiceserver.server.multiprocess.handoff import Handoff
 from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.server.multiprocess.shared_stats import SharedStats
+from voiceserver.session.session import Session
+from voiceserver.transport.call import Call
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS
 from voiceserver.transport.replay_buffer import ASK_BYTES, MAX_CALL_BYTES, ReplayBuffer
 from voiceserver.transport.session_store import HOLD_MS
@@ -517,3 +524,113 @@ def test_a_token_names_the_process_that_keeps_its_call() -> None:
     stats.close()
     for end in ends:
         end.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def say_goodbye(shell: Shell, line: Line) -> None:
+    line.receive(text({"type": "session.close"}))
+    line.receive(masked(Opcode.CLOSE, b"\x03\xe8"))
+    line.lose()
+
+
+def break_and_expire(shell: Shell, line: Line) -> None:
+    line.lose()
+    shell.services.sessions.store.end_all("evicted", shell.loop.now_ms)
+
+
+def break_and_come_back_and_leave(shell: Shell, line: Line) -> None:
+    line.lose()
+    say_goodbye(shell, resume(shell, token_of(line)))
+
+
+def be_dropped(shell: Shell, line: Line) -> None:
+    line.receive(b"\xf2\x80\0\0\0\0")
+    line.lose()
+
+
+ENDS = [say_goodbye, break_and_expire, break_and_come_back_and_leave, be_dropped]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+def test_a_call_that_is_over_is_let_go_at_once(end: Callable[[Shell, Line], None]) -> None:
+    """Though timers of it have yet to come, and without the garbage collector, which passes over what is frozen."""
+    shell = Shell("vad", "stt", "reply", "tts", ping_interval_ms=20_000)
+    kept = begin(shell)
+    line = begin(shell)
+    for one in (kept, line):
+        one.receive(text({"type": "item.append", "item": {"role": "user", "text": "x" * 100_000}}))
+        one.receive(text({"type": "reply.create"}))
+        shell.pools["reply"].streams[-1].answer(
+            ResultKind.TEXT, 0, 0, b"An answer that is never acknowledged. " * 50
+        )
+    gc.collect()
+    gc.disable()
+    try:
+        end(shell, line)
+        forget_the_test(shell, line)
+        for kind in (Call, ReplayBuffer, Session):
+            assert sum(type(one) is kind for one in gc.get_objects()) == 1, "of the call that goes on"
+    finally:
+        gc.enable()
+    assert kept.close_code is None
+
+
+GIVEN: dict[str, dict[str, object]] = {
+    "history": {"type": "item.append", "item": {"role": "user", "text": WIDE}},
+    "instructions": {"type": "session.update", "instructions": WIDE},
+    "tools": {"type": "session.update", "tools": [{"name": "t", "description": WIDE}]},
+    "replies that wait": {"type": "reply.create", "is_out_of_band": True, "instructions": WIDE},
+    "audio": {},
+}
+
+
+@given(
+    calls=st.lists(
+        st.tuples(st.sampled_from(sorted(GIVEN)), st.integers(1, 3), st.integers(0, 40)),
+        min_size=12,
+        max_size=20,
+    )
+)
+@settings(max_examples=10, deadline=None)
+def test_what_all_calls_without_a_connection_cost_is_bounded(calls: list[tuple[str, int, int]]) -> None:
+    """The bound holds at every moment and for the memory that the process really has, not for an estimate of it."""
+    bound = 4_000_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("voiceserver.transport.session_store.MAX_DETACHED_BYTES", bound)
+        shell = Shell("stt", "reply")
+        store = shell.services.sessions.store
+        for line in [begin(shell) for _ in range(3)]:  # what is only paid once
+            break_and_expire(shell, line)
+        gc.collect()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for given_by_client, times, answers in calls:
+            line = begin(shell)
+            line.receive(text({"type": "reply.create"}))
+            (stream,) = shell.pools["reply"].streams[-1:]
+            for _ in range(times):
+                line.receive(text(GIVEN[given_by_client]) if GIVEN[given_by_client] else audio(CHUNK * 100))
+            line.lose()
+            for _ in range(answers):
+                if not stream.is_closed:
+                    stream.answer(ResultKind.TEXT, stream.sent[0][1], 1, b"word " * 2_000)
+                assert sum(call.messages.memory_bytes for call in store.kept()) <= bound
+            forget_the_test(shell, line)
+            del line, stream
+            shell.loop.settle()
+        gc.collect()
+        spent = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert spent <= bound * 1.1 + 500_000
+
+
+def forget_the_test(shell: Shell, line: Line) -> None:
+    """What the pools and the transport of a test remember is not the server's."""
+    line.transport.data.clear()
+    for pool in shell.pools.values():
+        for stream in pool.streams:
+            stream.sent = stream.sent[:1]
+        pool.streams = [stream for stream in pool.streams if not stream.is_closed]
+        pool.forgotten.clear()

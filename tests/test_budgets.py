@@ -43,7 +43,6 @@ OVER: Final[dict[str, int]] = {
     "attributes voiceserver.capacity.calibration.Calibration": 18,
     "attributes voiceserver.observability.metrics.Metrics": 23,
     "attributes voiceserver.pool.channel_pool.ChannelPool": 19,
-    "attributes voiceserver.pool.chat.config.ChatConfig": 21,
     "attributes voiceserver.pool.inline.InlinePool": 25,
     "attributes voiceserver.pool.process_pool.ProcessPool": 29,
     "attributes voiceserver.pool.remote_pool.RemotePool": 22,

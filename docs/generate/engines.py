@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import voiceserver_workers
-from docs.generate.fields import dataclass_fields_of, lines_in, summary_in, summary_of
+from docs.generate.fields import fields_of, lines_in, summary_in, summary_of
 from docs.generate.page import Page, Row, Section
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver_workers import registry
@@ -52,7 +52,7 @@ def _section(spec: registry.EngineSpec) -> Section:
                 "required" if one.is_required else f"`{one.default}`" if one.default else "",
                 one.meaning,
             )
-            for one in dataclass_fields_of(ChatConfig)
+            for one in fields_of(ChatConfig)
         ]
         return Section(
             f"`{spec.name}`", summary_of(ChatConfig), ("parameter", "value", "default", "meaning"), rows

@@ -15,8 +15,7 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
-from dataclasses import fields as dataclass_fields
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -202,20 +201,3 @@ def _comments_of(kind: type) -> dict[str, str]:
         if before or behind:
             found[node.target.id] = " ".join([*before, *behind])
     return found
-
-
-def dataclass_fields_of(kind: type) -> Iterator[Field]:
-    """The fields of a dataclass whose types are names of plain types."""
-    assert is_dataclass(kind)
-    meanings = meanings_of(kind)
-    plain = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
-    for one in dataclass_fields(kind):
-        is_required = one.default is one.default_factory  # both are MISSING
-        default = (
-            ""
-            if is_required or not isinstance(one.default, str | int | float | bool)
-            else json.dumps(one.default)
-        )
-        yield Field(
-            one.name, plain.get(str(one.type), "object"), default, is_required, meanings.get(one.name, "")
-        )

@@ -78,8 +78,8 @@ class RemoteEngine(Protocol):
         """Make connections possible; returns at once."""
 
     async def answer(self, request: bytes, say: Say) -> None:
-        """Answer one request by ``say``, DONE last; it may go on after DONE to leave its connection tidy. Raises
-        RemoteFailure. A cancel must end the work on the other side too."""
+        """Answer one request by ``say``, DONE last; CONSUMED says that the other side is at work. After DONE it may go on, to
+        leave its connection tidy. Raises RemoteFailure. A cancel must end the work on the other side too."""
 
     async def watch(self) -> None:
         """Keep a connection warm and know whether the other side is there. Runs until it is cancelled; may return."""
@@ -338,7 +338,7 @@ class RemotePool(Pool):
         if request.is_finished:
             return
         now_ms = self._now_ms()
-        if request.spoke_ms is None:
+        if request.spoke_ms is None and kind != ResultKind.CONSUMED:
             request.spoke_ms = now_ms
             took_ms = now_ms - request.sent_ms
             self._first_ms += (took_ms - self._first_ms) * (_SMOOTHING if self._first_ms else 1.0)

@@ -120,7 +120,8 @@ def answer_due_ms(session: SessionState) -> float:
     reply = session.reply
     if reply is None or session.place is not None or session.is_output_held:
         return math.inf
-    return max(reply.progress_ms, session.speech_output.answers_until_ms) + session.settings.reply_timeout_ms
+    heard_ms = max(reply.progress_ms, reply.alive_ms, session.speech_output.answers_until_ms)
+    return heard_ms + session.settings.reply_timeout_ms
 
 
 def hearing_due_ms(session: SessionState) -> float:
@@ -143,9 +144,10 @@ def idle_due_ms(session: SessionState) -> float:
 def give_up_reply(session: SessionState, now_ms: float) -> None:
     reply = session.reply
     if reply is not None:
-        waited_ms = round(now_ms - reply.progress_ms)
+        waited_ms = round(now_ms - max(reply.progress_ms, reply.alive_ms))
         what = "the answer stopped" if reply.has_begun else "no answer began"
-        session.speech_output.fail("reply_timeout", f"{what} for {waited_ms} ms", now_ms=now_ms)
+        message = f"{what} for {waited_ms} ms (session.reply_timeout_ms)"
+        session.speech_output.fail("reply_timeout", message, now_ms=now_ms)
         abandon(session, reply)
 
 

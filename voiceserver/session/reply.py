@@ -7,19 +7,27 @@ are passed over by count, audio of a sentence that was sent before by samples. N
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from voiceserver.events.events import HistoryItem, ReplyCreate, Timings
 from voiceserver.session.outbox import Outbox
 from voiceserver.session.spoken_text import SpokenText
 from voiceserver.session.text import count_words, join, split
-from voiceserver_workers.ipc.messages import RequestKind
+from voiceserver_workers.ipc.messages import RequestKind, Usage
 
 WORD_MS: Final = (
     400.0  # 150 words a minute, the usual pace of a conversation; what is said faster is said again in part
 )
 
 Reason = Literal["completed", "interrupted", "cancelled", "failed", "limited", "filtered"]
+
+
+class Ending(NamedTuple):
+    """How a reply ends when all that came of it was said; ``code`` and ``message`` of one that failed."""
+
+    reason: Reason = "completed"
+    code: str = ""
+    message: str = ""
 
 
 class ToolCall:
@@ -46,22 +54,21 @@ class Reply:
     __slots__ = (
         "_replayed_samples",
         "_replayed_texts",
+        "alive_ms",
         "ask",
         "asked_ms",
         "create",
         "decided_ms",
         "end_of_speech_ms",
+        "ending",
         "endpointing_ms",
         "filler_samples",
         "fillers",
-        "finish_reason",
         "first_audio_at_ms",
         "first_text_at_ms",
-        "input_tokens",
         "is_finished_asking",
         "needs_tts",
         "output_rate_hz",
-        "output_tokens",
         "plays_from_ms",
         "progress_ms",
         "request",
@@ -72,6 +79,7 @@ class Reply:
         "texts_received",
         "tool_calls",
         "turn",
+        "usage",
         "words",
     )
 
@@ -91,6 +99,7 @@ class Reply:
         self.output_rate_hz = output_rate_hz
         self.asked_ms = now_ms
         self.progress_ms = now_ms  # when a stage last answered
+        self.alive_ms = now_ms  # when the reply stage last showed that it is at work
         # When a client that plays without a pause comes to the beginning of this reply. A pause moves it.
         self.plays_from_ms = -math.inf
         self.decided_ms = now_ms
@@ -106,12 +115,11 @@ class Reply:
         self.first_text_at_ms: float | None = None
         self.first_audio_at_ms: float | None = None
         self.is_finished_asking = False
-        self.finish_reason: Reason = "completed"
+        self.ending = Ending()
         self.samples_sent = 0
         self.fillers = 0  # that were heard while it was late,
         self.filler_samples = 0  # and are the beginning of its audio
-        self.input_tokens = 0
-        self.output_tokens = 0
+        self.usage = Usage()
         self.tool_calls: dict[int, ToolCall] = {}
         self.words = SpokenText(language)
         self._replayed_texts = 0  # pieces of text still to be passed over after a replay

@@ -26,7 +26,7 @@ from voiceserver.events.events import (
     ServerEvent,
 )
 from voiceserver.session.history import History
-from voiceserver.session.reply import Reason, Reply, ToolCall
+from voiceserver.session.reply import Ending, Reason, Reply, ToolCall
 from voiceserver.session.sentences import spoken_pieces
 from voiceserver_workers.ipc.messages import (
     Failure,
@@ -94,7 +94,7 @@ class SpeechOutput:
         if request:
             reply.continue_from(old, request, now_ms)
         else:
-            reply.is_finished_asking, reply.finish_reason = True, old.finish_reason
+            reply.is_finished_asking, reply.ending = True, old.ending
         return reply
 
     @property
@@ -119,6 +119,9 @@ class SpeechOutput:
         if reply is None or record.turn != reply.turn:
             return
         reply.ask.consume(1)
+        reply.alive_ms = now_ms
+        if record.kind == ResultKind.CONSUMED:
+            return
         reply.progress_ms = now_ms
         try:
             self._take(reply, record, now_ms)
@@ -137,16 +140,18 @@ class SpeechOutput:
             finish = decode_finish(record.payload) if record.payload else Finish()
             self._show(reply, reply.finish_text(now_ms))
             reply.is_finished_asking = True
-            reply.finish_reason = FINISH_REASONS.get(finish.finish_reason, "completed")
+            reply.ending = Ending(FINISH_REASONS.get(finish.finish_reason, "completed"))
             if finish.usage is not None:
-                reply.input_tokens, reply.output_tokens = (
-                    finish.usage.prompt_tokens,
-                    finish.usage.completion_tokens,
-                )
+                reply.usage = finish.usage
             reply.ask.commit(1)
             self._finish_if_complete(now_ms)
         elif kind == ResultKind.FAILED:
-            self.fail(*failure_of(record.payload), now_ms=now_ms)
+            self._show(reply, reply.finish_text(now_ms))
+            reply.ending = Ending("failed", *failure_of(record.payload))
+            reply.is_finished_asking = True
+            reply.ask.commit(1)
+            # What came before is said first.
+            self._finish_if_complete(now_ms)
 
     def receive_tts(self, record: Record, now_ms: float) -> None:
         reply = self.reply
@@ -214,10 +219,13 @@ class SpeechOutput:
         reply = self.reply
         if reply is None or not reply.is_complete:
             return
-        if reply.finish_reason == "completed" and _is_empty(reply):
+        reason, code, message = reply.ending
+        if reason == "failed":
+            self.fail(code, message, now_ms=now_ms)
+        elif reason == "completed" and _is_empty(reply):
             self.fail("empty_reply", "the answer has neither a word nor a sound", now_ms=now_ms)
         else:
-            self._finish(reply, reply.finish_reason)
+            self._finish(reply, reason)
 
     def fail(self, code: str, message: str, *, now_ms: float) -> None:
         reply = self.reply
@@ -281,8 +289,8 @@ class SpeechOutput:
                 code=code,
                 message=message,
                 key=reply.create.key,
-                input_tokens=reply.input_tokens,
-                output_tokens=reply.output_tokens,
+                input_tokens=reply.usage.prompt_tokens,
+                output_tokens=reply.usage.completion_tokens,
             )
         )
 

@@ -1,7 +1,7 @@
 """A real chat-completions endpoint on a local port, for tests: HTTP/1.1 with keep-alive, and answers by script.
 
-Each request takes the next script, and the last one serves all requests after it. Nothing here waits for time: a slow answer
-waits for its ``release``, and one that hangs waits until the client leaves.
+Each request takes the next script, and the last one serves all requests after it. Only ``Trickle`` waits for time: a slow
+answer waits for its ``release``, and one that hangs waits until the client leaves.
 
     async with ChatEndpoint(Answer(["Hello", " there."])) as endpoint:
         ... endpoint.base_url ... endpoint.requests[0].body["messages"]
@@ -77,7 +77,16 @@ class Raw:
     content_type: str = "text/event-stream"
 
 
-Script = Answer | Status | Silent | Broken | Raw
+@dataclass
+class Trickle:
+    """Sends these parts of the body, one every ``every_s``, then ``beat`` until the client leaves; without a beat it ends."""
+
+    parts: Sequence[str]
+    beat: str = ""
+    every_s: float = 0.02
+
+
+Script = Answer | Status | Silent | Broken | Raw | Trickle
 
 
 @dataclass
@@ -164,6 +173,8 @@ class ChatEndpoint:
         if isinstance(script, Raw):
             _write(writer, 200, script.content_type, script.body)
             return True
+        if isinstance(script, Trickle):
+            return await _trickle(script, writer)
         if isinstance(script, Silent):
             return await self._wait_until_left(reader)
         if isinstance(script, Broken):
@@ -232,6 +243,20 @@ def _begin_stream(writer: asyncio.StreamWriter) -> None:
 def _write_chunk(writer: asyncio.StreamWriter, text: str) -> None:
     data = text.encode()
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+
+async def _trickle(script: Trickle, writer: asyncio.StreamWriter) -> bool:
+    _begin_stream(writer)
+    for part in script.parts:
+        _write_chunk(writer, part)
+        await writer.drain()
+        await asyncio.sleep(script.every_s)
+    while script.beat and not writer.transport.is_closing():
+        _write_chunk(writer, script.beat)
+        await writer.drain()
+        await asyncio.sleep(script.every_s)
+    writer.write(b"0\r\n\r\n")
+    return not script.beat
 
 
 def _event(value: object) -> str:

@@ -19,7 +19,17 @@ from voiceserver.pool import Stream
 from voiceserver.pool.chat.client import Chat, chat_pool
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.remote_pool import RemotePool, Say
-from voiceserver.testing.chat_endpoint import Answer, Broken, ChatEndpoint, Raw, Script, Silent, Status, Tool
+from voiceserver.testing.chat_endpoint import (
+    Answer,
+    Broken,
+    ChatEndpoint,
+    Raw,
+    Script,
+    Silent,
+    Status,
+    Tool,
+    Trickle,
+)
 from voiceserver_workers.ipc.messages import RequestKind, ResultKind, StreamParams
 
 PARAMS = StreamParams()
@@ -283,7 +293,7 @@ async def test_an_endpoint_that_is_down_is_told_at_once() -> None:
     [
         (Silent(), {"first_token_timeout_ms": 30}, "did not begin"),
         (Answer(["One. ", "Two."], hold_before=1), {"stall_timeout_ms": 30}, "stopped"),
-        (Answer(["One. ", "Two."], hold_before=1), {"timeout_ms": 600}, "stopped"),
+        (Answer(["One. ", "Two."], hold_before=1), {"timeout_ms": 600}, "not through"),
     ],
 )
 async def test_an_endpoint_that_is_slow_is_given_up(
@@ -293,7 +303,53 @@ async def test_an_endpoint_that_is_slow_is_given_up(
         told = failure(await ask(pool))
         assert told["code"] == "reply_timeout"
         assert said in told["message"]
+        assert f"stages.reply.params.{next(iter(limits))}" in told["message"]
         await endpoint.wait_for(lambda: endpoint.abandoned == 1)
+
+
+async def test_words_that_wait_for_the_end_of_their_sentence_are_said_in_time() -> None:
+    slow = Answer(["One moment, I will look th", "at up."], hold_before=1)
+    async with chat(slow, max_unspoken_ms=30, first_clause_chars=200) as (pool, _):
+        owner = Owner()
+        opened(pool, owner).send(RequestKind.DATA, 1, 1, request())
+        await owner.wait_for(lambda: bool(owner.payloads(ResultKind.TEXT)))
+        assert owner.payloads(ResultKind.TEXT) == [b"One moment, I will look"]
+        slow.release.set()
+        await owner.finished()
+    assert b"".join(owner.payloads(ResultKind.TEXT)) == b"One moment, I will look that up."
+
+
+@pytest.mark.parametrize("beat", [": keep-alive\n\n", 'data: {"choices":[{"delta":{"content":""}}]}\n\n'])
+async def test_comments_do_not_keep_an_answer_alive_that_has_stopped(beat: str) -> None:
+    stalled = Trickle(['data: {"choices":[{"delta":{"content":"One moment"}}]}\n\n'], beat)
+    async with chat(stalled, stall_timeout_ms=100) as (pool, _):
+        owner = await ask(pool)
+        assert owner.payloads(ResultKind.TEXT) == [b"One moment"]
+        assert "stall_timeout_ms" in failure(owner)["message"]
+
+
+@pytest.mark.parametrize(
+    "beat", [": PROCESSING\n\n", 'data: {"choices":[{"delta":{"content":"","reasoning_content":"Hm."}}]}\n\n']
+)
+async def test_an_endpoint_that_is_at_work_is_waited_for(beat: str) -> None:
+    """Much longer than it may be silent; the session hears that it is at work."""
+    thinks = Trickle(
+        [beat] * 30 + ['data: {"choices":[{"delta":{"content":"Nine."},"finish_reason":"stop"}]}\n\n'], ""
+    )
+    async with chat(thinks, first_token_timeout_ms=1_500) as (pool, _):
+        owner = await ask(pool)
+    assert owner.payloads(ResultKind.TEXT) == [b"Nine."]
+    assert owner.payloads(ResultKind.CONSUMED)
+
+
+async def test_an_answer_that_gave_a_reason_to_end_and_then_stops_is_whole() -> None:
+    ended = Trickle(
+        ['data: {"choices":[{"delta":{"content":"Nine"},"finish_reason":"stop"}]}\n\n'], ": ping\n\n"
+    )
+    async with chat(ended, stall_timeout_ms=100) as (pool, _):
+        owner = await ask(pool)
+    assert owner.payloads(ResultKind.TEXT) == [b"Nine"]
+    assert owner.payloads(ResultKind.FAILED) == []
 
 
 # ------------------------------------------------------------------------------------------- promises of the pool

@@ -501,8 +501,11 @@ def test_a_stage_that_fails_ends_the_reply_with_its_code(stage: str) -> None:
     bench.do(ev.ReplyCreate())
     bench.answer("Well.", is_done=False)
     bench.result(stage, ResultKind.FAILED, 1, 1, '{"code": "too_rude", "message": "no"}')
+    if stage == "reply":
+        bench.speak(1, 200)  # what came before is said first
     done = bench.one(ev.ReplyDone)
     assert (done.reason, done.code, done.message) == ("failed", "too_rude", "no")
+    assert bench.roles() == ([("assistant", "Well.")] if stage == "reply" else [])
     assert {"reply", "tts"}.isdisjoint(bench.open_stages)
     bench.do(ev.ReplyCreate())
     assert len(bench.all(ev.ReplyStarted)) == 2
@@ -915,3 +918,31 @@ def test_a_word_that_is_cut_because_it_is_long_is_shown_in_one() -> None:
     bench.speak(1, 500)
     assert "".join(event.text for event in bench.all(ev.ReplyText)) == f"See {address} now."
     assert given_to_the_voice(bench) == ["See", "example.com", "now."]
+
+
+# -------------------------------------------------------------------------------- a reply stage that is at work and silent
+
+
+def test_a_stage_that_shows_that_it_is_at_work_is_not_given_up() -> None:
+    bench = Bench(settings_of(reply_timeout_ms=10_000))
+    bench.converse("question")
+    for _ in range(20):
+        bench.pass_time(2_000)
+        bench.result("reply", ResultKind.CONSUMED, 1, 1)
+    assert bench.all(ev.ReplyDone) == []
+    assert bench.all(ev.ServerBusy), "the caller is told all the same that the reply is slow"
+    bench.pass_time(9_000)
+    assert bench.all(ev.ReplyDone) == []
+    bench.pass_time(1_500)
+    done = bench.one(ev.ReplyDone)
+    assert done.code == "reply_timeout"
+    assert done.message == "no answer began for 10000 ms (session.reply_timeout_ms)"
+
+
+def test_a_failure_ends_at_once_the_reply_of_a_caller_who_reads() -> None:
+    bench = Bench(speaks=False)
+    bench.converse("question")
+    bench.answer("Well", is_done=False)
+    bench.result("reply", ResultKind.FAILED, 1, 1, '{"code": "too_rude", "message": "no"}')
+    done = bench.one(ev.ReplyDone)
+    assert (done.code, done.text) == ("too_rude", "Well")

@@ -37,6 +37,8 @@ class Answer:
         self._usage: Usage | None = None
         self._calls = ToolCalls()
         self._last_letter = ""
+        self.spoken_chars = 0
+        self.progress = 0  # events that were more than a comment or an empty delta
         self.has_begun = False  # a token was seen: trying again could say things twice
         self.is_done = False
         self._is_whole = False  # it came in one piece
@@ -70,6 +72,7 @@ class Answer:
                 "reply_http_error", "The reply endpoint failed in its answer.", retry_after_ms=1_000.0
             )
         self._count(chunk)
+        self.progress += bool(chunk.text or chunk.calls or chunk.has_thoughts)
         # After deltas a message would say everything once more.
         is_repeated = chunk.is_message and self.has_begun
         if not is_repeated:
@@ -103,6 +106,7 @@ class Answer:
 
     def _speak(self, pieces: list[str]) -> None:
         for piece in pieces:
+            self.spoken_chars += len(piece)
             self._say(ResultKind.TEXT, piece.encode())
 
     def _call(self, delta: CallDelta) -> None:
@@ -115,6 +119,16 @@ class Answer:
         for piece in pieces:
             self._say(ResultKind.TOOL, encode(piece))
 
+    @property
+    def has_rest(self) -> bool:
+        """Text waits for the end of its sentence."""
+        return self._cutter.has_rest
+
+    def say_part(self) -> None:
+        """Say what there is of a sentence that does not end in time."""
+        part = self._cutter.take()
+        self._speak([part] if part else [])
+
     def say_rest(self) -> None:
         """No more text comes: say what there is."""
         self._joiner.finish()
@@ -122,6 +136,13 @@ class Answer:
             self._note_odd("character")
             self._joiner.skipped = 0
         self._speak(self._cutter.finish())
+
+    def end_in_silence(self) -> bool:
+        """Nothing more comes. False: that is no end of an answer, because no reason for it was given."""
+        if not self.is_done and self._finish_reason and self.has_begun:
+            self._finish()
+        self.say_rest()
+        return self.is_done
 
     def end_of_stream(self) -> None:
         """The body is over. Raises RemoteFailure where that is no end of an answer."""

@@ -6,7 +6,7 @@ An endpoint that is down, slow or unwilling becomes a RemoteFailure, never silen
 
 ==================  ====================================================================================
 reply_unreachable   no connection, or it broke off before the end of the answer
-reply_timeout       no first token, no next token or no end in time
+reply_timeout       no first token, no next token or no end in time; see ``clocks``
 reply_rejected      4xx: key, model or request are wrong, so trying again does not help
 reply_http_error    429, 5xx, or an answer that is no chat completion; ``retry_after_ms`` as the endpoint says
 ==================  ====================================================================================
@@ -17,19 +17,16 @@ A request is tried again only while nothing of its answer was seen. Keys and the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError
 from voiceserver.pool import OnEvent, ignore_event, never_raising
-from voiceserver.pool.chat.answer import Answer
+from voiceserver.pool.chat.attempts import Attempts
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.chat.messages import is_unheard, request_body
 from voiceserver.pool.remote_pool import RemoteFailure, RemotePool, Say
-from voiceserver.session.sentences import SentenceCutter
 from voiceserver_workers import registry
 from voiceserver_workers.ipc.messages import (
     Finish,
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
 
 RETRY_MS = 150.0
 DOWN_PROBE_MS = 2_000.0
-TIDY_MS = 1_000.0  # for the rest of a response, so that its connection can be used again
 KEEPALIVE_S = 300.0
 _RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 _PROBE_TIMEOUT_MS = 5_000.0
@@ -159,7 +155,7 @@ class Chat:
             say(ResultKind.TEXT, config.reprompt.encode())
             say(ResultKind.DONE, encode(Finish()))
             return
-        attempts = _Attempts(config, asyncio.get_running_loop().time, partial(self._answer, say))
+        attempts = Attempts(config, asyncio.get_running_loop(), say, self._note_odd)
         try:
             async with asyncio.timeout(None) as clock:
                 await self._ask_until_answered(request_body(asked, config), attempts, clock)
@@ -167,16 +163,12 @@ class Chat:
             attempts.answer.say_rest()
             raise
         except TimeoutError:
-            if not attempts.answer.is_done:  # else only the tidying took too long
-                attempts.answer.say_rest()
+            if not attempts.answer.end_in_silence():  # if it is done, only the tidying took too long
                 raise RemoteFailure("reply_timeout", attempts.complaint(), retry_after_ms=RETRY_MS) from None
+        finally:
+            attempts.close()
 
-    def _answer(self, say: Say) -> Answer:
-        config = self._config
-        cutter = SentenceCutter(config.max_sentence_chars, config.first_clause_chars)
-        return Answer(say, cutter, self._note_odd)
-
-    async def _ask_until_answered(self, body: bytes, attempts: _Attempts, clock: asyncio.Timeout) -> None:
+    async def _ask_until_answered(self, body: bytes, attempts: Attempts, clock: asyncio.Timeout) -> None:
         attempts.set(clock)
         left = self._config.retries
         while True:
@@ -185,14 +177,15 @@ class Chat:
                 return
             except RemoteFailure as failure:
                 wait_ms = failure.retry_after_ms or RETRY_MS
-                is_soon = clock.when() is None or attempts.now() + wait_ms / 1000.0 < (clock.when() or 0.0)
+                now_s = asyncio.get_running_loop().time()
+                is_soon = clock.when() is None or now_s + wait_ms / 1000.0 < (clock.when() or 0.0)
                 if not left or not failure.is_retryable or attempts.answer.has_begun or not is_soon:
                     raise
                 left -= 1
                 await asyncio.sleep(wait_ms / 1000.0)
                 attempts.begin()
 
-    async def _ask(self, body: bytes, attempts: _Attempts, clock: asyncio.Timeout) -> None:
+    async def _ask(self, body: bytes, attempts: Attempts, clock: asyncio.Timeout) -> None:
         import httpx
 
         answer = attempts.answer
@@ -206,7 +199,9 @@ class Chat:
                 self._note_up()
                 if response.status_code != 200:
                     raise _refused(response.status_code, response.headers.get("retry-after", ""))
-                await _receive(response, answer, lambda: attempts.set(clock))
+                async for data in response.aiter_bytes():
+                    attempts.receive(data, clock)
+                answer.end_of_stream()
         except httpx.TimeoutException as error:
             self._note_down(error)
             raise RemoteFailure(
@@ -224,48 +219,6 @@ class Chat:
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-class _Attempts:
-    """The answer that is being received, and when to give it up, in seconds of the loop's clock."""
-
-    def __init__(
-        self, config: ChatConfig, now: Callable[[], float], new_answer: Callable[[], Answer]
-    ) -> None:
-        self.now = now
-        self._config = config
-        self._asked_s = now()
-        self._new_answer = new_answer
-        self.answer = new_answer()
-
-    def begin(self) -> None:
-        """Another one: nothing that is left of the last may count."""
-        self.answer = self._new_answer()
-
-    def set(self, clock: asyncio.Timeout) -> None:
-        """Called at the question and at every sign of life."""
-        config = self._config
-        if self.answer.is_done:
-            clock.reschedule(self.now() + TIDY_MS / 1000.0)
-            return
-        end_s = self._asked_s + config.timeout_ms / 1000.0
-        if self.answer.has_begun:
-            next_s = self.now() + config.stall_timeout_ms / 1000.0
-        else:
-            next_s = self._asked_s + config.first_token_timeout_ms / 1000.0
-        clock.reschedule(min(end_s, next_s))
-
-    def complaint(self) -> str:
-        waited_ms = round((self.now() - self._asked_s) * 1000.0)
-        what = "stopped in its answer" if self.answer.has_begun else "did not begin to answer"
-        return f"The reply endpoint {what}; given up after {waited_ms} ms."
-
-
-async def _receive(response: httpx.Response, answer: Answer, on_life: Callable[[], None]) -> None:
-    async for data in response.aiter_bytes():
-        answer.receive(data)
-        on_life()
-    answer.end_of_stream()
 
 
 def _refused(status: int, retry_after: str) -> RemoteFailure:

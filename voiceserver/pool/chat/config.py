@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from dataclasses import fields as fields_of
+
+import msgspec
 
 from voiceserver.config.environment import CHAT_API_KEY, environment
 from voiceserver.config.schema import Value
@@ -14,8 +14,7 @@ from voiceserver.errors import ConfigError
 HEADER_PREFIX = "header."
 
 
-@dataclass(frozen=True, slots=True)
-class ChatConfig:
+class ChatConfig(msgspec.Struct, frozen=True):
     """What the endpoint is and how it is asked; negative numbers leave a choice to the endpoint.
 
     base_url: Address of the API up to and with its version, such as http://localhost:11434/v1.
@@ -25,8 +24,8 @@ class ChatConfig:
     system: System prompt in place of the session's instructions; empty: those.
     reprompt: Spoken when no words were recognised in the caller's turn.
     connect_timeout_ms: Time to connect.
-    first_token_timeout_ms: Time from the request to the first token, with all retries.
-    stall_timeout_ms: Time between two tokens.
+    first_token_timeout_ms: Longest silence of the endpoint before its first word; comments and thoughts break it.
+    stall_timeout_ms: Time between two words of an answer, thoughts included.
     timeout_ms: Time for the whole answer.
     retries: How often a request is tried again while nothing of its answer was received.
     max_concurrency: Requests at once.
@@ -38,12 +37,13 @@ class ChatConfig:
     uses_proxy: Honour HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
     max_sentence_chars: A longer sentence is cut before it is spoken.
     first_clause_chars: Least length of a first clause that is spoken before its sentence is complete.
+    max_unspoken_ms: A sentence that is not complete by then is spoken up to a clause or a word, if nothing else is being spoken.
     headers: More headers of each request, from the keys "header.NAME".
     """
 
     base_url: str
     model: str = ""
-    api_key: str = field(default="", repr=False)
+    api_key: str = ""
     api_key_env: str = CHAT_API_KEY
     system: str = ""
     reprompt: str = "Sorry, I did not catch that. Could you say it again?"
@@ -61,7 +61,11 @@ class ChatConfig:
     uses_proxy: bool = True
     max_sentence_chars: int = 240
     first_clause_chars: int = 32
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    max_unspoken_ms: float = 1_500.0
+    headers: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"ChatConfig({self.base_url!r}, {self.model!r})"
 
     @classmethod
     def from_params(
@@ -74,14 +78,14 @@ class ChatConfig:
         """environ: where an API key is looked up; None: the environment of this process.
 
         Raises ConfigError that names the parameter below ``key``."""
-        kinds = {one.name: one.type for one in fields_of(cls) if one.name != "headers"}
+        kinds = {one.name: one.type.__name__ for one in msgspec.structs.fields(cls) if one.name != "headers"}
         values: dict[str, Value] = {}
         headers: dict[str, str] = {}
         for name, value in params.items():
             if name.startswith(HEADER_PREFIX) and len(name) > len(HEADER_PREFIX):
                 headers[name.removeprefix(HEADER_PREFIX)] = _header(f"{key}.{name}", value)
             elif name in kinds:
-                values[name] = _checked(f"{key}.{name}", value, str(kinds[name]))
+                values[name] = _checked(f"{key}.{name}", value, kinds[name])
             else:
                 nearest = difflib.get_close_matches(name, list(kinds), n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
@@ -119,6 +123,7 @@ _LEAST = {
     "retries": 0,
     "max_concurrency": 1,
     "keep_warm_ms": 0,
+    "max_unspoken_ms": 1,
     "max_sentence_chars": 40,
     "first_clause_chars": 1,
 }

@@ -1,7 +1,7 @@
 """How long a caller waits: from the end-of-turn decision to the first byte of the spoken answer on the socket.
 
 ``python -m benchmarks.turn [--turns 100] [--pace 1] [--wire openai | --ahead]``. One caller, one turn after the other, every
-engine real (silero, pocketsphinx, concierge, espeak), on a machine with nothing else to do. The server measures the split
+engine real (silero, moonshine, concierge, hibari), on a machine with nothing else to do. The server measures the split
 (``reply.done``); the client measures the time between the two messages as they arrive. Endpointing (the silence that is waited
 for) is a setting, not a cost: it comes before the decision. ``--pace`` above 1 is quicker to run, but the recogniser may then
 not keep up, and its backlog shows. ``--wire openai``: native and Realtime callers take turns on one server, so that both meet

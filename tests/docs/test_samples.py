@@ -77,6 +77,21 @@ def test_programs_are_whole(program: Sample) -> None:
     assert {node.id for node in names} <= known
 
 
+@pytest.mark.parametrize("program", [one for one in PROGRAMS if "async for" in one.text], ids=str)
+def test_programs_that_wait_for_events_do_not_wait_for_ever(program: Sample) -> None:
+    tree = ast.parse(program.text)
+    bounded = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncWith)
+        and any(ast.unparse(item.context_expr).startswith("asyncio.timeout(") for item in node.items)
+    ]
+    within = {id(inner) for node in bounded for inner in ast.walk(node)}
+    waits = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFor)]
+    assert waits
+    assert all(id(node) in within for node in waits)
+
+
 def module_of(title: str) -> ModuleType:
     (text,) = {sample.text for sample in PROGRAMS if sample.title == title}
     module = ModuleType(Path(title).stem)

@@ -16,10 +16,12 @@ from msgspec import Meta
 from docs.generate.page import Page, Row, Section
 from docs.generate.schemas import Schema, components_of, reference, version
 from voiceserver.config.schema import Config, StageConfig, StagesConfig
+from voiceserver.observability.history import HistoryReport
 from voiceserver.server import pages
 from voiceserver.server.auth import CLIENT_SECRETS, MAX_SESSION_BYTES, MAX_TOKEN_TTL_S, MIN_TOKEN_TTL_S
 from voiceserver.server.build import build
 from voiceserver.server.multiprocess.merge import Unready
+from voiceserver.server.overview import Overview
 from voiceserver.server.routes import SESSION, Capacity, SessionOffer
 from voiceserver.testing import ManualClock
 from voiceserver.wire import native, openai, twilio, whisperlive
@@ -82,13 +84,15 @@ class ClientSecret(msgspec.Struct):
 
 
 class Statistics(msgspec.Struct):
-    """The samples of `/metrics` and the answer of `/v1/capacity`."""
+    """The samples of `/metrics`, the answer of `/v1/capacity`, and what the server is. Without keys the parameters of engines are
+    told on the same machine only."""
 
     capacity: Capacity
     metrics: Annotated[
         dict[str, list[tuple[dict[str, str], float]]],
         Meta(description="By the name of the sample: its labels and its value."),
     ]
+    about: Overview
 
 
 class Problem(msgspec.Struct):
@@ -165,6 +169,11 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     pages.STATS: Operation(
         "The samples of `/metrics` and the answer of `/v1/capacity`, for the dashboard.",
         {200: Answer("The figures.", Statistics), **_FOR_KEYS},
+        takes_key=True,
+    ),
+    pages.HISTORY: Operation(
+        "The last hour of the figures that the dashboard draws, a row every ten seconds.",
+        {200: Answer("The figures.", HistoryReport), **_FOR_KEYS},
         takes_key=True,
     ),
     pages.DRAIN: Operation(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +58,7 @@ def test_figures_are_those_of_metrics(server: ServerProcess, silence: Path) -> N
         visit.wait("__dashboard.figures.value('voiceserver_replies_total') === 1")
         visit.wait("document.querySelector('#status').dataset.state === 'open'")
         assert tile(visit, "Sessions") == "2"
+        assert tile(visit, "Service") == "Normal"
         assert metric(server, "voiceserver_sessions") == 2.0
         card = visit.page.locator(".stage", has_text="concierge")
         cells = card.locator("tbody tr").first.locator("th, td").all_inner_texts()
@@ -91,6 +94,87 @@ def test_a_refused_caller_is_seen(silence: Path) -> None:
         visit.wait("__dashboard.figures.value('voiceserver_refused_total') === 1")
         visit.wait_text("#door", "refused")
         assert tile(visit, "Refused") == "1"
+
+
+def test_a_failing_stage_is_named_with_its_endpoint_and_cause(silence: Path) -> None:
+    chromium()
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        endpoint = f"http://127.0.0.1:{held.getsockname()[1]}/v1"  # nobody listens there, once it is closed
+    chat = ("engine=chat", f"params.base_url={endpoint}", "params.model=m", "params.uses_proxy=false")
+    settings = [
+        *SMALL[:2],
+        SMALL[3],
+        *(f"stages.reply.{one}" for one in chat),
+        "stages.reply.params.api_key=sk-secret",
+    ]
+    with (
+        serving(*settings) as server,
+        visiting(f"http://localhost:{server.port}/dashboard", silence) as visit,
+    ):
+        line = visit.page.locator("#problems li")
+        line.filter(has_text=endpoint).filter(has_text="does not answer").wait_for()
+        assert line.inner_text().startswith("reply (chat)")
+        assert visit.text("#about dd")
+        visit.page.locator(".params summary").click()
+        assert endpoint in visit.text(".params dl")
+        assert "sk-secret" not in visit.page.content()
+
+
+def test_the_page_has_a_past_when_it_opens(server: ServerProcess, silence: Path) -> None:
+    with connect(server.url) as caller:
+        caller.recv()
+        deadline_s = time.monotonic() + 60
+        while not any(
+            one["name"] == "voiceserver_sessions" and 1 in one["values"]
+            for one in server.get("/v1/history")[1]["series"]
+        ):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
+        with visiting(f"http://localhost:{server.port}/dashboard", silence) as visit:
+            visit.wait("__dashboard.figures.last?.capacity !== undefined")
+            past = visit.page.evaluate(
+                """__dashboard.figures.all.filter((one) => !one.capacity)
+                    .map((one) => [one.atMs, one.metrics.voiceserver_sessions[0][1]])"""
+            )
+            assert past[-1][1] == 1
+            assert past[-1][0] < visit.page.evaluate("__dashboard.figures.last.atMs")
+            visit.wait(
+                "document.querySelector('.tile .spark path:last-child').getAttribute('d').includes('L')"
+            )
+            assert not visit.problems
+
+
+PAST = """async () => {
+    const { Figures } = await import("/web/figures.js");
+    const figures = new Figures();
+    figures.addPast(0, { ages_ms: [20000, 10000], series: [
+        { name: "gauge", labels: {}, values: [1, 2] },
+        { name: "late", labels: {}, values: [null, 5] },
+    ] });
+    const read = (snapshot) => figures.value("gauge", {}, snapshot);
+    for (let second = 0; second <= 5000; second++) {
+        figures.add(second * 1000, { metrics: { gauge: [[{}, second]], other: [[{}, 1]] }, capacity: {} });
+    }
+    const steps = figures.all.map(({ atMs }, i) => atMs - (figures.all[i - 1]?.atMs ?? atMs)).slice(1);
+    const points = figures.series(read);
+    return {
+        count: figures.all.length,
+        spanMs: figures.spanMs,
+        oldest: figures.all[0].metrics,
+        steps: [Math.max(...steps), steps.at(-1)],
+        right: points.every(([atMs, value]) => value === atMs / 1000),
+    };
+}"""
+
+
+def test_an_hour_of_figures_stays_small_and_right(server: ServerProcess, silence: Path) -> None:
+    with visiting(f"http://localhost:{server.port}/dashboard", silence) as visit:
+        found = visit.page.evaluate(PAST)
+        assert found["spanMs"] == 3_600_000
+        assert 300 + 330 - 5 <= found["count"] <= 300 + 330 + 5  # five minutes by the second, the rest by ten
+        assert list(found["oldest"]) == ["gauge"]
+        assert found["steps"] == [10_000, 1_000]
+        assert found["right"]
 
 
 def test_the_button_asks_first_and_then_drains(server: ServerProcess, silence: Path) -> None:

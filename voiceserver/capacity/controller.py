@@ -12,7 +12,16 @@ from statistics import median
 from typing import Final
 
 from voiceserver.capacity.admission import Admission
-from voiceserver.capacity.limit import PROCESSOR, SPEECH_SHARE, Cost, Ladder, Load, TalkerLimit, talkers_for
+from voiceserver.capacity.limit import (
+    PROCESSOR,
+    SPEECH_SHARE,
+    Cost,
+    Ladder,
+    LimitMove,
+    Load,
+    TalkerLimit,
+    talkers_for,
+)
 from voiceserver.events.events import ServerBusy
 from voiceserver.pool import Pool, PoolStats, never_raising
 from voiceserver.session.settings import ServerSnapshot
@@ -74,6 +83,11 @@ class CapacityController:
     @property
     def busy(self) -> float:
         return self._limit.busy
+
+    @property
+    def limit_moves(self) -> tuple[LimitMove, ...]:
+        """How the limit has moved, and why; the oldest first."""
+        return tuple(self._limit.moves)
 
     def note_busy(self, caller: int, event: ServerBusy, now_ms: float) -> None:
         """A caller was told that its audio waits: the queue age as callers see it."""

@@ -42,6 +42,8 @@ CAUTION: Final = 0.85  # of what calibration says, to begin with; the rest is ad
 _GROWTH: Final = 0.1  # for one move
 _SURE_MOVES: Final = 5  # in a row that want more, before there is more
 _LEAST_FACTOR: Final = 0.75
+_KEPT_MOVES: Final = 20
+_ONE_MOVE_MS: Final = 15_000.0
 # How far back to look is counted in what was seen and not in time: many callers teach as much in less of it.
 _SHARE_MEMORY_S: Final = 1_200.0  # of talkers' time: a minute of twenty
 _LONGEST_MEMORY_S: Final = 60.0
@@ -127,6 +129,25 @@ def _all_taken(talkers: int, places: int, share: float) -> float:
     return 1.0 - below
 
 
+class LimitMove(NamedTuple):
+    """The limit went from ``before`` to ``after``. ``cause``, with what ``value`` is:
+
+    places       the places that the stages have, before anything was measured
+    calibrated   what the engines were measured to need, before anybody called
+    delay        work waited: the ms of it
+    time         ``stage`` has no time for more: the talkers that it carries
+    stage_full   ``stage`` has no places for more: the talkers that they are enough for
+    demand       callers waited for a place, and ``stage``, the first to be full, has room: the talkers that it carries
+    """
+
+    at_ms: float
+    before: int
+    after: int
+    cause: str
+    stage: str = ""
+    value: float = 0.0
+
+
 class _Usage:
     """What talkers cost one stage: ``share`` of their time with a stream open, times ``work`` of the stage for an open one."""
 
@@ -171,12 +192,21 @@ class _Usage:
 
     @property
     def capacity(self) -> float:
+        return min(self.carried, self.held)
+
+    @property
+    def carried(self) -> float:
+        """Talkers that the stage has time for."""
         if self.talk_s < _LEAST_TALK_S:
             return math.inf
-        capacity = carried(1.0 / self.cost) if self.cost > 0 else math.inf
-        if self.places:
-            capacity = min(capacity, talkers_for(self.places, min(max(round(self.share, 2), 0.02), 1.0)))
-        return capacity
+        return carried(1.0 / self.cost) if self.cost > 0 else math.inf
+
+    @property
+    def held(self) -> float:
+        """Talkers that its places are enough for."""
+        if self.talk_s < _LEAST_TALK_S or not self.places:
+            return math.inf
+        return talkers_for(self.places, min(max(round(self.share, 2), 0.02), 1.0))
 
 
 class TalkerLimit:
@@ -191,6 +221,7 @@ class TalkerLimit:
         self._aims: deque[float] = deque(maxlen=_SURE_MOVES)
         self._talkers: deque[tuple[float, int]] = deque()
         self.busy = 0.0  # of the busiest stage, over a few seconds
+        self.moves: deque[LimitMove] = deque(maxlen=_KEPT_MOVES)  # the oldest first
 
     @property
     def limit(self) -> int:
@@ -207,6 +238,7 @@ class TalkerLimit:
 
     def start_again(self, limit: int, now_ms: float, costs: Mapping[str, Cost] | None = None) -> None:
         """Calibration has come to a result."""
+        self._note(LimitMove(now_ms, self.limit, limit, "calibrated" if costs else "places"))
         self._limit, self._factor, self._moved_ms = float(limit), 1.0, now_ms
         self._usage.clear()
         self._aims.clear()
@@ -224,8 +256,32 @@ class TalkerLimit:
             self._correct(loop_lag_ms)
             capacity = min((usage.capacity for usage in self._usage.values()), default=math.inf)
             self._aims.append(capacity * self._factor)
+            before = self.limit
             self._move(talkers, has_demand)
+            if self.limit != before:
+                self._note(self._explain(before, now_ms))
         return self.limit
+
+    def _explain(self, before: int, now_ms: float) -> LimitMove:
+        """Why the limit has just moved from ``before``."""
+        after = self.limit
+        stage, usage = min(self._usage.items(), key=lambda one: one[1].capacity, default=("", None))
+        if after < before and self._factor < 1.0:
+            return LimitMove(now_ms, before, after, "delay", "", self.standing_ms)
+        cause = "demand"
+        if after < before:
+            cause = "stage_full" if usage is not None and usage.held < usage.carried else "time"
+        capacity = usage.capacity if usage is not None and usage.capacity < math.inf else 0.0
+        return LimitMove(now_ms, before, after, cause, stage, capacity)
+
+    def _note(self, move: LimitMove) -> None:
+        """Steps of one move are kept as one."""
+        last = self.moves[-1] if self.moves else None
+        is_same = last is not None and (last.cause, last.stage) == (move.cause, move.stage)
+        if last is not None and is_same and move.at_ms - last.at_ms < _ONE_MOVE_MS:
+            self.moves[-1] = move._replace(before=last.before)
+        elif move.before != move.after:
+            self.moves.append(move)
 
     def _correct(self, loop_lag_ms: float) -> None:
         standing_ms = self.standing_ms

@@ -66,14 +66,14 @@ class Loaded:
                 continue
             table, _, name = key.rpartition(".")
             # A JSON scalar is a TOML scalar too.
-            line = f"{name} = {json.dumps(_shown(key, value))}"
+            line = f"{name} = {json.dumps(shown_value(key, value))}"
             tables.setdefault(table, []).append(f"{line:<44} # {self.source_of(key)}")
         for table, settings in tables.items():
             lines += [f"[{table}]", *settings, ""]
         return "\n".join(lines)
 
 
-def _shown(key: str, value: object) -> object:
+def shown_value(key: str, value: object) -> object:
     """``value`` as it may be printed."""
     if value and _SECRET.search(key) and key != "server.tls_key":  # that is the path of one
         return _HIDDEN
@@ -212,7 +212,7 @@ def _convert(setting: _Setting, kind: Any) -> Value:
         return cast("Value", msgspec.convert(value, kind, strict=not setting.is_text))
     except msgspec.ValidationError:
         name = "a string, number or boolean" if kind == Value else _NAMES[kind]
-        shown = _shown(setting.key, setting.value)
+        shown = shown_value(setting.key, setting.value)
         raise ConfigError(setting.key, f"must be {name}, not {shown!r}", setting.source) from None
 
 

@@ -39,6 +39,19 @@ _TURN_BUCKETS = (
     *(0.5, 0.525, 0.55, 0.6, 0.7, 0.8, 1.2, 2.0, 5.0, 10.0),
 )
 FIRST_PRIVATE_CODE = 3_000  # from here on a client may choose any of 2,000: no label each
+# What is kept of the last hour for the dashboard (``history``): gauges as they were, counters in all, and two histograms.
+HISTORY_GAUGES = frozenset(
+    f"voiceserver_{name}"
+    for name in (
+        *("sessions", "talkers", "talkers_limit", "waiting"),
+        *("degrade_level", "busiest_stage_ratio", "stage_lag_seconds"),
+    )
+)
+HISTORY_COUNTERS = frozenset({"voiceserver_refused_total", "voiceserver_busy_signals_total"})
+_HISTORY_BUCKETS = {
+    "voiceserver_turn_seconds_bucket": "first_audio",
+    "voiceserver_loop_lag_seconds_bucket": None,
+}
 _PIECES = ("endpointing", "stt", "reply", "tts", "first_audio")
 
 
@@ -273,6 +286,30 @@ class Metrics(Collector):
         """Those of all processes, where there are several."""
         families = self.own_families()
         return families if self._merge is None else self._merge(families)
+
+    def history_samples(self) -> Iterator[tuple[str, Sample]]:
+        """Those that ``history`` keeps, of all processes."""
+        for family in self.collect():
+            for sample in family.samples:
+                name, part = sample.name, sample.labels.get("part")
+                is_kept = name in HISTORY_GAUGES or name in HISTORY_COUNTERS
+                if is_kept or (name in _HISTORY_BUCKETS and part == _HISTORY_BUCKETS[name]):
+                    yield name, Sample(sample.labels, sample.value)
+
+    def history_counts(self) -> Iterator[tuple[str, Sample]]:
+        """What is counted here of what ``history`` keeps, read without a scrape; counters are summed over their labels."""
+        for metric in (self._sessions, self._refused, self._busy):
+            (family,) = metric.collect()
+            name = "voiceserver_sessions" if metric is self._sessions else f"{family.name}_total"
+            yield name, Sample({}, sum(sample.value for sample in family.samples))
+        for histogram, labels in (
+            (self._part_of["first_audio"], {"part": "first_audio"}),
+            (self._loop_lag, {}),
+        ):
+            (family,) = histogram.collect()
+            for sample in family.samples:
+                if "le" in sample.labels:
+                    yield sample.name, Sample({**labels, **sample.labels}, sample.value)
 
     def to_text(self) -> bytes:
         return generate_latest(self)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from voiceserver.announcements.spoken import Announcements
@@ -17,13 +17,16 @@ from voiceserver.capacity.controller import CapacityController
 from voiceserver.capacity.outage import Outage
 from voiceserver.config.schema import BackpressureConfig, Config
 from voiceserver.events.events import Accounting
+from voiceserver.observability.history import History, OwnFigures, merged_figures
 from voiceserver.observability.logs import Log, get_logger, level_of, unfailing
 from voiceserver.observability.metrics import Metrics
-from voiceserver.pool import Pool, speech_voices
+from voiceserver.pool import Pool, PoolStats, speech_voices
 from voiceserver.server import pages
 from voiceserver.server.auth import Auth
 from voiceserver.server.multiprocess.peer import Peer
+from voiceserver.server.overview import OverviewSource
 from voiceserver.server.routes import RouteParts, build_routes
+from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import SessionSettings
 from voiceserver.transport.http import Router
 from voiceserver.transport.outage_notices import OutageNotices
@@ -55,6 +58,7 @@ class Host:
     peer: Peer | None = None
     ask_to_drain: Callable[[], None] = _do_nothing
     on_listening: Callable[[int], None] = _do_nothing
+    problems: StageProblems = field(default_factory=StageProblems)
     wall_s: Callable[[], float] = time.time
     jitter: random.Random = field(default_factory=random.Random)
     wires: Sequence[Wire] = WIRES
@@ -72,15 +76,14 @@ def build(
     peer, log = host.peer, unfailing(host.log)
     metrics = Metrics(peer.merged if peer is not None else None)
     ticks, state = Ticks(loop, clock), ServerState()
-    takes_audio = registry.takes_audio(config.stages.reply.engine)
     formats = [one.line_format for one in host.wires if one.line_format is not None]
     announcements = Announcements(config.session, formats)
-    settings = SessionSettings.from_config(
-        config, fillers=announcements.fillers, reply_takes_audio=takes_audio
-    )
+    settings = _settings(config, announcements)
     store = _session_store(config, peer)
     sessions = SessionFactory(settings, pools, store)
     places = _places(config, pools, sessions, ticks, log)
+    history = _observe(metrics, pools, places, lambda: live_accounting(state, store), peer)
+    metrics.observe_detached(lambda: store.detached)
     auth = Auth(
         config.auth,
         host.wall_s,
@@ -89,10 +92,10 @@ def build(
     )
     parts = RouteParts(config, pools, places.admission, metrics, state, auth, announcements, host.wires, peer)
     routes = build_routes(parts)
-    pages.add(routes, auth, metrics, state, host.ask_to_drain)
+    overview = OverviewSource(config, history, host.problems, places.controller, ticks)
+    pages.add(routes, auth, metrics, state, host.ask_to_drain, overview)
     outage = Outage(pools, config.backpressure.busy_after_ms)
     credit_ms = float(config.backpressure.max_backlog_ms)
-    _observe(metrics, pools, places, state, store)
     return Services(
         config=config,
         log=log,
@@ -106,17 +109,33 @@ def build(
         router=Router(routes, places.admission, auth, state, ResumeRequests(store).target_of, host.jitter),
         auth=auth,
         announcements=announcements,
+        history=history,
         handoff=peer.handoff if peer is not None else None,
     )
 
 
+def _settings(config: Config, announcements: Announcements) -> SessionSettings:
+    takes_audio = registry.takes_audio(config.stages.reply.engine)
+    return SessionSettings.from_config(config, fillers=announcements.fillers, reply_takes_audio=takes_audio)
+
+
 def _observe(
-    metrics: Metrics, pools: Mapping[str, Pool], places: Places, state: ServerState, store: SessionStore
-) -> None:
-    """What is read at every scrape."""
-    metrics.observe_detached(lambda: store.detached)
-    metrics.observe_admission(places.admission, places.controller, lambda: live_accounting(state, store))
-    metrics.observe_pools(lambda: [pool.stats() for pool in pools.values()])
+    metrics: Metrics,
+    pools: Mapping[str, Pool],
+    places: Places,
+    live: Callable[[], Iterable[Accounting]],
+    peer: Peer | None,
+) -> History:
+    """What is read at every scrape, and what is kept of the last hour."""
+
+    def stats() -> list[PoolStats]:
+        return [pool.stats() for pool in pools.values()]
+
+    metrics.observe_admission(places.admission, places.controller, live)
+    metrics.observe_pools(stats)
+    if peer is not None:
+        return History(merged_figures(metrics))
+    return History(OwnFigures(metrics, places.admission, places.controller, stats))
 
 
 def _session_store(config: Config, peer: Peer | None) -> SessionStore:

@@ -5,6 +5,7 @@ GET  /             talk to the server in a browser
 GET  /dashboard    live charts; holds no figures itself
 GET  /docs/        the reference: pages, AsyncAPI and OpenAPI, generated from the code (``docs.generate``)
 GET  /v1/stats     JSON: the samples of ``/metrics`` and the answer of ``/v1/capacity``; nothing is counted twice
+GET  /v1/history   JSON: an hour of the figures that are drawn over time
 POST /v1/drain     what SIGTERM does
 =================  ==========================================================================================
 
@@ -24,6 +25,7 @@ import msgspec
 
 from voiceserver.config.schema import ServerConfig
 from voiceserver.observability.metrics import Metrics, Sample
+from voiceserver.server.overview import Overview, OverviewSource
 from voiceserver.transport.http import (
     Caller,
     Gatekeeper,
@@ -36,6 +38,7 @@ from voiceserver.transport.http import (
 from voiceserver.transport.server_state import ServerState
 
 STATS: Final = "/v1/stats"
+HISTORY: Final = "/v1/history"
 DRAIN: Final = "/v1/drain"
 DOCS: Final = "/docs/"
 # A page of another site cannot send a header of its own choice unless we agree to it, which we never do.
@@ -66,6 +69,7 @@ class Stats(msgspec.Struct, frozen=True):
 
     capacity: msgspec.Raw
     metrics: dict[str, list[Sample]]
+    about: Overview
 
 
 def address(server: ServerConfig, port: int) -> str:
@@ -76,7 +80,12 @@ def address(server: ServerConfig, port: int) -> str:
 
 
 def add(
-    routes: Routes, gatekeeper: Gatekeeper, metrics: Metrics, state: ServerState, drain: Callable[[], None]
+    routes: Routes,
+    gatekeeper: Gatekeeper,
+    metrics: Metrics,
+    state: ServerState,
+    drain: Callable[[], None],
+    source: OverviewSource,
 ) -> None:
     """Add the pages to ``routes``. ``drain`` begins what SIGTERM begins; it returns at once."""
     capacity = routes.pages["/v1/capacity"]
@@ -85,7 +94,13 @@ def add(
         refused = gatekeeper.refuse_admin(caller)
         if refused is not None:
             return refused
-        return json_response(200, Stats(msgspec.Raw(capacity(caller).body), metrics.to_samples()))
+        # Without keys anybody may see the figures; what engines were given is for this machine then.
+        about = source.overview(with_params=gatekeeper.has_keys or is_local(caller))
+        return json_response(200, Stats(msgspec.Raw(capacity(caller).body), metrics.to_samples(), about))
+
+    def history(caller: Caller) -> Response:
+        refused = gatekeeper.refuse_admin(caller)
+        return json_response(200, source.report()) if refused is None else refused
 
     def press(caller: Caller) -> Response:
         refused = _refuse_drain(gatekeeper, caller)
@@ -104,6 +119,7 @@ def add(
         routes.pages[f"{DOCS}{file.name}"] = _read_when_asked(file)
     routes.pages[DOCS] = routes.pages[DOCS.rstrip("/")] = routes.pages.pop(f"{DOCS}index.html")
     routes.pages[STATS] = stats
+    routes.pages[HISTORY] = history
     routes.actions[DRAIN] = press
 
 

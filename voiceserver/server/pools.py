@@ -8,7 +8,7 @@ from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError
 from voiceserver.installation import missing_message
 from voiceserver.observability.logs import Log, level_of, worker_output
-from voiceserver.pool import OnEvent, Pool
+from voiceserver.pool import OnEvent, Pool, ignore_event
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver_workers import registry
 
@@ -71,13 +71,18 @@ def make_pool(stage: str, config: StageConfig, on_event: OnEvent) -> Pool:
     return ProcessPool(stage, config, on_event=on_event, output_fd=worker_output())
 
 
-def make_pools(config: Config, make_pool: MakePool, log: Log) -> dict[str, Pool]:
-    """One pool for each stage that has an engine, with its lighter engine behind it where there is one."""
+def make_pools(
+    config: Config, make_pool: MakePool, log: Log, observe: OnEvent = ignore_event
+) -> dict[str, Pool]:
+    """One pool for each stage that has an engine, with its lighter engine behind it where there is one. ``observe`` hears what
+    the log does."""
 
     def on_event(name: str, fields: Mapping[str, object]) -> None:
+        observe(name, fields)
         log.log(level_of(name), name, **fields)
 
     def on_lighter_event(name: str, fields: Mapping[str, object]) -> None:
+        observe(name, fields)
         log.log(level_of(name), name, **fields, is_lighter=True)
 
     pools: dict[str, Pool] = {}

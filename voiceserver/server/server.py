@@ -22,6 +22,7 @@ from voiceserver.capacity.limit import LOOK_MS
 from voiceserver.config.cores import Cores
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
+from voiceserver.observability.history import PERIOD_MS
 from voiceserver.observability.logs import unfailing
 from voiceserver.server import pages
 from voiceserver.server.build import Host, build
@@ -86,7 +87,7 @@ class Server:
     async def start(self) -> None:
         """Listen, start the pools, and return when each had its chance to load. Raises ConfigError or StartError."""
         loop, host, server = asyncio.get_running_loop(), self._host, self.config.server
-        pools = make_pools(self.config, self._make_pool, host.log)
+        pools = make_pools(self.config, self._make_pool, host.log, host.problems.note)
         self.services = services = build(self.config, pools, loop, host=host)
         if host.peer is not None:
             host.peer.handoff.listen(loop, lambda data: Connection(services, data))
@@ -141,6 +142,7 @@ class Server:
             Repeated(loop, REFRESH_MS, figures.refresh),
             Repeated(loop, REFRESH_MS, follow_collector),
             Repeated(loop, LOOK_MS, capacity.look),
+            Repeated(loop, PERIOD_MS, lambda: services.history.sample(services.ticks.clock())),
         ]
         for duty in self._duties:
             duty.start()

@@ -54,6 +54,12 @@ class Log(Protocol):
     def error(self, event: str, **fields: object) -> None: ...
 
 
+class Sampled(Protocol):
+    """The figures of the last hour; ``voiceserver.observability.history.History`` is one."""
+
+    def sample(self, now_ms: float) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """``handoff`` None: this process serves alone."""
@@ -70,4 +76,5 @@ class Services:
     router: Router
     auth: Accounts
     announcements: Announcements
+    history: Sampled
     handoff: Handoff | None = None

@@ -1,6 +1,7 @@
 // The dashboard: asks for the figures once a second and draws them. It computes differences, and knows nothing that /metrics does not.
 
 import { Chart, drawSpark } from "./charts.js";
+import { ageWords, busyWords, closeWords, moveWords, problemWords, refusalWords, stageWords } from "./codes.js";
 import { Figures } from "./figures.js";
 
 const POLL_MS = 1000;
@@ -18,7 +19,8 @@ globalThis.__dashboard = { figures };
 
 // --------------------------------------------------------------------------------------------------------- tiles
 
-const LEVELS = ["Full", "Reduced", "Minimal", "Light"]; // all captions; none before the final ones; wider batches; lighter engines
+const LEVELS = ["Normal", "Reduced", "Minimal", "Light"];
+const LEVEL_WORDS = ["", "no live captions; ", "no captions, larger batches; ", "lighter engines; "];
 
 function placesOf(snapshot) {
   const limit = figures.value("voiceserver_talkers_limit", {}, snapshot);
@@ -32,7 +34,7 @@ const TILES = [
     title: "Service",
     value: (s) => figures.value("voiceserver_degrade_level", {}, s),
     show: (level) => LEVELS[level] ?? String(level),
-    beside: (s) => `busiest stage ${Math.round(100 * figures.value("voiceserver_busiest_stage_ratio", {}, s))}%`,
+    beside: (s) => `${LEVEL_WORDS[figures.value("voiceserver_degrade_level", {}, s)] ?? ""}busiest stage ${Math.round(100 * figures.value("voiceserver_busiest_stage_ratio", {}, s))}%`,
   },
   { title: "Refused", value: (_, i) => figures.perMinute("voiceserver_refused_total", {}, i), show: count, beside: () => "in the last minute" },
   { title: "Busy signals", value: (_, i) => figures.perMinute("voiceserver_busy_signals_total", {}, i), show: count, beside: () => "in the last minute" },
@@ -73,10 +75,10 @@ function drawTiles() {
 // ------------------------------------------------------------------------------------------------------- latency
 
 const chart = new Chart($("latency-chart"), ["b", "a"], ms, "No turns yet");
-const shares = (share) => (_, i) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part: "first_audio" }, 30000, i));
+const shares = [0.95, 0.5].map((share) => (_, i) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part: "first_audio" }, 30000, i)));
 
 function drawLatency() {
-  chart.draw([figures.series(shares(0.95)), figures.series(shares(0.5))], figures.spanMs);
+  chart.draw(shares.map((share) => figures.series(share)), figures.spanMs);
   const rows = Object.entries(PARTS).map(([part, label]) => {
     const at = (share) => toMs(figures.percentile("voiceserver_turn_seconds", share, { part }));
     return { part, label, values: [at(0.5), at(0.95), at(0.99)] };
@@ -98,20 +100,22 @@ function cardOf(stage) {
   if (!cards.has(stage)) {
     const card = $("stage").content.firstElementChild.cloneNode(true);
     card.querySelector("h2").textContent = stage;
+    card.querySelector("h2").title = stageWords(stage);
+    card.lagMs = (snapshot) => toMs(figures.value("voiceserver_stage_lag_seconds", { stage }, snapshot));
     $("stages").append(card);
     cards.set(stage, card);
   }
   return cards.get(stage);
 }
 
-function drawStage(stage) {
+function drawStage(stage, about) {
   const known = figures.last.capacity.stages[stage];
   if (!known) return;
   const card = cardOf(stage);
-  const lagMs = (snapshot) => toMs(figures.value("voiceserver_stage_lag_seconds", { stage }, snapshot));
-  card.querySelector("header p").textContent = known.engine;
-  card.querySelector(".figure b").textContent = ms(lagMs(figures.last));
-  drawSpark(card.querySelector("svg"), figures.series(lagMs), figures.spanMs);
+  card.querySelector("header p").textContent = [stageWords(stage), known.engine, about?.endpoint].filter(Boolean).join(" · ");
+  card.querySelector(".figure b").textContent = ms(card.lagMs(figures.last));
+  drawSpark(card.querySelector("svg"), figures.series(card.lagMs), figures.spanMs);
+  drawParams(card.querySelector(".params"), about);
   const streams = figures.value("voiceserver_stage_streams", { stage });
   const free = figures.value("voiceserver_stage_free", { stage });
   const places = known.free == null ? many(streams, "stream") : `${count(streams)} of ${count(streams + free)} places taken`;
@@ -119,6 +123,17 @@ function drawStage(stage) {
   card.querySelector(".places").textContent = restarts ? `${places}, ${many(restarts, "restart")}` : places;
   const workers = figures.samples("voiceserver_worker_state", { stage }).map(([labels]) => drawWorker(stage, labels));
   card.querySelector("tbody").replaceChildren(...workers);
+}
+
+function drawParams(details, about) {
+  const params = Object.entries(about?.params ?? {});
+  if (about?.lighter) params.push(["lighter engine", about.lighter]);
+  details.hidden = !params.length;
+  const list = details.querySelector("dl");
+  const text = JSON.stringify(params);
+  if (list.dataset.shown === text) return;
+  list.dataset.shown = text;
+  drawRows(list, params);
 }
 
 // Where several processes share the port, each has workers of its own.
@@ -149,12 +164,12 @@ function drawRows(list, rows) {
 }
 
 function drawDoor() {
-  const refused = figures.samples("voiceserver_refused_total").map(([{ reason }, value]) => [`refused: ${reason.replaceAll("_", " ")}`, count(value)]);
-  const closed = figures.samples("voiceserver_sessions_closed_total").map(([{ wire, code }, value]) => [`closed ${code}, ${wire}`, count(value)]);
+  const refused = figures.samples("voiceserver_refused_total").map(([{ reason }, value]) => [`refused: ${refusalWords(reason)}`, count(value)]);
+  const closed = figures.samples("voiceserver_sessions_closed_total").map(([{ wire, code }, value]) => [`${closeWords(code)}, ${wire}`, count(value)]);
   const opened = figures.samples("voiceserver_sessions_opened_total").map(([{ wire }, value]) => [`admitted, ${wire}`, count(value)]);
   drawRows($("door"), [...opened, ...refused, ...closed].concat(opened.length + refused.length ? [] : [["nobody yet", ""]]));
   const busy = figures.samples("voiceserver_busy_signals_total").toSorted(([, one], [, two]) => two - one);
-  drawRows($("busy"), busy.length ? busy.slice(0, 8).map(([{ stage, reason }, value]) => [`${stage}, ${reason.replaceAll("_", " ")}`, count(value)]) : [["none", "0"]]);
+  drawRows($("busy"), busy.length ? busy.slice(0, 8).map(([{ stage, reason }, value]) => [`${stageWords(stage)}: ${busyWords(reason)}`, count(value)]) : [["none", "0"]]);
 }
 
 // Open sessions and closed ones together: what is not consumed yet is buffered, and at the end it was discarded.
@@ -169,6 +184,42 @@ function drawAudio() {
   }));
   drawRows($("audio"), [["received", seconds("received")], ...fates].map(([fate, value]) => [fate, `${value.toFixed(1)} s`]));
 }
+
+// ---------------------------------------------------------------------------------------------------- the server
+
+const OLD_PROBLEM_MS = 600000;
+
+function drawProblems({ stages }, known) {
+  const lines = Object.entries(known).flatMap(([stage, { ready }]) => {
+    const { problem, engine, endpoint } = stages[stage] ?? {};
+    const name = `${stage} (${engine})`;
+    if (problem && (!ready || problem.age_ms < OLD_PROBLEM_MS)) {
+      const where = problem.url || endpoint;
+      return [[!ready, `${name}: ${problemWords({ ...problem, url: where })}, ${ageWords(problem.age_ms)} ago.`]];
+    }
+    return ready ? [] : [[true, `${name}: ${endpoint ? `${endpoint} was not reached yet` : "no worker is ready yet"}.`]];
+  });
+  $("problems").hidden = !lines.length;
+  const text = JSON.stringify(lines.map(([, line]) => line.replace(/, [^,]* ago/, "")));
+  if ($("problems").dataset.shown === text) return;
+  $("problems").dataset.shown = text;
+  $("problems").querySelector("ul").replaceChildren(...lines.map(([isBad, line]) => element("li", line, { bad: isBad })));
+}
+
+function drawAbout(about) {
+  drawRows($("about"), [
+    ["version", about.version],
+    ["up for", ageWords(about.uptime_ms)],
+    ["machine", about.host],
+    ["process", about.processes > 1 ? `${about.pid}, one of ${about.processes}` : String(about.pid)],
+    ["Python", about.python],
+  ]);
+  const moves = about.limit_moves.toReversed().slice(0, 6);
+  const rows = moves.map((move) => [`${ageWords(move.age_ms)} ago: ${moveWords(move)}`, `${move.before || "none"} → ${move.after}`]);
+  drawRows($("moves"), rows.length ? rows : [["It has not moved.", ""]]);
+}
+
+$("span").addEventListener("change", () => (figures.shownMs = Number($("span").value)));
 
 function row(cells) {
   const made = document.createElement("tr");
@@ -199,6 +250,13 @@ const headers = () => {
   return key ? { Authorization: `Bearer ${key}` } : {};
 };
 
+// What the server knows of the last hour, then the figures once a second.
+async function begin() {
+  const answer = await fetch("/v1/history", { headers: headers(), signal: AbortSignal.timeout(5000) }).catch(() => undefined);
+  if (answer?.ok) figures.addPast(performance.now(), await answer.json());
+  poll();
+}
+
 async function poll() {
   try {
     const answer = await fetch("/v1/stats", { headers: headers(), signal: AbortSignal.timeout(5000) });
@@ -216,7 +274,9 @@ function draw(stats) {
   isDraining = stats.capacity.is_draining;
   drawTiles();
   drawLatency();
-  STAGES.forEach(drawStage);
+  STAGES.forEach((stage) => drawStage(stage, stats.about.stages[stage]));
+  drawProblems(stats.about, stats.capacity.stages);
+  drawAbout(stats.about);
   drawDoor();
   drawAudio();
   const stages = Object.values(stats.capacity.stages);
@@ -240,7 +300,7 @@ function askForKey() {
 $("key-dialog").addEventListener("close", () => {
   if ($("key-dialog").returnValue !== "ok") return;
   sessionStorage.setItem("voiceserver-key", $("key").value.trim());
-  poll();
+  begin();
 });
 
 $("drain").addEventListener("click", () => {
@@ -263,4 +323,4 @@ $("drain-confirm").addEventListener("click", async () => {
   $("drain-error").hidden = false;
 });
 
-poll();
+begin();

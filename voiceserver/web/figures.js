@@ -1,17 +1,58 @@
 // What the samples of /v1/stats say over time: rates, batch sizes and percentiles, all from differences of counters. Pure.
+//
+// Whole samples are kept for five minutes. What is older, and what the server knew before the page opened, has only the figures of
+// /v1/history, one set every ten seconds, for an hour.
 
-export const KEEP_MS = 300000;
+const KEEP_MS = 3600000;
+const WHOLE_MS = 300000;
+const OLD_STEP_MS = 9900;
 const SHORTEST_MS = 60000;
 
 export class Figures {
   #snapshots = []; // {atMs, metrics, capacity}, the oldest first
+  #old = 0; // how many of them have only the figures of the history
+  #lasting = []; // the names of those figures
+  #memo = new Map(); // what was read of a snapshot is not read again
+
+  shownMs = KEEP_MS; // what charts show
+
+  // {ages_ms, series: [{name, labels, values}]} of /v1/history: counters are what they had reached by then.
+  addPast(nowMs, { ages_ms: ages, series }) {
+    this.#lasting = [...new Set(series.map(({ name }) => name))];
+    const past = ages.map((ageMs, row) => {
+      const metrics = {};
+      for (const { name, labels, values } of series) if (values[row] !== null) (metrics[name] ??= []).push([labels, values[row]]);
+      return { atMs: nowMs - ageMs, metrics };
+    });
+    this.#snapshots.unshift(...past);
+    this.#old += past.length;
+  }
 
   add(atMs, { metrics, capacity }) {
     const started = (snapshot) => snapshot?.metrics.process_start_time_seconds?.[0][1];
-    const isAnother = this.last && started(this.last) !== started({ metrics });
-    if (isAnother) this.#snapshots = []; // another process: its counters began at zero
+    const before = started(this.last);
+    if (before !== undefined && before !== started({ metrics })) {
+      this.#snapshots = []; // another process: its counters began at zero
+      this.#old = 0;
+    }
     this.#snapshots.push({ atMs, metrics, capacity });
-    while (this.#snapshots[0].atMs < atMs - KEEP_MS) this.#snapshots.shift();
+    this.#age(atMs);
+  }
+
+  #age(nowMs) {
+    while (this.#snapshots[this.#old].atMs < nowMs - WHOLE_MS) {
+      const { atMs, metrics } = this.#snapshots[this.#old];
+      const isSpare = this.#old > 0 && atMs - this.#snapshots[this.#old - 1].atMs < OLD_STEP_MS;
+      if (isSpare) this.#snapshots.splice(this.#old, 1);
+      else {
+        const kept = this.#lasting.filter((name) => metrics[name]).map((name) => [name, metrics[name]]);
+        this.#snapshots[this.#old++] = { atMs, metrics: Object.fromEntries(kept) };
+      }
+    }
+    while (this.#snapshots[0].atMs < nowMs - KEEP_MS) {
+      this.#snapshots.shift();
+      this.#old--;
+    }
   }
 
   get last() {
@@ -21,7 +62,7 @@ export class Figures {
   // How much time a chart should show: a minute at first, then all there is.
   get spanMs() {
     const goneMs = this.last.atMs - this.#snapshots[0].atMs;
-    return Math.max(SHORTEST_MS, goneMs);
+    return Math.min(Math.max(SHORTEST_MS, goneMs), this.shownMs);
   }
 
   get all() {
@@ -47,8 +88,18 @@ export class Figures {
     return (this.last?.metrics[name] ?? []).filter(([found]) => matches(found, labels));
   }
 
+  // [time, value] of each snapshot that is shown. ``read`` must be the same function each time.
   series(read) {
-    return this.#snapshots.map((snapshot, index) => [snapshot.atMs, read(snapshot, index)]);
+    if (!this.#memo.has(read)) this.#memo.set(read, new WeakMap());
+    const known = this.#memo.get(read);
+    const fromMs = this.last.atMs - this.spanMs;
+    const points = [];
+    this.#snapshots.forEach((snapshot, index) => {
+      if (snapshot.atMs < fromMs) return;
+      if (!known.has(snapshot)) known.set(snapshot, read(snapshot, index));
+      points.push([snapshot.atMs, known.get(snapshot)]);
+    });
+    return points;
   }
 
   perMinute(name, labels = {}, index = this.#snapshots.length - 1) {
@@ -60,10 +111,13 @@ export class Figures {
   }
 
   // In the histogram's unit; null when nothing was observed in that time.
-  percentile(name, share, labels = {}, ageMs = KEEP_MS, index = this.#snapshots.length - 1) {
+  percentile(name, share, labels = {}, ageMs = WHOLE_MS, index = this.#snapshots.length - 1) {
     const to = this.#snapshots[index];
-    const from = this.before(ageMs, index);
-    const isWhole = from === to || (ageMs >= KEEP_MS && index === this.#snapshots.length - 1 && index < 5);
+    const whole = this.#snapshots.length - this.#old;
+    let from = this.before(ageMs, index);
+    // The history has not all parts of a histogram.
+    if (index >= this.#old && !buckets(from, name, labels).size) from = this.#snapshots[this.#old];
+    const isWhole = from === to || (ageMs >= WHOLE_MS && index === this.#snapshots.length - 1 && whole < 5 && this.#old === 0);
     const earlier = isWhole ? new Map() : buckets(from, name, labels);
     const counts = [...buckets(to, name, labels)].map(([limit, count]) => [limit, count - (earlier.get(limit) ?? 0)]);
     return quantile(counts, share);
@@ -75,11 +129,13 @@ function matches(found, wanted) {
 }
 
 function buckets(snapshot, name, labels) {
-  const found = new Map();
-  for (const [own, value] of snapshot?.metrics[`${name}_bucket`] ?? []) {
-    if (matches(own, labels)) found.set(own.le === "+Inf" ? Infinity : Number(own.le), value);
+  const key = `${name} ${JSON.stringify(labels)}`;
+  const known = (snapshot.buckets ??= new Map());
+  if (!known.has(key)) {
+    const samples = (snapshot.metrics[`${name}_bucket`] ?? []).filter(([own]) => matches(own, labels));
+    known.set(key, new Map(samples.map(([own, value]) => [own.le === "+Inf" ? Infinity : Number(own.le), value])));
   }
-  return found;
+  return known.get(key);
 }
 
 // counts: [upper limit, how many at or below it], ascending. Linear within a bucket, as Prometheus does it.

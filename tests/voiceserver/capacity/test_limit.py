@@ -120,6 +120,47 @@ def test_places_that_are_all_taken_lower_it() -> None:
     assert 8 <= limit.limit <= 18
 
 
+def causes(limit: TalkerLimit) -> list[str]:
+    return [move.cause for move in limit.moves]
+
+
+def test_each_move_is_explained() -> None:
+    growing = Served(capacity=40, start=5)
+    growing.limit.start_again(5, 0.0, {"stt": Cost("stt", 0.5, 20, None, True)})
+    growing.run(400, 60)
+    assert causes(growing.limit)[:1] == ["demand"]
+    assert {move.stage for move in growing.limit.moves} == {"stt"}
+    first = growing.limit.moves[0]
+    assert first.before == 5 < first.after <= first.value + 0.5
+
+    late = TalkerLimit(20, 0.0)
+    for look in range(1, 121):
+        late.learn(20, False, [Load("stt", 2_000.0, 0.9)], 0.0, look * LOOK_MS)
+    assert causes(late) == ["delay"]  # the steps of one move are one
+    assert (late.moves[0].before, late.moves[0].after) == (20, late.limit)
+    assert late.moves[0].value == 2_000.0
+
+    full = TalkerLimit(20, 0.0)
+    for look in range(1, 301):
+        full.learn(20, True, [Load("stt", 0.0, 0.3, used=8, places=8)], 0.0, look * LOOK_MS)
+    assert ("stage_full", "stt") in [(move.cause, move.stage) for move in full.moves]
+
+    busy = TalkerLimit(20, 0.0)
+    for look in range(1, 301):
+        busy.learn(20, True, [Load("stt", 0.0, 2.0, used=20)], 0.0, look * LOOK_MS)
+    assert ("time", "stt") in [(move.cause, move.stage) for move in busy.moves]
+
+
+def test_the_first_limit_and_calibration_are_moves_too() -> None:
+    limit = TalkerLimit(0, 0.0)
+    limit.start_again(64, 0.0)
+    limit.start_again(12, 1_000.0, {"stt": Cost("stt", 0.5, 2, None, True)})
+    assert [(move.cause, move.before, move.after) for move in limit.moves] == [
+        ("places", 0, 64),
+        ("calibrated", 64, 12),
+    ]
+
+
 def test_long_steps_that_end_all_at_once_count_as_the_work_they_are() -> None:
     """Steps of a second, of two workers that do nothing else: seen in one look of ten."""
     limit = TalkerLimit(10, 0.0)

@@ -12,15 +12,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.controller import CapacityController
-from voiceserver.config.schema import AuthConfig, ServerConfig
+from voiceserver.config.schema import AuthConfig, Config, ServerConfig, StageConfig, StagesConfig
 from voiceserver.events.events import Accounting, ReplyDone, ServerBusy, Timings
+from voiceserver.observability.history import History
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import PoolStats, WorkerStats
 from voiceserver.server import pages
 from voiceserver.server.auth import Auth, hash_of
+from voiceserver.server.overview import OverviewSource
+from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import ServerSnapshot
+from voiceserver.testing import ManualClock
 from voiceserver.transport.http import Response, Router, Routes, json_response
 from voiceserver.transport.server_state import ServerState
+from voiceserver.transport.ticks import Ticks
 
 ROOT = Path(__file__).resolve().parents[3]
 WEB = ROOT / "voiceserver" / "web"
@@ -37,7 +42,21 @@ class Site:
         gatekeeper, admission = Auth(auth, lambda: 0.0, "test"), Admission(0, 0, "connection", 1_000.0)
         self.router = Router(routes, admission, gatekeeper, self.state, lambda *_: None, random.Random(1))
         self.drained = 0
-        pages.add(routes, gatekeeper, self.metrics, self.state, self._drain)
+        limited = CapacityController(
+            {},
+            admission,
+            ServerSnapshot(),
+            is_learned=False,
+            windows_ms={},
+            on_change=lambda *_: None,
+            now_ms=0.0,
+        )
+        stage = StageConfig(engine="chat", params={"base_url": "http://me:pw@llm/v1", "api_key": "sk-secret"})
+        none = StageConfig()
+        config = Config(stages=StagesConfig(none, none, stage, none))
+        ticks = Ticks(ManualClock(), lambda: 0.0)
+        source = OverviewSource(config, History(self.metrics.history_counts), StageProblems(), limited, ticks)
+        pages.add(routes, gatekeeper, self.metrics, self.state, self._drain, source)
 
     def _drain(self) -> None:
         self.drained += 1
@@ -143,6 +162,17 @@ def test_stats_are_the_samples_of_metrics_and_the_answer_of_capacity(site: Site)
     assert {k: v for k, v in found.items() if not k[0].startswith(changing)} == {
         k: v for k, v in told.items() if not k[0].startswith(changing)
     }
+
+
+def test_parameters_of_engines_are_for_this_machine_and_secrets_for_nobody(site: Site) -> None:
+    here = json.loads(site.ask("/v1/stats").body)["about"]["stages"]["reply"]
+    away = json.loads(site.ask("/v1/stats", peer="192.0.2.7").body)["about"]["stages"]["reply"]
+    assert set(here["params"]) == {"base_url", "api_key"}
+    assert away["params"] is None
+    assert here["endpoint"].endswith("llm/v1")
+    for told in (json.dumps(here), json.dumps(away)):
+        assert "sk-secret" not in told
+        assert "pw" not in told
 
 
 @pytest.mark.parametrize(

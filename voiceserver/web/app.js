@@ -1,18 +1,24 @@
 // The page: what a person does becomes events of the native wire, and what the server says becomes words, sound and numbers.
 
 import { Banner } from "./banner.js";
+import { LEAVE_MS, Patience } from "./patience.js";
 import { listenForPresses } from "./press.js";
+import { sessionUpdate, settings } from "./settings.js";
 import { INPUT_RATE_HZ, MicrophoneError, OUTPUT_RATE_HZ, Sound } from "./sound.js";
 import { Strip } from "./strip.js";
+import { Tape } from "./tape.js";
 import { Thread } from "./thread.js";
 import { Wire } from "./wire.js";
-import { busyBanner, drainingBanner, insecureBanner, keyBanner, problemBanner, retryBanner } from "./words.js";
+import { busyBanner, drainingBanner, idleBanner, insecureBanner, keyBanner, problemBanner, retryBanner } from "./words.js";
 
 const TAIL_MS = 150; // what was said while letting go still counts
+const MOST_EVENTS = 1000; // of the log
 const STOP = "stop"; // the event id of our own cancels: one that finds nothing to cancel is no news
 
 const $ = (id) => document.getElementById(id);
-const sound = new Sound();
+const sound = new Sound(settings);
+const tape = new Tape(INPUT_RATE_HZ, OUTPUT_RATE_HZ);
+const log = []; // {atMs, isOut, event}
 const wire = new Wire(INPUT_RATE_HZ, OUTPUT_RATE_HZ);
 const thread = new Thread($("thread"), $("announce"), retry);
 const banner = new Banner($("banner"));
@@ -32,7 +38,7 @@ const talk = {
   why: "", // the conversation ends because of this, in words
 };
 // What a test may look at; nothing reads it here.
-const seen = (globalThis.__voiceserver = { events: [], audioBytes: 0, progress: null, sound, wire, talk, banner });
+const seen = (globalThis.__voiceserver = { events: [], audioBytes: 0, progress: null, sound, wire, talk, banner, tape });
 
 new Strip($("strip"), () => [talk.mode === "off" ? 0 : talk.level, sound.replyLevel]);
 
@@ -65,7 +71,7 @@ function finish() {
     talk.mode = "off";
     talk.level = 0;
     sound.closeMicrophone();
-    if (wasHeld || talk.isHeard) commit();
+    if (wasHeld || talk.isHeard || settings.turns === "hand") commit();
     show();
   }, TAIL_MS);
 }
@@ -128,7 +134,9 @@ function askAgain() {
 
 sound.addEventListener("frame", ({ detail: { pcm, level } }) => {
   talk.level = Math.max(level, talk.level * 0.7);
-  if (talk.mode !== "off" && !talk.isWaiting) wire.sendAudio(pcm);
+  if (talk.mode === "off" || talk.isWaiting) return;
+  if (wire.state === "open") tape.add(0, pcm);
+  wire.sendAudio(pcm);
 });
 sound.addEventListener("unplugged", () => {
   finish();
@@ -139,12 +147,17 @@ sound.addEventListener("unplugged", () => {
 
 wire.addEventListener("audio", ({ detail }) => {
   seen.audioBytes += detail.byteLength;
-  if (talk.replyTurn) sound.play(talk.replyTurn, detail);
+  if (!talk.replyTurn) return;
+  tape.add(talk.replyTurn, detail.slice(0)); // the loudspeaker takes the buffer away
+  sound.play(talk.replyTurn, detail);
 });
 
 sound.addEventListener("progress", ({ detail: { turn, playedMs, isOver, isCut, ...rest } }) => {
   seen.progress = { turn, playedMs, isOver, isCut, ...rest };
-  if (isCut) seen.cut = seen.progress;
+  if (isCut) {
+    seen.cut = seen.progress;
+    tape.cut(turn, playedMs);
+  }
   talk.isPlaying = !isOver;
   if (turn && playedMs > 0) {
     wire.send({ type: "reply.played", turn, played_ms: Math.round(playedMs), is_final: isCut });
@@ -206,7 +219,8 @@ const ON_EVENT = {
       talk.isThinking = false;
       return;
     }
-    banner.show(problemBanner("Something went wrong", event.message));
+    const title = event.event_id === "settings" ? "A setting was not taken" : "Something went wrong";
+    banner.show(problemBanner(title, event.message));
   },
 };
 
@@ -219,11 +233,20 @@ function beginSession(event) {
   const why = talk.why || "The server no longer has this call.";
   thread.begin(event.session_id, isFirst ? "" : `${why} The conversation starts anew here: what was said above is not known any more.`);
   talk.why = "";
+  const update = sessionUpdate();
+  if (update) wire.send(update);
   askAgain();
   talk.isThinking = thread.isExpecting;
 }
 
+function note(isOut, event) {
+  log.push({ atMs: Date.now(), isOut, event });
+  if (log.length > MOST_EVENTS) log.shift();
+}
+wire.addEventListener("sent", ({ detail }) => note(true, detail));
+
 wire.addEventListener("event", ({ detail: event }) => {
+  note(false, event);
   seen.events.push(event);
   if (seen.events.length > 500) seen.events.shift();
   thread.receive(event);
@@ -244,9 +267,10 @@ wire.addEventListener("state", ({ detail }) => {
 });
 
 // A handshake that is refused looks like no server at all to a page. This path refuses as a handshake does, and can be read.
+const headers = () => (wire.key ? { Authorization: `Bearer ${wire.key}` } : {});
+
 async function askWhy() {
-  const headers = wire.key ? { Authorization: `Bearer ${wire.key}` } : {};
-  const answer = await fetch("/v1/session", { headers }).catch(() => undefined);
+  const answer = await fetch("/v1/session", { headers: headers() }).catch(() => undefined);
   if (answer === undefined || wire.state !== "retrying") return;
   if (answer.ok) {
     if (!wire.hasSession) return;
@@ -287,7 +311,7 @@ listenForPresses($("talk"), {
     finish();
   },
 });
-document.addEventListener("keydown", (event) => event.key === "Escape" && stopAnswer());
+document.addEventListener("keydown", (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && stopAnswer());
 
 function stopAnswer() {
   sound.stop();
@@ -313,13 +337,48 @@ function hangUp(why = "You hung up.") {
   show();
 }
 $("hang-up").addEventListener("click", () => hangUp());
-$("anew").addEventListener("click", () => {
+function beginAnew() {
   hangUp();
   thread.clear();
+  tape.clear();
   talk.session = talk.why = "";
   $("welcome").hidden = false;
   $("announce").textContent = "A new conversation.";
+  show();
+}
+$("anew").addEventListener("click", beginAnew);
+
+const patience = new Patience({
+  isIdle: () => wire.state === "open" && talk.mode === "off" && !talk.isPlaying && !talk.isThinking && !talk.isHeard && !talk.isWaiting && !$("text").value,
+  ask: () => banner.show({ ...idleBanner(LEAVE_MS), action: ["I am here", () => patience.move()] }),
+  stay: () => banner.hide("idle"),
+  release: () => hangUp("You were away, so the place was given to others."),
 });
+
+let panel;
+$("menu").addEventListener("click", async () => {
+  const { makePanel } = await import("./panel.js");
+  panel ??= makePanel({
+    log,
+    anew: beginAnew,
+    toText: () => thread.toText(),
+    toWav: () => tape.toWav(),
+    session: async () => (await fetch("/v1/session", { headers: headers() }).catch(() => undefined))?.json(),
+    update: applySetting,
+  });
+  panel.open();
+});
+
+// A setting was changed in the drawer.
+function applySetting(name) {
+  if (name === "volume" || name === "speaker") sound.apply();
+  else if (name === "microphone") {
+    if (sound.isMicrophoneOpen) sound.openMicrophone().catch((error) => banner.show(problemBanner("No microphone", error.message)));
+  } else {
+    const update = sessionUpdate();
+    if (update) wire.send(update);
+  }
+}
 
 $("say").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -8,7 +8,10 @@ export const OUTPUT_RATE_HZ = 24000;
 // Why there is no microphone, in words for a person.
 export class MicrophoneError extends Error {}
 
+// settings: {microphone, speaker, volume}, the first two ids of devices, empty for the system's own.
 export class Sound extends EventTarget {
+  #settings;
+  #gain;
   #context;
   #making;
   #player; // (message) => nothing
@@ -17,6 +20,18 @@ export class Sound extends EventTarget {
   #wave;
   #microphone;
   #capture;
+
+  constructor(settings) {
+    super();
+    this.#settings = settings;
+  }
+
+  // Take up another volume or loudspeaker.
+  apply() {
+    if (!this.#gain) return;
+    this.#gain.gain.value = this.#settings.volume;
+    this.#context.setSinkId?.(this.#settings.speaker).catch(() => {}); // one that is gone: it stays with the one it has
+  }
 
   // Must be called from a press or a key: browsers keep audio off until then.
   async start() {
@@ -29,7 +44,9 @@ export class Sound extends EventTarget {
   async #make() {
     this.#analyser = new AnalyserNode(this.#context, { fftSize: 1024 });
     this.#wave = new Float32Array(this.#analyser.fftSize);
-    this.#analyser.connect(this.#context.destination);
+    this.#gain = new GainNode(this.#context);
+    this.#analyser.connect(this.#gain).connect(this.#context.destination);
+    this.apply();
     this.#player = this.#context.audioWorklet ? await this.#makeWorklet() : await this.#makeFallback();
     for (const message of this.#early.splice(0)) this.#player(message);
   }
@@ -98,10 +115,13 @@ export class Sound extends EventTarget {
 
   // Frames come as "frame" events: {pcm, level}.
   async openMicrophone() {
+    this.closeMicrophone();
     if (!navigator.mediaDevices) {
       throw new MicrophoneError("Browsers give a microphone to pages on https or localhost only.");
     }
-    const wishes = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+    const { microphone } = this.#settings;
+    const device = microphone ? { deviceId: microphone } : {};
+    const wishes = { ...device, channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
     let stream;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: wishes });

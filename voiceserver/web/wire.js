@@ -2,7 +2,7 @@
 //
 //   state:  idle -> connecting -> open -> (lost) -> waiting to retry -> connecting ...
 //
-// Events: "state" {state, retryAtMs, reason}, "event" (a server event), "audio" (an ArrayBuffer of the reply).
+// Events: "state" {state, retryAtMs, reason}, "event" (a server event), "sent" (one of ours), "audio" (an ArrayBuffer of the reply).
 
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 15000;
@@ -103,6 +103,7 @@ export class Wire extends EventTarget {
     const text = JSON.stringify(event);
     this.#socket.send(text);
     this.#sentTexts++;
+    this.dispatchEvent(new CustomEvent("sent", { detail: event }));
     if (this.#resumeToken) this.#keptTexts.push(text);
     if (this.#keptTexts.length > KEPT_EVENTS) this.#keptTexts.shift();
     return true;

@@ -80,6 +80,14 @@ export function keyBanner({ code, message = "It did not say why." }) {
   return { kind: "problem", title: titles[code] ?? "The server refused this page", detail: message };
 }
 
+// Nobody has said or done anything for a while.
+export const idleBanner = (waitMs) => ({
+  kind: "idle",
+  title: "Are you still there?",
+  detail: "You are muted, and hold a place that others could have. Without a sign of you the call ends.",
+  waitMs,
+});
+
 // The page was loaded over plain http from another machine. ``place``: its address, as ``location`` has it.
 export function insecureBanner({ hostname, port }) {
   const number = port || "80";

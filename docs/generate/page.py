@@ -72,7 +72,6 @@ def document(title: str, body: str) -> str:
   <meta name="color-scheme" content="light dark">
   <title>{html.escape(title)} · voiceserver</title>
   <link rel="icon" href="/web/favicon.svg">
-  <script src="/web/theme.js"></script>
   <link rel="stylesheet" href="/web/style.css">
   <link rel="stylesheet" href="/web/docs.css">
 </head>

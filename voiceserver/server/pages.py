@@ -15,6 +15,7 @@ machine may press the button, and never another site's page in its browser.
 
 from __future__ import annotations
 
+import gzip
 import importlib.resources
 import ipaddress
 from collections.abc import Callable
@@ -124,8 +125,27 @@ def add(
 
 
 def _static(body: bytes, content_type: str) -> Page:
-    response = Response(200, body, content_type, _HEADERS)
-    return lambda caller: response
+    """Kept and sent compressed; made whole again for a client that does not take that."""
+    zipped = gzip.compress(body, mtime=0)
+    headers = (*_HEADERS, ("Vary", "Accept-Encoding"))
+    response = Response(200, zipped, content_type, (*headers, ("Content-Encoding", "gzip")))
+
+    def page(caller: Caller) -> Response:
+        if _takes_gzip(caller.headers.get_all("Accept-Encoding")):
+            return response
+        return Response(200, gzip.decompress(zipped), content_type, headers)
+
+    return page
+
+
+def _takes_gzip(accepted: list[str]) -> bool:
+    """By Accept-Encoding (RFC 9110, 12.5.3): named, or all are taken, and not with a quality of 0."""
+    qualities: dict[str, str] = {}
+    for one in ",".join(accepted).lower().split(","):
+        name, _, parameters = one.partition(";")
+        qualities[name.strip()] = parameters.partition("q=")[2].strip() or "1"
+    quality = qualities.get("gzip", qualities.get("*", "0"))
+    return quality.rstrip("0.") != ""
 
 
 def _read_when_asked(file: Traversable) -> Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -117,6 +118,49 @@ def test_pages_come_with_a_strict_policy_and_their_type(site: Site, path: str) -
     assert policy["default-src"] == "'none'"
     assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
     assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_zipped"),
+    [
+        ("gzip, deflate, br, zstd", True),
+        ("br;q=1.0, GZIP;q=0.2", True),
+        ("*", True),
+        ("*;q=0.5, gzip;q=0", False),
+        ("gzip;q=0.0", False),
+        ("identity", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_pages_are_compressed_for_who_takes_that(site: Site, accepted: str | None, is_zipped: bool) -> None:
+    plain = site.ask("/web/app.js")
+    more = "" if accepted is None else f"Accept-Encoding: {accepted}\r\n"
+    answer = site.ask("/web/app.js", more=more)
+    headers = dict(answer.headers)
+    assert headers["Vary"] == "Accept-Encoding"
+    assert (headers.get("Content-Encoding") == "gzip") is is_zipped
+    assert (gzip.decompress(answer.body) if is_zipped else answer.body) == plain.body
+    assert plain.body == (WEB / "app.js").read_bytes()
+
+
+def test_the_page_and_the_dashboard_are_small(site: Site) -> None:
+    """All that a browser loads at once, as it is sent: before the drawer came it was 61 KB, and 32 KB for the dashboard."""
+    for start, at_most in (("/", 40_000), ("/dashboard", 25_000)):
+        waiting, seen, size = [start], set(), 0
+        while waiting:
+            path = waiting.pop()
+            if path in seen:
+                continue
+            seen.add(path)
+            size += len(site.ask(path, more="Accept-Encoding: gzip\r\n").body)
+            text = site.ask(path).body.decode()
+            waiting += re.findall(r'(?:src|href)="(/web/[^"#]+)"', text) if path == start else []
+            waiting += [
+                f"/web/{name}" for name in re.findall(r'^import .* from "\./([^"]+)"', text, re.MULTILINE)
+            ]
+            waiting += [f"/web/{name}" for name in re.findall(r'"([\w.]+\.worklet\.js)"', text)]
+        assert size < at_most, (start, size, sorted(seen))
 
 
 @pytest.mark.parametrize(

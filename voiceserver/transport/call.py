@@ -169,11 +169,8 @@ class Call:
 
     def _weigh(self, now_ms: float) -> None:
         """What nobody hears is bounded, for this call and for all."""
-        store, session_id, replay_buffer = (
-            self._services.sessions.store,
-            self.session.session_id,
-            self.messages.replay_buffer,
-        )
+        store, session_id = self._services.sessions.store, self.session.session_id
+        replay_buffer = self.messages.replay_buffer
         if store.detached_call(session_id) is None or not replay_buffer.has_grown():
             return
         if replay_buffer.is_full:
@@ -259,10 +256,9 @@ class Call:
             is_used = is_used and session.close_code == 1000 and not is_told
         return is_used and self.codec.is_resumable
 
-    def lose_connection(self, now_ms: float) -> None:
-        """The connection is gone: keep the call for whoever shows its token, or end it."""
+    def lose_connection(self, now_ms: float, *, is_kept: bool) -> None:
+        """The connection is gone. is_kept: keep the call for whoever shows its token; otherwise end it."""
         session, store = self.session, self._services.sessions.store
-        is_kept = self.is_worth_keeping
         self.messages.connection = None
         self._is_held_back = False
         if not is_kept:

@@ -147,10 +147,15 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         now_ms = self.services.ticks.read_clock()
         self.transport = self._outbox = None
-        call, pending = self.make_call(), self.pending
+        call, pending = None, self.pending
+        try:
+            call = self.make_call()
+        except Exception as error:
+            self.services.log.error("connection fault while closing", exc_info=error)
+        is_kept = call is not None and call.is_worth_keeping
         self.leave()
         if call is not None:
-            call.lose_connection(now_ms)
+            call.lose_connection(now_ms, is_kept=is_kept)
         elif pending is not None:
             pending.leave()
         # The wheels may hold this connection for a while, and what it read is worth nothing.
@@ -245,12 +250,13 @@ class Connection(asyncio.Protocol):
         call = None
         try:
             call = self.make_call()
-        finally:
-            if call is not None:
-                call.on_fault(error)
-            else:
-                self.services.log.error("connection fault", exc_info=error)
-                self.abort()
+        except Exception as second:
+            self.services.log.error("connection fault while closing", exc_info=second)
+        if call is not None:
+            call.on_fault(error)
+        else:
+            self.services.log.error("connection fault", exc_info=error)
+            self.abort()
 
     # ------------------------------------------------------------------------------------------------------- time
 

@@ -159,6 +159,9 @@ class SessionStore:
         if self.window_ms:
             self._of_seed[seed] = silent
 
+    def forget_silent(self, seed: bytes) -> None:
+        self._of_seed.pop(seed, None)
+
     def grow(self, seed: bytes, session_id: str, call: StoredCall) -> None:
         """The session of a seed was made."""
         if self.window_ms:

@@ -45,7 +45,7 @@ class PendingCaller(FrameReceiver, Protocol):
     def on_outage(self, now_ms: float) -> None: ...
 
     def leave(self) -> None:
-        """Its connection is gone."""
+        """Its connection is gone, and it has no call."""
 
 
 class OpeningConnection(CallConnection, Protocol):
@@ -146,7 +146,12 @@ class SilentCaller:
             services.metrics.observe(event)
             self._connection.write(services.outage.frame_of(event, self.codec))
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        services = self._connection.services
+        services.sessions.store.forget_silent(self._seed)
+        if self._ticket is not None:
+            self._ticket.release(services.ticks.now_ms)
+            services.places.changed()
 
 
 class RefusedCaller:

@@ -73,7 +73,7 @@ def test_outages_do_happen_and_idle_callers_hear_of_them() -> None:
 
 
 def test_servers_retreat_and_their_callers_are_told_what_they_go_without() -> None:
-    worlds = [play(seed) for seed in range(2, 160, 4)]
+    worlds = [play(seed) for seed in range(2, 200, 4)]
     assert sum(world.lighter_steps for world in worlds) > 60
     callers = [caller for world in worlds for caller in world.callers]
     assert sum(caller.audit.times_lighter for caller in callers) > 20

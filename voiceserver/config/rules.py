@@ -87,6 +87,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "server.log_format": _one_of("auto", "console", "json"),
     "session.output_rate_hz": _between(8_000, 48_000),
     **{f"session.{name}": _between(*range_of(TurnDetection, name)) for name in _DETECTION},
+    "session.audio_grace_ms": _between(0, 60_000),
     "session.max_manual_turn_ms": _between(1_000, 3_600_000),
     "session.filler_after_ms": _TIME,
     "auth.token_ttl_ms": _between(1, 7_200_000),

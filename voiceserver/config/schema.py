@@ -85,6 +85,7 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: Speech probability from which on a caller is taken to speak.
     prefix_padding_ms: Audio before the start of speech that belongs to the turn.
     silence_duration_ms: Silence that ends a turn.
+    audio_grace_ms: A turn also ends when no audio comes for silence_duration_ms and this long; 0: on audio only.
     min_silence_ms: Silence that ends a turn which the vad engine (smart_turn) judges complete.
     max_silence_ms: Silence that ends a turn which it judges incomplete; 0: silence_duration_ms.
     min_speech_ms: Speech that is shorter does not begin a turn.
@@ -108,6 +109,7 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold: float = 0.5
     prefix_padding_ms: int = 300
     silence_duration_ms: int = 500
+    audio_grace_ms: int = 500
     min_silence_ms: int = 250
     max_silence_ms: int = 0
     min_speech_ms: int = 64

@@ -23,6 +23,7 @@ from voiceserver_workers.ipc.messages import RequestKind
 DATA = RequestKind.DATA
 WARM_MS = 200.0  # kept beside the padding, so that a replayed detector starts warm
 SMALL_MS = 20.0  # what comes in shorter messages is kept in longer pieces
+LONGEST_MESSAGE_MS = 2_000.0  # live audio comes in messages of this at most
 AHEAD_MS = 1_000.0  # a caller whose audio runs further ahead of the clock than this is not live
 
 
@@ -34,10 +35,10 @@ class AudioInput:
         "_keep",
         "_paced_ms",
         "_turn",
+        "awaited_ms",
         "capture",
         "endpointer",
         "ends_seq",
-        "half",
         "is_held_back",
         "is_paused",
         "limit",
@@ -59,7 +60,6 @@ class AudioInput:
         self.rate_hz = rate_hz
         self._captures = captures
         self.limit = self.samples(max_backlog_ms)  # of both backlogs together
-        self.half = self.limit >> 1
         self.is_held_back = False  # see ``holds_back``
         # When the audio received so far ends if it is live. A gap is forgotten but for this much, so that a burst after
         # a hiccup of the network is not taken for a recording, nor a recording after a silence for live audio.
@@ -70,6 +70,7 @@ class AudioInput:
         self.received_seq = start_seq
         self._captured_seq = start_seq
         self._turn = 0
+        self.awaited_ms = 0.0  # wall time at which a live caller's next message is due
         self.ends_seq = 0  # where a turn is ended that the client does not end
         self.is_paused = False  # between a pause and what comes of it
         self.endpointer: Endpointer | None = None
@@ -111,9 +112,12 @@ class AudioInput:
         if samples > PIECE:
             for at in range(0, samples * 2, PIECE * 2):
                 self.receive(pcm[at : at + PIECE * 2], now_ms)
+            self.awaited_ms = now_ms + min(self.ms(samples), LONGEST_MESSAGE_MS)
             return
         paced_ms, live_ms = self._paced_ms, now_ms - self._grace_ms
-        self._paced_ms = (paced_ms if paced_ms > live_ms else live_ms) + samples * 1000.0 / self.rate_hz
+        message_ms = samples * 1000.0 / self.rate_hz
+        self._paced_ms = (paced_ms if paced_ms > live_ms else live_ms) + message_ms
+        self.awaited_ms = now_ms + message_ms
         self.received_seq += samples
         self.outbox.append(DATA, 0, self.received_seq, pcm, samples, now_ms)
 
@@ -125,8 +129,21 @@ class AudioInput:
             self.is_held_back = backlog * 4 > self.limit
         else:
             ahead_ms = self._paced_ms - now_ms
-            self.is_held_back = backlog > self.half and ahead_ms > min(AHEAD_MS, self._grace_ms)
+            self.is_held_back = backlog * 2 > self.limit and ahead_ms > min(AHEAD_MS, self._grace_ms)
         return self.is_held_back
+
+    def quiet_due_ms(self, grace_ms: float) -> float:
+        """Wall time at which the turn in progress ends because no audio comes any more; inf while that is not the question:
+        turns are ended by hand, vad has not heard everything yet, or the server itself reads no further."""
+        endpointer = self.endpointer
+        if not self._turn or endpointer is None or self.outbox.backlog or self.is_held_back:
+            return math.inf
+        return self.awaited_ms + endpointer.silence_limit_ms + grace_ms
+
+    def wait_again(self, now_ms: float) -> None:
+        """Have ``quiet_due_ms`` come a whole grace after ``now_ms``."""
+        if self.endpointer is not None:
+            self.awaited_ms = now_ms - self.endpointer.silence_limit_ms
 
     def pass_through(self) -> None:
         """Nothing detects turns: what was received counts as heard, and is captured."""

@@ -97,6 +97,7 @@ def next_deadline_ms(session: SessionState) -> float:
         gate_ms,
         stage_streams.retry_ms if stage_streams is not None else math.inf,
         answer_due_ms(session),
+        quiet_due_ms(session),
         idle_due_ms(session),
         false_interruption_due_ms(session),
         filler.due_ms(session),
@@ -112,7 +113,16 @@ def heard_due_ms(session: SessionState) -> float:  # hot
     captured_ms = audio_input.capture.oldest_at_ms if session.transcripts else None
     if heard_ms is None or (captured_ms is not None and captured_ms < heard_ms):
         heard_ms = captured_ms
-    return math.inf if heard_ms is None else heard_ms + session.settings.backpressure.busy_after_ms
+    late_ms = math.inf if heard_ms is None else heard_ms + session.settings.backpressure.busy_after_ms
+    return min(late_ms, quiet_due_ms(session))
+
+
+def quiet_due_ms(session: SessionState) -> float:  # hot
+    """When the caller's turn is ended because no audio comes any more. A caller who is away may come back and go on."""
+    audio_input = session.audio_input
+    if audio_input is None or session.is_output_held:
+        return math.inf
+    return audio_input.quiet_due_ms(session.settings.audio_grace_ms)
 
 
 def answer_due_ms(session: SessionState) -> float:

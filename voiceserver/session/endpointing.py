@@ -1,4 +1,5 @@
-"""Turn-taking on the audio clock: when a caller starts and stops to speak. Wall time plays no part.
+"""Turn-taking on the audio clock: when a caller starts and stops to speak. Wall time plays no part; where audio stops
+to come, the session ends the turn (``AudioInput.quiet_due_ms``).
 
 A window of speech probability moves a two-state machine::
 
@@ -34,11 +35,13 @@ class Start(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """``at_ms``: the end of speech; ``decided_ms``: the audio clock at the decision."""
+    """``at_ms``: the end of speech; ``decided_ms``: the audio clock at the decision; ``quiet_ms``: wall time without any audio
+    before it."""
 
     at_ms: float
     decided_ms: float
     reason: Literal["silence", "max_turn", "commit", "close"]
+    quiet_ms: float = 0.0
 
 
 class Pause(NamedTuple):
@@ -86,12 +89,13 @@ class Endpointer:
         if not self.is_speaking or at_ms <= self._last_speech_ms:
             return []
         self._turn_probability = probability
-        if self.clock_ms - self._last_speech_ms >= self._silence_limit_ms - SLACK_MS:
+        if self.clock_ms - self._last_speech_ms >= self.silence_limit_ms - SLACK_MS:
             return [self._stop(self._last_speech_ms, "silence")]
         return []
 
     @property
-    def _silence_limit_ms(self) -> float:
+    def silence_limit_ms(self) -> float:
+        """Silence that ends the turn, as the engine judges the pause so far."""
         settings, probability = self.settings, self._turn_probability
         if probability is None:
             return settings.silence_duration_ms
@@ -135,7 +139,7 @@ class Endpointer:
             if self._is_paused:
                 self._is_paused = False
                 resume = Resume(end_ms)
-        elif silence_ms >= self._silence_limit_ms - SLACK_MS:
+        elif silence_ms >= self.silence_limit_ms - SLACK_MS:
             return self._stop(self._last_speech_ms, "silence")
         if end_ms - self._started_ms >= self.settings.max_turn_ms:
             return self._stop(end_ms, "max_turn")
@@ -166,7 +170,7 @@ class Endpointer:
         self._run_ms = 0.0
         return Stop(at_ms, self.clock_ms, reason)
 
-    def stop_now(self, reason: Literal["commit", "close", "max_turn"]) -> Stop | None:
+    def stop_now(self, reason: Literal["silence", "commit", "close", "max_turn"]) -> Stop | None:
         """End the caller's turn here. None if nobody is speaking."""
         return self._stop(self._last_speech_ms, reason) if self.is_speaking else None
 

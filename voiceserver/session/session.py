@@ -206,7 +206,7 @@ class Session(SessionState):
         audio_input.receive(pcm, now_ms)
         if audio_input.endpointer is None and turns.hear_by_hand(self, audio_input, now_ms):
             self.is_settled = False
-        if audio_input.outbox.backlog + audio_input.capture.backlog > audio_input.half:
+        if (audio_input.outbox.backlog + audio_input.capture.backlog) * 2 > audio_input.limit:
             deadlines.bound(self, audio_input, now_ms)
         if self.settings.check_laws:
             self._check()
@@ -262,6 +262,7 @@ class Session(SessionState):
             _, at_ms, probability = unpack_turn(record.payload)
             for decision in audio_input.endpointer.receive_turn(at_ms, probability):
                 turns.decide(self, audio_input, decision, now_ms)
+            self.lower_deadline(deadlines.quiet_due_ms(self))
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
@@ -399,9 +400,12 @@ class Session(SessionState):
         """The transport is above (or back below) its write limit: the reply must not run further ahead."""
         self.is_output_held = is_held
         self.is_settled = False
-        if not is_held and self.reply is not None:
+        if is_held:
+            return
+        if self.reply is not None:
             self.reply.progress_ms = now_ms
             self._after(now_ms)
+        self.lower_deadline(deadlines.quiet_due_ms(self))
 
     def handle_timer(self, now_ms: float) -> None:
         """Call at ``deadline_ms`` or later; earlier calls do no harm."""
@@ -425,6 +429,9 @@ class Session(SessionState):
             filler.say(self, now_ms)
         if now_ms >= turns.false_interruption_due_ms(self):
             turns.settle_interruption(self, now_ms)
+        quiet_due_ms = deadlines.quiet_due_ms(self)
+        if now_ms >= quiet_due_ms:
+            turns.end_quiet(self, quiet_due_ms, now_ms)
         if now_ms >= deadlines.idle_due_ms(self):
             requests.caller_is_idle(self)
         self._after(now_ms)

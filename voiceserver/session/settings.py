@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import msgspec
@@ -70,6 +71,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     reply_timeout_ms: float = 10_000
     reply_slow_ms: float = 1_000
     close_timeout_ms: float = 10_000
+    audio_grace_ms: float = math.inf
     false_interruption_ms: float = 0
     backchannels: frozenset[str] = frozenset()
     preemptive: bool = False
@@ -117,6 +119,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
             history_items=session.history_items,
             reply_timeout_ms=session.reply_timeout_ms,
             close_timeout_ms=config.server.drain_timeout_ms,
+            audio_grace_ms=session.audio_grace_ms or math.inf,
             false_interruption_ms=session.false_interruption_ms,
             backchannels=frozenset(filter(None, map(normalise, session.backchannels.split(",")))),
             preemptive=session.preemptive,

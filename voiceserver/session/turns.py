@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from voiceserver.session.state import SessionState
 
 LOST: Final = 1006  # the close code of a session whose caller has gone without a word
+LATE_MS: Final = 100.0  # a timer that is later than this means that the server stood still
 MOST_PENDING: Final = 32  # turns that have ended and wait for their transcript
 _ANSWER: Final = ev.ReplyCreate()  # of whatever was said until it is its turn
 
@@ -141,6 +142,22 @@ def end_turn(
     )
 
 
+def end_quiet(session: SessionState, due_ms: float, now_ms: float) -> None:
+    """No audio has come since ``awaited_ms`` and the grace is over: the turn ends as on silence. Whatever comes later begins the
+    next. A deadline that is noticed late says that the server stood still: audio may wait unread, so the grace begins again."""
+    audio_input = session.audio_input
+    if audio_input is None or audio_input.endpointer is None:
+        return
+    if now_ms - due_ms > LATE_MS:
+        audio_input.wait_again(now_ms)
+        return
+    clock_ms = audio_input.ms(audio_input.outbox.consumed_seq)
+    stop = audio_input.endpointer.stop_now("silence")
+    at_ms = stop.at_ms if stop is not None else clock_ms
+    quiet_ms = now_ms - audio_input.awaited_ms
+    end_speech(session, audio_input, Stop(at_ms, clock_ms, "silence", quiet_ms), now_ms)
+
+
 def end_speech(
     session: SessionState,
     audio_input: AudioInput,
@@ -159,7 +176,7 @@ def end_speech(
     utterance = transcripts.latest
     utterance.decided_ms = now_ms
     utterance.end_of_speech_ms = round(stop.at_ms, 1)
-    utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms, 1)
+    utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms + stop.quiet_ms, 1)
     utterance.creates_reply = creates_reply
     if audio_input.endpointer is not None or stop.reason == "max_turn":
         session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))

@@ -132,6 +132,31 @@ def _run_client(name: str, arguments: list[str]) -> None:
     client(name)(arguments, prog_name=f"voiceserver {name}")
 
 
+Port = Annotated[
+    str | None, typer.Option(help="Port of the server; default: server.port.", metavar="INTEGER")
+]
+
+
+@app.command()
+def drain(config: ConfigFile = None, port: Port = None, settings: Settings = None) -> None:
+    """Drain the server on this machine: new callers are refused, turns finish, then it ends. $VOICESERVER_KEY: an admin's key."""
+    from voiceserver.server import admin_client
+
+    typer.echo(admin_client.drain(_load(config, settings, _port_flag(port)).config))
+
+
+@app.command()
+def dashboard(config: ConfigFile = None, port: Port = None, settings: Settings = None) -> None:
+    """Print the link to the dashboard, with the admin token that its drain button needs."""
+    from voiceserver.server import admin_client
+
+    typer.echo(admin_client.dashboard(_load(config, settings, _port_flag(port)).config))
+
+
+def _port_flag(port: str | None) -> list[tuple[str, str, str]]:
+    return [("server.port", port, "--port")] if port is not None else []
+
+
 @app.command("config")
 def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
     """Print the effective configuration and where each setting came from."""

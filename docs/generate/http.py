@@ -178,12 +178,12 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     pages.DRAIN: Operation(
         "Does what SIGTERM does: new callers are refused, turns finish within `server.drain_timeout_ms`, connections close with "
-        "1012, the exit code is 0. Without keys it is answered on the same machine only.",
+        "1012, the exit code is 0. Without keys it asks for the admin token, on the same machine only.",
         {
             202: Answer("The drain has begun.", Draining),
             401: _FOR_KEYS[401],
             403: Answer(
-                "The header is missing, the key is not an admin's, or there are no keys and the caller is elsewhere."
+                "The header is missing, the key is not an admin's, or without keys the caller is elsewhere."
             ),
         },
         headers=dict([pages.DRAIN_HEADER]),

@@ -15,6 +15,7 @@ from websockets.sync.client import connect
 
 from tests.e2e.browser import Visit, chromium, visiting, write_microphone
 from tests.e2e.serving import SMALL, ServerProcess, serving
+from voiceserver.server import admin
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -177,9 +178,20 @@ def test_an_hour_of_figures_stays_small_and_right(server: ServerProcess, silence
         assert found["right"]
 
 
-def test_the_button_asks_first_and_then_drains(server: ServerProcess, silence: Path) -> None:
+def test_without_the_admin_token_the_button_says_where_it_is(server: ServerProcess, silence: Path) -> None:
     with visiting(f"http://localhost:{server.port}/dashboard", silence) as visit:
         visit.wait("__dashboard.figures.last !== undefined")
+        visit.page.get_by_role("button", name="Drain…").click()
+        visit.page.get_by_role("button", name="Drain and stop").click()
+        visit.wait_text("#drain-error", "voiceserver dashboard")
+        assert server.get("/readyz")[0] == 200
+
+
+def test_the_button_asks_first_and_then_drains(server: ServerProcess, silence: Path) -> None:
+    token = admin.read(server.port)
+    with visiting(f"http://localhost:{server.port}/dashboard#key={token}", silence) as visit:
+        visit.wait("__dashboard.figures.last !== undefined")
+        assert token not in visit.page.url
         visit.page.get_by_role("button", name="Drain…").click()
         visit.page.get_by_role("button", name="Keep running").click()
         assert server.get("/readyz")[0] == 200

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.e2e.serving import ENVIRONMENT, SMALL, ServerProcess
 from voiceserver.errors import StartError
+from voiceserver.server import admin
 from voiceserver.server.auth import CLIENT_SECRETS, new_key
 from voiceserver.server.multiprocess.supervisor import _hold_port
 
@@ -151,7 +152,9 @@ async def test_the_drain_button_of_one_process_drains_all(server: ServerProcess)
 
 def _press(server: ServerProcess) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request("POST", "/v1/drain", headers={"X-Voiceserver-Action": "drain"})
+    token = admin.read(server.port)
+    headers = {"X-Voiceserver-Action": "drain", "Authorization": f"Bearer {token}"}
+    connection.request("POST", "/v1/drain", headers=headers)
     response = connection.getresponse()
     body = response.read()
     connection.close()

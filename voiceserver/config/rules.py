@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -63,6 +64,15 @@ def _host(value: str) -> str:
     return "" if is_name else "must be an address or the name of a host"
 
 
+def _networks(value: str) -> str:
+    for one in filter(str.strip, value.split(",")):
+        try:
+            ipaddress.ip_network(one.strip(), strict=False)
+        except ValueError:
+            return f"must be addresses or networks such as 10.0.0.0/8, with commas between; {one.strip()!r} is neither"
+    return ""
+
+
 _TIME: Final = _between(1, LONGEST_MS)
 _DETECTION: Final = (
     "threshold",
@@ -77,6 +87,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "server.host": _host,
     "server.port": _between(0, 65_535),
     "server.processes": _between(1, MOST_PROCESSES),
+    "server.trusted_proxies": _networks,
     "server.backlog": _between(1, 2**31 - 1),
     "server.max_message_bytes": _between(1_024, 67_108_864),
     "server.handshake_timeout_ms": _TIME,

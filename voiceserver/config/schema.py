@@ -39,6 +39,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Port to listen on; 0: any free one.
     processes: Server processes that share the port.
     backlog: Connections that the kernel keeps until the server accepts them.
+    trusted_proxies: Addresses or networks of proxies, with commas between, whose X-Forwarded-For or Forwarded is believed.
     max_message_bytes: A longer message closes its connection with 1009.
     handshake_timeout_ms: Time for the upgrade request to arrive in full.
     ping_interval_ms: Time between two pings of a connection; 0: no pings.
@@ -59,6 +60,7 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 8765
     processes: int = 1
     backlog: int = 4096
+    trusted_proxies: str = ""
     max_message_bytes: int = 1_048_576
     handshake_timeout_ms: int = 5_000
     ping_interval_ms: int = 20_000
@@ -162,12 +164,14 @@ class AuthConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origins: Origins of the pages that may connect, with commas between; empty: all.
     token_ttl_ms: Life of an ephemeral client token that is requested without another.
     token_secret: Signs client tokens; empty: made at each start.
+    admin_token: The secret of POST /v1/drain where there are no keys; empty: made at each start, for this machine only.
     """
 
     keys_file: str = ""
     origins: str = ""
     token_ttl_ms: int = 600_000
     token_secret: str = ""
+    admin_token: str = ""
 
 
 class TwilioConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,6 +35,8 @@ from voiceserver.wire.decoding import parameter_error
 CLIENT_SECRETS: Final = "/v1/realtime/client_secrets"
 KEY_PREFIX: Final = "vs_"
 TOKEN_PREFIX: Final = "ek_"
+# Of an admin token that was made at a start, and is for this machine only.
+MADE_PREFIX: Final = "vs_here_"
 HASH_PREFIX: Final = "sha256:"
 SUBPROTOCOL_PREFIXES: Final = ("openai-insecure-api-key.", "voiceserver-key.")
 MAX_TOKEN_TTL_S: Final = 7_200.0  # as the service that this endpoint is named after
@@ -179,8 +181,29 @@ class Auth:
 
     # --------------------------------------------------------------------------------------------------- checking
 
+    @property
+    def is_for_all(self) -> bool:
+        """Whether who is far away may have a secret at all; one that was made at the start is for this machine."""
+        return self.has_keys or not self._config.admin_token.startswith(MADE_PREFIX)
+
+    def refuse_change(self, caller: Caller) -> Response | None:
+        """For what changes the server's state: None for an admin key or the admin token, else the refusal."""
+        if self.has_keys or self._shows_admin_token(caller):
+            return self.refuse_admin(caller)
+        return _unauthorized(
+            "missing_key",
+            "This needs the server's admin token, 'Authorization: Bearer TOKEN'. On its machine 'voiceserver drain' uses it, and "
+            "'voiceserver dashboard' prints a link with it.",
+        )
+
+    def _shows_admin_token(self, caller: Caller) -> bool:
+        token = self._config.admin_token
+        return bool(token) and hmac.compare_digest(presented_key(caller).encode(), token.encode())
+
     def refuse_admin(self, caller: Caller) -> Response | None:
-        """For figures and the drain button: None for an admin key, else the refusal."""
+        """For figures: None for an admin key, the admin token, or where there are no keys; else the refusal."""
+        if self._shows_admin_token(caller):
+            return None
         name = self._identify(caller, takes_tokens=False)
         if isinstance(name, Response):
             return name

@@ -31,6 +31,7 @@ from voiceserver.session.settings import SessionSettings
 from voiceserver.transport.http import Router
 from voiceserver.transport.outage_notices import OutageNotices
 from voiceserver.transport.places import Places
+from voiceserver.transport.proxies import TrustedProxies
 from voiceserver.transport.resume import ResumeRequests
 from voiceserver.transport.server_state import ServerState
 from voiceserver.transport.services import Services
@@ -93,7 +94,7 @@ def build(
     parts = RouteParts(config, pools, places.admission, metrics, state, auth, announcements, host.wires, peer)
     routes = build_routes(parts)
     overview = OverviewSource(config, history, host.problems, places.controller, ticks)
-    pages.add(routes, auth, metrics, state, host.ask_to_drain, overview)
+    pages.add(routes, auth, metrics, state, host.ask_to_drain, overview, config.server)
     outage = Outage(pools, config.backpressure.busy_after_ms)
     credit_ms = float(config.backpressure.max_backlog_ms)
     return Services(
@@ -106,7 +107,15 @@ def build(
         places=places,
         sessions=sessions,
         outage=OutageNotices(outage, settings.options, credit_ms, state=state, ticks=ticks, log=log),
-        router=Router(routes, places.admission, auth, state, ResumeRequests(store).target_of, host.jitter),
+        router=Router(
+            routes,
+            places.admission,
+            auth,
+            state,
+            ResumeRequests(store).target_of,
+            host.jitter,
+            TrustedProxies(config.server.trusted_proxies),
+        ),
         auth=auth,
         announcements=announcements,
         history=history,

@@ -9,15 +9,14 @@ GET  /v1/history   JSON: an hour of the figures that are drawn over time
 POST /v1/drain     what SIGTERM does
 =================  ==========================================================================================
 
-Rule: a page never loads anything from elsewhere, and the figures and the button ask for an admin's key. Without keys, only this
-machine may press the button, and never another site's page in its browser.
+Rule: a page never loads anything from elsewhere, and the figures and the button ask for an admin's key. Without keys the button
+asks for the admin token (``voiceserver.server.admin``), on this machine only, and never for another site's page in its browser.
 """
 
 from __future__ import annotations
 
 import gzip
 import importlib.resources
-import ipaddress
 from collections.abc import Callable
 from importlib.resources.abc import Traversable
 from typing import Final
@@ -36,12 +35,14 @@ from voiceserver.transport.http import (
     error_response,
     json_response,
 )
+from voiceserver.transport.proxies import has_traces, is_loopback
 from voiceserver.transport.server_state import ServerState
 
 STATS: Final = "/v1/stats"
 HISTORY: Final = "/v1/history"
 DRAIN: Final = "/v1/drain"
 DOCS: Final = "/docs/"
+ANY_ADDRESS: Final = ("", "localhost", "0.0.0.0", "::")
 # A page of another site cannot send a header of its own choice unless we agree to it, which we never do.
 DRAIN_HEADER: Final = ("X-Voiceserver-Action", "drain")
 _ADDRESSES: Final = {"index.html": "/", "dashboard.html": "/dashboard"}
@@ -75,7 +76,7 @@ class Stats(msgspec.Struct, frozen=True):
 
 def address(server: ServerConfig, port: int) -> str:
     """Where a browser on this machine finds the page."""
-    host = {"0.0.0.0": "localhost", "::": "localhost", "": "localhost"}.get(server.host, server.host)
+    host = "localhost" if server.host in ANY_ADDRESS else server.host
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if server.tls_cert else 'http'}://{host}:{port}/"
 
@@ -87,6 +88,7 @@ def add(
     state: ServerState,
     drain: Callable[[], None],
     source: OverviewSource,
+    server: ServerConfig,
 ) -> None:
     """Add the pages to ``routes``. ``drain`` begins what SIGTERM begins; it returns at once."""
     capacity = routes.pages["/v1/capacity"]
@@ -96,7 +98,7 @@ def add(
         if refused is not None:
             return refused
         # Without keys anybody may see the figures; what engines were given is for this machine then.
-        about = source.overview(with_params=gatekeeper.has_keys or is_local(caller))
+        about = source.overview(with_params=gatekeeper.has_keys or is_here(caller, server.host, state.port))
         return json_response(200, Stats(msgspec.Raw(capacity(caller).body), metrics.to_samples(), about))
 
     def history(caller: Caller) -> Response:
@@ -104,7 +106,7 @@ def add(
         return json_response(200, source.report()) if refused is None else refused
 
     def press(caller: Caller) -> Response:
-        refused = _refuse_drain(gatekeeper, caller)
+        refused = _refuse_drain(gatekeeper, caller, server.host, state.port)
         if refused is not None:
             return refused
         if not state.is_draining:
@@ -154,33 +156,31 @@ def _read_when_asked(file: Traversable) -> Page:
     return lambda caller: Response(200, file.read_bytes(), kind, _HEADERS)
 
 
-def _refuse_drain(gatekeeper: Gatekeeper, caller: Caller) -> Response | None:
+def _refuse_drain(gatekeeper: Gatekeeper, caller: Caller, bound: str, port: int) -> Response | None:
     name, value = DRAIN_HEADER
     if caller.headers.get_all(name) != [value]:
         message = f"Draining is asked for with the header '{name}: {value}'."
         return error_response(403, "not_allowed", message, param=name)
-    if gatekeeper.has_keys:
-        return gatekeeper.refuse_admin(caller)
-    if not is_local(caller):
-        message = "Without keys the server can be drained from its own machine only."
+    if not gatekeeper.is_for_all and not is_here(caller, bound, port):
+        message = (
+            "Without keys the server can be drained from its own machine only, by the address that it listens on and through no "
+            "proxy. auth.keys_file or auth.admin_token open it to others who have the secret."
+        )
         return error_response(403, "not_allowed", message)
-    return None
+    return gatekeeper.refuse_change(caller)
 
 
-def is_local(caller: Caller) -> bool:
-    """Whether the request comes from this machine: by its socket, by the name it used, and through no proxy."""
+def is_here(caller: Caller, bound: str, port: int) -> bool:
+    """Whether the request comes from this machine: by its socket, by the address it used, which must be the one that is
+    listened on (``bound``, ``port``), and without a trace of a proxy."""
     names = caller.headers.get_all("Host")
-    if "X-Forwarded-For" in caller.headers or "Forwarded" in caller.headers or len(names) != 1:
+    if (
+        not (is_loopback(caller.peer) or caller.peer == bound)
+        or len(names) != 1
+        or has_traces(caller.headers)
+    ):
         return False
-    host = names[0].rpartition(":")[0] if not names[0].endswith("]") and ":" in names[0] else names[0]
     # A name that somebody else's DNS leads here would let his page speak as ours.
-    return _is_loopback(caller.peer) and (host == "localhost" or _is_loopback(host.strip("[]")))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_loopback
+    hosts = ["localhost", "127.0.0.1", "[::1]"] if is_loopback(bound) or bound in ANY_ADDRESS else []
+    hosts.append(f"[{bound}]" if ":" in bound else bound)
+    return names[0].lower() in {f"{host.lower()}:{port}" for host in hosts}

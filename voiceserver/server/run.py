@@ -19,6 +19,8 @@ from voiceserver.config.loader import Loaded
 from voiceserver.config.schema import Config
 from voiceserver.errors import ConfigError
 from voiceserver.observability.logs import get_logger, running
+from voiceserver.server import admin
+from voiceserver.server.admin import with_admin_token
 from voiceserver.server.build import Host
 from voiceserver.server.multiprocess.peer import BEAT_MS, Peer
 from voiceserver.server.pools import check_engines
@@ -77,6 +79,22 @@ def _end_at_once(signals: asyncio.Queue[int], peer: Peer) -> None:
     signals.put_nowait(signal.SIGTERM)
 
 
+def _serve_alone(config: Config, on_listening: Callable[[int], None] | None) -> int:
+    ports: list[int] = []
+
+    def begin(port: int) -> None:
+        ports.append(port)
+        admin.publish(config, port, get_logger())
+        if on_listening is not None:
+            on_listening(port)
+
+    try:
+        return uvloop.run(_serve(config, on_listening=begin))
+    finally:
+        for port in ports:
+            admin.withdraw(config, port)
+
+
 def serve_peer(config: Config, peer: Peer) -> int:
     """``serve`` for one of several processes; its supervisor has checked the configuration."""
     with running(config.server.log_level, config.server.log_format):
@@ -95,7 +113,7 @@ def serve(
     with running(config.server.log_level, config.server.log_format):
         for warning, fix in warnings:
             get_logger().warning(warning, fix=fix)
-        config = prepare_engines(config, get_logger())
+        config = with_admin_token(prepare_engines(config, get_logger()))
         if config.server.processes > 1:
             from voiceserver.server.multiprocess.supervisor import supervise
 
@@ -103,7 +121,7 @@ def serve(
                 on_listening(config.server.port)
             return supervise(config)
         try:
-            return uvloop.run(_serve(config, on_listening=on_listening))
+            return _serve_alone(config, on_listening)
         except ConfigError as error:  # of an engine, which does not know where its parameters came from
             raise ConfigError(
                 error.key, error.message, error.source or loaded.sources.get(error.key, "")

@@ -125,8 +125,9 @@ class Server:
             # The loop's own text repeats the address.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise StartError(f"cannot listen on {server.host}:{server.port}: {reason}") from None
-        self._host.log.info("listening", port=self.port, url=pages.address(server, self.port))
+        services.state.listen_on(self.port)
         self._host.on_listening(self.port)
+        self._host.log.info("listening", port=self.port, url=pages.address(server, self.port))
 
     def _start_duties(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         services = self.services

@@ -32,22 +32,25 @@ from voiceserver.capacity.admission import MAX_LINGERING, Admission, Ticket
 from voiceserver.errors import ProtocolError, Refusal
 from voiceserver.events.events import BusyCue, ErrorEvent, ServerBusy, ServerEvent
 from voiceserver.transport.handshake import BadRequest, Handshake, read_handshake
+from voiceserver.transport.proxies import TrustedProxies, is_loopback
 from voiceserver.transport.session_store import ResumeTarget
 from voiceserver.wire import Codec
 
 JSON = "application/json"
 DRAIN_RETRY_MS = 5_000.0
+NO_PROXIES: Final = TrustedProxies()
 
 
 class Caller(NamedTuple):
     """Who asks for what, before anything was promised. ``query`` has the last value of each name; ``peer`` is the address of
-    the other end of the socket."""
+    the other end of the socket, ``address`` that of the client, where a trusted proxy stands between."""
 
     path: str
     query: Mapping[str, str]
     headers: Headers
     peer: str = ""
     body: bytes = b""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,9 @@ class Gatekeeper(Protocol):
 
     @property
     def has_keys(self) -> bool: ...
+    @property
+    def is_for_all(self) -> bool: ...
+    def refuse_change(self, caller: Caller) -> Response | None: ...
     def refuse_admin(self, caller: Caller) -> Response | None: ...
     def admit(self, caller: Caller) -> str | Response: ...
     def refuse_over_limit(self, name: str, *, is_resumed: bool) -> Response | None: ...
@@ -161,6 +167,7 @@ class Router:
         state: Draining,
         resume: ResumeHook,
         jitter: random.Random,
+        proxies: TrustedProxies = NO_PROXIES,
     ) -> None:
         self.routes = routes
         self._admission = admission
@@ -168,6 +175,7 @@ class Router:
         self._state = state
         self._resume = resume
         self._jitter = jitter
+        self._proxies = proxies
 
     def answer(
         self, head: bytes, now_ms: float, peer: str = "", body: bytes = b""
@@ -193,6 +201,7 @@ class Router:
             handshake.headers,
             peer,
             body,
+            self._proxies.client_address(peer, handshake.headers),
         )
         routes = self.routes
         if path not in routes.wires and path not in routes.pages and path not in routes.actions:
@@ -285,7 +294,7 @@ class Router:
 
 def tenant_of(caller: Caller) -> str:
     """Who shares a tenant's places: callers of one address. This machine's own tools and proxies are nobody in particular."""
-    return "" if caller.peer.startswith("127.") or caller.peer in ("::1", "::ffff:127.0.0.1") else caller.peer
+    return "" if is_loopback(caller.address) else caller.address
 
 
 # The header counts whole seconds: a spread that fits into one of them would bring everybody back in the same one.

@@ -36,9 +36,9 @@ class OpenConnection(Member, Protocol):
 
 class ServerState:
     """``sessions``: upgraded connections. ``is_draining``: no new session is let in. ``loop_lag_ms``: how late the event loop
-    runs what is due, smoothed."""
+    runs what is due, smoothed. ``port``: the port that is listened on; 0 before that."""
 
-    __slots__ = ("_on_empty", "connections", "is_draining", "loop_lag_ms", "sessions")
+    __slots__ = ("_on_empty", "connections", "is_draining", "loop_lag_ms", "port", "sessions")
 
     def __init__(self) -> None:
         # A set takes twice the memory at 15,000 connections.
@@ -46,7 +46,11 @@ class ServerState:
         self.sessions = 0
         self.is_draining = False
         self.loop_lag_ms = 0.0
+        self.port = 0
         self._on_empty: Callable[[], None] | None = None
+
+    def listen_on(self, port: int) -> None:
+        self.port = port
 
     def join(self) -> None:
         """One more connection was upgraded."""

@@ -245,6 +245,13 @@ function element(name, text, data = {}, attributes = {}) {
 // ------------------------------------------------------------------------------------------------------- asking
 
 let isDraining = false;
+
+// A link with the admin token (voiceserver dashboard): it goes into this tab, and out of the address.
+const linked = new URLSearchParams(location.hash.slice(1)).get("key");
+if (linked) {
+  sessionStorage.setItem("voiceserver-key", linked);
+  history.replaceState(null, "", location.pathname + location.search);
+}
 const headers = () => {
   const key = sessionStorage.getItem("voiceserver-key");
   return key ? { Authorization: `Bearer ${key}` } : {};

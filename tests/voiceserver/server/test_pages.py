@@ -19,7 +19,7 @@ from voiceserver.observability.history import History
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import PoolStats, WorkerStats
 from voiceserver.server import pages
-from voiceserver.server.auth import Auth, hash_of
+from voiceserver.server.auth import MADE_PREFIX, Auth, hash_of
 from voiceserver.server.overview import OverviewSource
 from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import ServerSnapshot
@@ -31,14 +31,28 @@ from voiceserver.transport.ticks import Ticks
 ROOT = Path(__file__).resolve().parents[3]
 WEB = ROOT / "voiceserver" / "web"
 LOCAL = "127.0.0.1"
-BUTTON = "X-Voiceserver-Action: drain\r\n"
+ACTION = "X-Voiceserver-Action: drain\r\n"
+TOKEN = MADE_PREFIX + "secret"
+BUTTON = f"{ACTION}Authorization: Bearer {TOKEN}\r\n"
+NO_KEYS = AuthConfig(admin_token=TOKEN)
+TRACES = (
+    *("X-Forwarded-For: 192.0.2.7", "X-Forwarded-Proto: https", "Forwarded: for=192.0.2.7", "Via: 1.1 proxy"),
+    *(
+        "X-Real-IP: 192.0.2.7",
+        "CF-Connecting-IP: 192.0.2.7",
+        "True-Client-IP: 192.0.2.7",
+        "Tailscale-User: x",
+    ),
+    *("X-Envoy-Peer: x", "X-Amzn-Trace-Id: x", "Fly-Client-IP: 192.0.2.7", "X-A-Header-Of-Tomorrow: 1"),
+)
 
 
 class Site:
     """A router with the pages, and how often somebody drained it."""
 
-    def __init__(self, auth: AuthConfig = AuthConfig()) -> None:  # noqa: B008  # frozen
+    def __init__(self, auth: AuthConfig = NO_KEYS, bound: str = LOCAL, port: int = 8765) -> None:
         self.metrics, self.state = Metrics(), ServerState()
+        self.state.listen_on(port)
         routes = Routes(pages={"/v1/capacity": lambda caller: json_response(200, {"is_draining": False})})
         gatekeeper, admission = Auth(auth, lambda: 0.0, "test"), Admission(0, 0, "connection", 1_000.0)
         self.router = Router(routes, admission, gatekeeper, self.state, lambda *_: None, random.Random(1))
@@ -57,7 +71,7 @@ class Site:
         config = Config(stages=StagesConfig(none, none, stage, none))
         ticks = Ticks(ManualClock(), lambda: 0.0)
         source = OverviewSource(config, History(self.metrics.history_counts), StageProblems(), limited, ticks)
-        pages.add(routes, gatekeeper, self.metrics, self.state, self._drain, source)
+        pages.add(routes, gatekeeper, self.metrics, self.state, self._drain, source, ServerConfig(host=bound))
 
     def _drain(self) -> None:
         self.drained += 1
@@ -224,16 +238,24 @@ def test_parameters_of_engines_are_for_this_machine_and_secrets_for_nobody(site:
     [
         (BUTTON, "127.0.0.1", "localhost:8765", 202),
         (BUTTON, "::1", "[::1]:8765", 202),
-        (BUTTON, "::ffff:127.0.0.1", "127.0.0.1", 202),
+        (BUTTON, "::ffff:127.0.0.1", "127.0.0.1:8765", 202),
+        (BUTTON + "User-Agent: x\r\nSec-Fetch-Mode: cors\r\nSec-CH-UA: y\r\n", LOCAL, "localhost:8765", 202),
+        (ACTION, "127.0.0.1", "localhost:8765", 401),
+        (ACTION + "Authorization: Bearer vs_here_guess\r\n", "127.0.0.1", "localhost:8765", 401),
+        (ACTION + "Authorization: Bearer \r\n", "127.0.0.1", "localhost:8765", 401),
+        (BUTTON, "127.0.0.1", "127.0.0.1", 403),  # not the address that is listened on
+        (BUTTON, "127.0.0.1", "127.0.0.1:80", 403),
+        (BUTTON, "127.0.0.1", "127.0.0.2:8765", 403),
         ("", "127.0.0.1", "localhost:8765", 403),  # a form of another site
         (BUTTON, "192.0.2.7", "localhost:8765", 403),
         (BUTTON, "", "localhost:8765", 403),
         (BUTTON, "127.0.0.1", "evil.example:8765", 403),  # another site's name that leads here
-        (BUTTON + "X-Forwarded-For: 192.0.2.7\r\n", "127.0.0.1", "localhost", 403),  # a proxy on this machine
-        (BUTTON + "Host: localhost\r\n", "127.0.0.1", "localhost", 403),
+        # A proxy on this machine.
+        *((f"{BUTTON}{trace}\r\n", "127.0.0.1", "localhost:8765", 403) for trace in TRACES),
+        (BUTTON + "Host: localhost:8765\r\n", "127.0.0.1", "localhost:8765", 403),
     ],
 )
-def test_without_authentication_the_button_is_for_this_machine(
+def test_without_keys_the_button_is_for_who_has_the_token_on_this_machine(
     site: Site, more: str, peer: str, host: str, status: int
 ) -> None:
     answer = site.ask("/v1/drain", method="POST", more=more, peer=peer, host=host)
@@ -250,7 +272,7 @@ def test_with_keys_the_button_and_the_figures_ask_for_an_admins(tmp_path: Path) 
     right, other = "Authorization: Bearer vs_right\r\n", "Authorization: Bearer vs_other\r\n"
     assert [site.ask("/v1/stats", more=more).status for more in ("", other, right)] == [401, 403, 200]
     pressed = [
-        site.ask("/v1/drain", method="POST", more=BUTTON + more, peer="192.0.2.7").status
+        site.ask("/v1/drain", method="POST", more=ACTION + more, peer="192.0.2.7").status
         for more in ("", other, right)
     ]
     assert pressed == [401, 403, 202]
@@ -259,10 +281,47 @@ def test_with_keys_the_button_and_the_figures_ask_for_an_admins(tmp_path: Path) 
 
 
 def test_a_list_of_origins_alone_opens_nothing_to_others() -> None:
-    site = Site(AuthConfig(origins="https://page.example"))
+    site = Site(AuthConfig(origins="https://page.example", admin_token=TOKEN))
     assert site.ask("/v1/stats").status == 200
     assert site.ask("/v1/drain", method="POST", more=BUTTON, peer="192.0.2.7").status == 403
     assert site.ask("/v1/drain", method="POST", more=BUTTON).status == 202
+
+
+@pytest.mark.parametrize(
+    ("bound", "peer", "host", "status"),
+    [
+        ("0.0.0.0", "127.0.0.1", "localhost:9000", 202),
+        ("::", "::1", "[::1]:9000", 202),
+        ("192.0.2.9", "192.0.2.9", "192.0.2.9:9000", 202),
+        ("192.0.2.9", "192.0.2.8", "192.0.2.9:9000", 403),
+        ("192.0.2.9", "192.0.2.9", "localhost:9000", 403),
+        ("0.0.0.0", "127.0.0.1", "0.0.0.0.evil.example:9000", 403),
+    ],
+)
+def test_this_machine_is_known_by_the_address_that_is_listened_on(
+    bound: str, peer: str, host: str, status: int
+) -> None:
+    site = Site(NO_KEYS, bound, 9000)
+    assert site.ask("/v1/drain", method="POST", more=BUTTON, peer=peer, host=host).status == status
+
+
+def test_a_token_of_the_operator_is_good_from_everywhere_and_no_token_from_nowhere() -> None:
+    given = f"{ACTION}Authorization: Bearer chosen\r\nX-Forwarded-For: 192.0.2.7\r\n"
+    site = Site(AuthConfig(admin_token="chosen"))
+    assert (
+        site.ask("/v1/drain", method="POST", more=given, peer="192.0.2.7", host="voice.example").status == 202
+    )
+    assert site.ask("/v1/drain", method="POST", more=ACTION, peer="192.0.2.7").status == 401
+    for more in (ACTION, f"{ACTION}Authorization: Bearer \r\n", BUTTON):
+        assert Site(AuthConfig()).ask("/v1/drain", method="POST", more=more).status == 401
+
+
+def test_beside_keys_the_admin_token_is_an_admins_key(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[keys.caller]\nhash = "{hash_of("vs_other")}"\n')
+    site = Site(AuthConfig(keys_file=str(keys), admin_token="chosen"))
+    for token, status in (("chosen", 200), ("vs_other", 403), ("x", 401)):
+        assert site.ask("/v1/stats", more=f"Authorization: Bearer {token}\r\n").status == status
 
 
 def test_pressing_twice_drains_once(site: Site) -> None:

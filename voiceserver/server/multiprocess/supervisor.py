@@ -27,6 +27,7 @@ import msgspec
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
 from voiceserver.observability.logs import get_logger
+from voiceserver.server import admin
 from voiceserver.server.key_usage import usage_that_lasts
 from voiceserver.server.multiprocess.child_handle import Child
 from voiceserver.server.multiprocess.handoff import answer_waiting, mailbox
@@ -101,6 +102,7 @@ class Supervisor:
     def run(self) -> int:
         """The exit code."""
         self._catch_signals()
+        admin.publish(self._config, self._config.server.port, self._log)
         self._log.info("listening", port=self._config.server.port, processes=len(self._children))
         try:
             while not self._deadline_ms or any(child.process is not None for child in self._children):
@@ -114,6 +116,7 @@ class Supervisor:
         return self._code
 
     def _close(self) -> None:
+        admin.withdraw(self._config, self._config.server.port)
         for child in self._children:
             child.kill()
         for child in self._children:

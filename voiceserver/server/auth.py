@@ -6,15 +6,12 @@
     Authorization: Bearer KEY        or, from a browser, among the subprotocols: openai-insecure-api-key.KEY, voiceserver-key.KEY
     POST /v1/realtime/client_secrets  with a key: a token for a page, good for ``auth.token_ttl_ms``
 
-A key is 256 random bits, so a plain SHA-256 of it is a safe thing to keep; comparisons take constant time. A token is its
-key's name, an end, and the session that it opens, signed with HMAC-SHA256: every process that has the secret can check it and
-none must remember it.
+A key is 256 random bits, so a plain SHA-256 of it is a safe thing to keep; comparisons take constant time. Tokens are those of
+``voiceserver.server.client_tokens``, bound to the hash of their key.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -28,13 +25,13 @@ import msgspec
 
 from voiceserver.config.schema import AuthConfig
 from voiceserver.errors import ConfigError, ProtocolError
+from voiceserver.server.client_tokens import TOKEN_PREFIX, ClientToken, TokenSigner
 from voiceserver.server.key_usage import DAY_S, KeyUsage, SharedUsage
 from voiceserver.transport.http import TOO_DEEP, Caller, Response, error_response, json_response
 from voiceserver.wire.decoding import parameter_error
 
 CLIENT_SECRETS: Final = "/v1/realtime/client_secrets"
 KEY_PREFIX: Final = "vs_"
-TOKEN_PREFIX: Final = "ek_"
 # Of an admin token that was made at a start, and is for this machine only.
 MADE_PREFIX: Final = "vs_here_"
 HASH_PREFIX: Final = "sha256:"
@@ -59,13 +56,6 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: dict[str, dict[str, Any]] = {}
-
-
-class _Token(msgspec.Struct, frozen=True):
-    key: str
-    ends_s: float
-    nonce: str
-    session: msgspec.Raw = msgspec.Raw()
 
 
 class _ExpiresAfter(msgspec.Struct, frozen=True):
@@ -161,7 +151,7 @@ class Auth:
         self._config = config
         self._wall_s = wall_s
         self._origins = frozenset(one.strip().rstrip("/") for one in config.origins.split(",") if one.strip())
-        self._secret = config.token_secret.encode() or secrets.token_bytes(32)
+        self._signer = TokenSigner(config.token_secret.encode() or secrets.token_bytes(32), wall_s)
         self._keys = read_keys(config.keys_file, source) if config.keys_file else {}
         self._usage = KeyUsage(wall_s, shared_usage)
         self._check_session = check_session
@@ -298,6 +288,15 @@ class Auth:
         left_ms = self.talk_left_ms(name)
         return max(left_ms / max(self._usage.sessions(name), 1), 1_000.0)
 
+    def take_talk(self, name: str, session_id: str, talk_ms: float) -> float:
+        """For audio at the door of a session, which has sent ``talk_ms`` with that: what is left of the key's day then, in ms.
+        Negative: it must not come in. Infinite without a limit."""
+        key = self._keys.get(name)
+        if key is None or not key.talk_minutes_per_day:
+            return float("inf")
+        self._usage.note(name, session_id, talk_ms)
+        return self.talk_left_ms(name)
+
     def talk_limit(self, name: str) -> tuple[float, float, float] | None:
         """Of a key with a daily limit: ms of audio a day, ms that are left, and seconds until they are all there again. None
         without one."""
@@ -346,34 +345,22 @@ class Auth:
 
     def make_token(self, name: str, ends_s: float, session: bytes = b"") -> str:
         """``session``: JSON that its bearer's session begins with; the bearer can read it."""
-        token = _Token(name, ends_s, secrets.token_hex(8), msgspec.Raw(session or b"null"))
-        claim = msgspec.json.encode(token)
-        return f"{TOKEN_PREFIX}{_text(claim)}.{_text(self._sign(claim))}"
+        key = self._keys.get(name)
+        return self._signer.sign(
+            ClientToken.for_key(name, key.hash if key is not None else "", ends_s, session)
+        )
 
     def session_of(self, caller: Caller) -> bytes:
         """The session object of the client token that an upgrade brings; empty without one."""
         presented = presented_key(caller)
-        token = self._read_token(presented) if presented.startswith(TOKEN_PREFIX) else None
+        token = self._signer.read(presented) if presented.startswith(TOKEN_PREFIX) else None
         session = bytes(token.session) if token is not None else b""
         return b"" if session == b"null" else session
 
     def _name_of_token(self, token: str) -> str | None:
-        read = self._read_token(token)
-        return read.key if read is not None and read.key in self._keys else None
-
-    def _read_token(self, token: str) -> _Token | None:
-        claimed, _, signed = token.removeprefix(TOKEN_PREFIX).partition(".")
-        try:
-            claim, signature = _bytes(claimed), _bytes(signed)
-            if not hmac.compare_digest(signature, self._sign(claim)):
-                return None
-            read = msgspec.json.decode(claim, type=_Token)
-        except (ValueError, binascii.Error, msgspec.DecodeError):
-            return None
-        return read if read.ends_s > self._wall_s() else None
-
-    def _sign(self, claim: bytes) -> bytes:
-        return hmac.digest(self._secret, claim, "sha256")
+        read = self._signer.read(token)
+        key = self._keys.get(read.key) if read is not None else None
+        return read.key if read is not None and key is not None and read.is_of(key.hash) else None
 
 
 def presented_key(caller: Caller) -> str:
@@ -397,11 +384,3 @@ def _sessions_exhausted(key: Key) -> Response:
 
 def _unauthorized(code: str, message: str) -> Response:
     return error_response(401, code, message, ("WWW-Authenticate", "Bearer"))
-
-
-def _text(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _bytes(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

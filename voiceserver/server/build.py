@@ -28,7 +28,7 @@ from voiceserver.server.overview import OverviewSource
 from voiceserver.server.routes import RouteParts, build_routes
 from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import SessionSettings
-from voiceserver.transport.http import Router
+from voiceserver.transport.http import Router, Routes
 from voiceserver.transport.outage_notices import OutageNotices
 from voiceserver.transport.places import Places
 from voiceserver.transport.proxies import TrustedProxies
@@ -107,15 +107,7 @@ def build(
         places=places,
         sessions=sessions,
         outage=OutageNotices(outage, settings.options, credit_ms, state=state, ticks=ticks, log=log),
-        router=Router(
-            routes,
-            places.admission,
-            auth,
-            state,
-            ResumeRequests(store).target_of,
-            host.jitter,
-            TrustedProxies(config.server.trusted_proxies),
-        ),
+        router=_router(routes, config, places, auth, state, store, host),
         auth=auth,
         announcements=announcements,
         history=history,
@@ -126,6 +118,19 @@ def build(
 def _settings(config: Config, announcements: Announcements) -> SessionSettings:
     takes_audio = registry.takes_audio(config.stages.reply.engine)
     return SessionSettings.from_config(config, fillers=announcements.fillers, reply_takes_audio=takes_audio)
+
+
+def _router(
+    routes: Routes,
+    config: Config,
+    places: Places,
+    auth: Auth,
+    state: ServerState,
+    store: SessionStore,
+    host: Host,
+) -> Router:
+    resume, proxies = ResumeRequests(store).target_of, TrustedProxies(config.server.trusted_proxies)
+    return Router(routes, places.admission, auth, state, resume, host.jitter, proxies)
 
 
 def _observe(

@@ -14,6 +14,8 @@ import msgspec
 from voiceserver_workers.ipc.ring import make_fence
 
 DAY_S: Final = 86_400.0
+# Of audio that the others do not know of.
+TELL_EVERY_MS: Final = 1_000.0
 
 
 class UsedByKey(msgspec.Struct, frozen=True, array_like=True):
@@ -34,19 +36,30 @@ class SharedUsage(Protocol):
 
 class _Usage:
     """``sessions``: now. ``talk_ms``: audio of the sessions that ended since the day began. ``open_ms``: audio of each open
-    session so far. ``before_ms``: how much of that was sent before the day began."""
+    session so far. ``before_ms``: how much of that was sent before the day began. ``open_total_ms``: the sum of the differences.
+    ``untold_ms``: what the other processes do not know yet. ``elsewhere_ms``: what they have told."""
 
-    __slots__ = ("before_ms", "day", "open_ms", "sessions", "talk_ms")
+    __slots__ = (
+        "before_ms",
+        "day",
+        "elsewhere_ms",
+        "open_ms",
+        "open_total_ms",
+        "sessions",
+        "talk_ms",
+        "untold_ms",
+    )
 
     def __init__(self) -> None:
         self.sessions = 0
         self.day = 0
-        self.talk_ms = 0.0
+        self.talk_ms = self.open_total_ms = self.untold_ms = 0.0
+        self.elsewhere_ms: float | None = None
         self.open_ms: dict[str, float] = {}
         self.before_ms: dict[str, float] = {}
 
     def today_ms(self) -> float:
-        return self.talk_ms + sum(self.open_ms.values()) - sum(self.before_ms.values())
+        return self.talk_ms + self.open_total_ms
 
 
 class KeyUsage:
@@ -68,8 +81,9 @@ class KeyUsage:
         usage = self._usage.setdefault(name, _Usage())
         today = self._today()
         if usage.day != today:
-            usage.day, usage.talk_ms = today, 0.0
+            usage.day, usage.talk_ms, usage.elsewhere_ms = today, 0.0, None
             usage.before_ms = dict(usage.open_ms)
+            usage.open_total_ms = 0.0
         return usage
 
     def try_reserve(self, name: str, most: int) -> bool:
@@ -107,15 +121,22 @@ class KeyUsage:
 
     def note(self, name: str, session_id: str, talk_ms: float) -> None:
         """An open session has sent so much audio by now: many at once have one limit together."""
-        self._used(name).open_ms[session_id] = talk_ms
+        usage = self._used(name)
+        more_ms = talk_ms - usage.open_ms.get(session_id, 0.0)
+        usage.open_ms[session_id] = talk_ms
+        usage.open_total_ms += more_ms
+        usage.untold_ms += more_ms
         self._is_changed = True
+        if usage.untold_ms >= TELL_EVERY_MS and self._shared is not None:
+            self._put()
 
     def leave(self, name: str, talk_ms: float, session_id: str = "") -> None:
         """It has ended; ``talk_ms``: the audio that it sent."""
         usage = self._used(name)
         usage.sessions -= 1
-        usage.talk_ms += talk_ms - usage.before_ms.pop(session_id, 0.0)
-        usage.open_ms.pop(session_id, None)
+        before_ms = usage.before_ms.pop(session_id, 0.0)
+        usage.talk_ms += talk_ms - before_ms
+        usage.open_total_ms -= usage.open_ms.pop(session_id, 0.0) - before_ms
         self._put()
 
     def sessions(self, name: str) -> int:
@@ -123,17 +144,24 @@ class KeyUsage:
         return self._used(name).sessions
 
     def talk_ms(self, name: str) -> float:
-        """Audio of today, in all processes, as far as it was noted."""
-        return self._used(name).today_ms() + self._talk_elsewhere_ms(name)
+        """Audio of today, in all processes, as far as it was noted; that of the others as of a second of audio ago."""
+        usage = self._used(name)
+        if usage.elsewhere_ms is None:
+            usage.elsewhere_ms = self._talk_elsewhere_ms(name)
+        return usage.today_ms() + usage.elsewhere_ms
 
     def publish(self) -> None:
         """Tell the other processes what has changed. Call it about once a second."""
         self._release()
         if self._is_changed:
             self._put()
+        for usage in self._usage.values():
+            usage.elsewhere_ms = None
 
     def _put(self) -> None:
         self._is_changed = False
+        for usage in self._usage.values():
+            usage.untold_ms, usage.elsewhere_ms = 0.0, None
         if self._shared is not None:
             told = {
                 name: UsedByKey(one.sessions, one.day, one.today_ms()) for name, one in self._usage.items()

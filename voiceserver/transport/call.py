@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from voiceserver.transport.call_messages import CallConnection, CallMessages
+from voiceserver.transport.call_messages import TALK_EXHAUSTED, CallConnection, CallMessages
 from voiceserver.transport.call_streams import CallStreams
 from voiceserver.transport.places import CallPlaces
 from voiceserver.transport.timers import Alarm
@@ -330,7 +330,7 @@ class Call:
         auth.note(session.key, session.session_id, session.accounting().received_ms)
         if auth.talk_left_ms(session.key) > 0:
             return None
-        return "key_talk_exhausted", "This API key has talked as long as it may today.", 1008
+        return TALK_EXHAUSTED
 
     def on_fault(self, error: Exception) -> None:
         """A bug was met while serving this caller. The caller is told; nobody else notices."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from voiceserver.transport.services import Services
 
 EMPTY_PING: Final = build_head(PING, 0)
+# Error code, words and close code when the caller's API key has talked as long as it may.
+TALK_EXHAUSTED: Final = ("key_talk_exhausted", "This API key has talked as long as it may today.", 1008)
 _VIOLATIONS: Final = {
     1002: "websocket_protocol",
     1007: "invalid_utf8",
@@ -79,7 +81,15 @@ class CallConnection(Protocol):
 class CallMessages:
     """A ``FrameReceiver``. ``connection`` None: the call is detached. ``active_ms``: when a message last went either way."""
 
-    __slots__ = ("_codec", "_replay_buffer", "_services", "_session", "active_ms", "connection")
+    __slots__ = (
+        "_codec",
+        "_replay_buffer",
+        "_services",
+        "_session",
+        "_talked_ms",
+        "active_ms",
+        "connection",
+    )
 
     def __init__(
         self,
@@ -96,6 +106,7 @@ class CallMessages:
         self.connection: CallConnection | None = connection
         self.active_ms = services.ticks.now_ms
         self._replay_buffer = ReplayBuffer(unkept) if unkept else None
+        self._talked_ms = 0.0  # audio that came to the door of a session with a key
 
     @property
     def replay_buffer(self) -> ReplayBuffer:
@@ -114,14 +125,15 @@ class CallMessages:
         now_ms = self.active_ms = self._services.ticks.now_ms
         try:
             if codec.binary_is_pcm:
-                if payload:
+                if payload and (not session.key or self._may_talk(payload)):
                     session.receive_audio(payload, now_ms)
                 return
             if session.is_closed:
                 return
             for item in codec.receive_binary(payload):
                 if type(item) is Audio:
-                    session.receive_audio(item.pcm, now_ms)
+                    if not session.key or self._may_talk(item.pcm):
+                        session.receive_audio(item.pcm, now_ms)
                 else:
                     session.receive_event(item, now_ms)  # type: ignore[arg-type]
         except ProtocolError as error:
@@ -137,7 +149,20 @@ class CallMessages:
             return False
         # What came together is taken as one piece: it costs one place in the outbox and the ring, and one answer.
         now_ms = self.active_ms = self._services.ticks.now_ms
-        self._session.receive_audio(payloads[0] if len(payloads) == 1 else b"".join(payloads), now_ms)
+        pcm = payloads[0] if len(payloads) == 1 else b"".join(payloads)
+        if not self._session.key or self._may_talk(pcm):
+            self._session.receive_audio(pcm, now_ms)
+        return True
+
+    def _may_talk(self, pcm: bytes) -> bool:
+        """For audio at the door, of a session with a key: whether the key has so much left. If not, the session ends."""
+        session, auth = self._session, self._services.auth
+        if session.is_closed:
+            return False
+        self._talked_ms += (len(pcm) >> 1) * 1000.0 / session.input_rate_hz
+        if auth.take_talk(session.key, session.session_id, self._talked_ms) < 0:
+            session.fail(*TALK_EXHAUSTED, self._services.ticks.now_ms)
+            return False
         return True
 
     def receive_text(self, payload: bytes) -> None:
@@ -163,10 +188,10 @@ class CallMessages:
         session, now_ms = self._session, self._services.ticks.now_ms
         self._take_rates()  # which a wire may settle by its first messages
         for item in items:
-            if isinstance(item, Audio):
-                session.receive_audio(item.pcm, now_ms)
-            else:
+            if not isinstance(item, Audio):
                 session.receive_event(item, now_ms)
+            elif not session.key or self._may_talk(item.pcm):
+                session.receive_audio(item.pcm, now_ms)
 
     def _take_rates(self) -> None:
         self._session.input_rate_hz = self._codec.input_rate_hz

@@ -12,7 +12,7 @@ import pytest
 from websockets.datastructures import Headers
 from websockets.frames import Opcode
 
-from tests.voiceserver.shell import Shell, audio, masked, text, upgrade
+from tests.voiceserver.shell import Line, Shell, audio, masked, text, upgrade
 from voiceserver import cli
 from voiceserver.config.schema import AuthConfig
 from voiceserver.errors import ConfigError
@@ -132,6 +132,67 @@ def test_what_an_open_session_said_yesterday_is_not_taken_from_today(tmp_path: P
     assert auth.talk_left_ms("app") == 49_000.0
     auth.leave("app", 62_000.0, "a")
     assert auth.talk_left_ms("app") == 48_000.0
+
+
+def flood(line: Line, seconds: int, piece_ms: int) -> None:
+    """Audio as fast as it goes."""
+    for _ in range(seconds * 1_000 // piece_ms):
+        line.receive(audio(b"\0" * (32 * piece_ms)))
+
+
+@pytest.mark.parametrize("piece_ms", [20, 100, 10_000])
+@pytest.mark.parametrize("sessions", [1, 4])
+def test_talk_minutes_are_audio_at_the_door_however_fast_it_comes(
+    tmp_path: Path, sessions: int, piece_ms: int
+) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 0.5")
+    shell = door.shell("vad")
+    bearer = f"Authorization: Bearer {door.key}\r\n"
+    lines = [shell.call(upgrade(more=bearer)) for _ in range(sessions)]
+    for _ in range(6):  # no time passes
+        for line in lines:
+            if line.close_code is None:
+                flood(line, 10, piece_ms)
+    for line in lines:
+        line.lose()
+    closing = [event for line in lines for event in line.events() if event["type"] == "session.closing"]
+    received_ms = [event["accounting"]["received_ms"] for event in closing]
+    assert len(closing) == sessions
+    assert 30_000 - sessions * piece_ms <= sum(received_ms) <= 30_000
+    ended = [
+        line for line in lines if any(event.get("code") == "key_talk_exhausted" for event in line.events())
+    ]
+    assert {line.close_code for line in ended} == {1008}
+    assert ended
+    assert shell.call(upgrade(more=bearer)).status == 429
+
+
+def test_talk_minutes_hold_for_audio_in_json_too(tmp_path: Path) -> None:
+    door = Door(tmp_path, "talk_minutes_per_day = 0.5")
+    shell = door.shell("vad")
+    line = shell.call(upgrade("/v1/realtime", f"Authorization: Bearer {door.key}\r\n"))
+    pcm = base64.b64encode(bytes(48_000)).decode()  # a second
+    for _ in range(40):
+        if line.close_code is None:
+            line.receive(text({"type": "input_audio_buffer.append", "audio": pcm}))
+    assert line.close_code == 1008
+    assert shell.call(upgrade(more=f"Authorization: Bearer {door.key}\r\n")).status == 429
+
+
+def test_a_token_ends_when_its_key_is_replaced(tmp_path: Path) -> None:
+    door = Door(tmp_path)
+    token = str(door.mint(b"{}")["value"])
+    other, kept = new_key()
+    before = door.file.read_text()
+    assert door.ask(token) == "app"
+    door.file.write_text(f'[keys.app]\nhash = "{kept}"\n')
+    door.auth.reload()
+    assert door.ask(other) == "app"
+    assert door.ask(token) == (401, "invalid_token")
+    hexadecimal = before.split("sha256:")[1][:64]
+    door.file.write_text(before.replace(hexadecimal, hexadecimal.upper()))
+    door.auth.reload()
+    assert door.ask(token) == "app"  # the same hash, written in another way
 
 
 def test_a_token_opens_until_its_end_and_mints_no_other(tmp_path: Path) -> None:

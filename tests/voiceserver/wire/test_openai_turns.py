@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import msgspec
 import pytest
@@ -294,6 +295,19 @@ def test_a_stage_without_a_worker_is_late_until_audio_is_lost() -> None:
     assert (frame["type"], frame["error"]["type"]) == ("error", "server_overloaded")
 
 
+@pytest.mark.parametrize("step", ["slow", "lost", "waiting", "degraded"])
+@pytest.mark.parametrize(
+    "reason", ["capacity", "full", "tenant_share", "waiting", "no_worker", "worker_lost", "slow"]
+)
+def test_only_audio_that_was_dropped_is_an_error(step: Any, reason: str) -> None:
+    client = Client()
+    busy = ev.ServerBusy("stt", reason, 900.0, 9_000.0, 500.0, position=2, step=step)
+    assert [frame["type"] for frame in client.hear(busy)] == ["rate_limits.updated"]
+    assert [frame["type"] for frame in client.hear(msgspec.structs.replace(busy, dropped_ms=0.1))] == [
+        "error"
+    ]
+
+
 def test_busy_draining_and_vendor_events() -> None:
     client = Client()
     busy = ev.ServerBusy("stt", "slow", lag_ms=400.0, credit_ms=100.0, retry_after_ms=50.0, dropped_ms=20.0)
@@ -317,7 +331,8 @@ def test_busy_draining_and_vendor_events() -> None:
     assert limit == {"name": "tokens", "limit": 100, "remaining": 96, "reset_seconds": 0.4}
     assert (late["busy"]["stage"], late["busy"]["lag_ms"]) == ("stt", 400.0)
     (waiting,) = client.hear(ev.ServerBusy("stt", "waiting", 0.0, 0.0, 900.0, position=3))
-    assert (waiting["error"]["code"], waiting["error"]["position"]) == ("capacity_exhausted", 3)
+    assert waiting["type"] == "rate_limits.updated"
+    assert (waiting["busy"]["code"], waiting["busy"]["position"]) == ("capacity_exhausted", 3)
     (draining,) = client.hear(ev.ServerDraining(deadline_ms=5000.0))
     assert (
         draining["type"] == "rate_limits.updated"

@@ -1,8 +1,8 @@
 """What goes wrong, in the words that Realtime clients know. Rule: an ``error`` event never ends the session.
 
 Some stock clients give up on any ``error`` that they do not know, so a server that is only late, or that goes down when the
-turn is finished, says so as ``rate_limits.updated`` with the numbers, and keeps ``error`` for audio that is lost and for
-places that there are not.
+turn is finished, says so as ``rate_limits.updated`` with the numbers, also while all places are taken. It keeps ``error`` for
+audio that is lost and for calls that are refused.
 
 Clients branch on ``code``: cancelling a response that has just finished, or creating one while another runs, is a race
 that stock clients pass over in silence, but only under these codes.
@@ -58,7 +58,6 @@ _ROOM: Final = frozenset(
         "no_workers",
     }
 )
-_STARTING: Final = frozenset({"no_worker", "no_workers"})
 
 
 def error_fields(
@@ -91,15 +90,14 @@ def describe_error(event: ErrorEvent) -> dict[str, object]:
     return error_fields(SERVER_ERROR, event.code, event.message, None, None)
 
 
-def _has_no_room(event: ServerBusy) -> bool:
-    return event.position > 0 or event.step == "waiting" or event.reason in _ROOM
+def _code_of(event: ServerBusy) -> str:
+    has_no_room = event.position > 0 or event.step == "waiting" or event.reason in _ROOM
+    return "capacity_exhausted" if has_no_room else "input_backpressure"
 
 
 def is_loss(event: ServerBusy) -> bool:
-    """Audio was dropped, or nothing will be done for this caller until there is room. A stage whose workers are just being
-    started is late and no more: its audio is kept."""
-    is_refused = _has_no_room(event) and event.reason not in _STARTING
-    return event.dropped_ms > 0 or event.step == "shed" or is_refused
+    """Audio was dropped. A caller who waits for a place, or for a worker, is late and no more: its audio is kept."""
+    return event.dropped_ms > 0 or event.step == "shed"
 
 
 def describe_limit(event: ServerBusy) -> dict[str, object]:
@@ -111,18 +109,17 @@ def describe_limit(event: ServerBusy) -> dict[str, object]:
         "reset_seconds": round(max(event.lag_ms, event.retry_after_ms) / 1000.0, 3),
     }
     numbers = {name: getattr(event, name) for name in event.__struct_fields__ if name != "turn"}
-    return {"rate_limits": [limit], "busy": {"code": "input_backpressure", **numbers}}
+    return {"rate_limits": [limit], "busy": {"code": _code_of(event), **numbers}}
 
 
 def describe_busy(event: ServerBusy) -> dict[str, object]:
     """Recoverable, with the numbers of the native wire beside the fields that every ``error`` has."""
-    code = "capacity_exhausted" if _has_no_room(event) else "input_backpressure"
     message = (
         f"The server is busy ({event.stage}: {event.reason}). It is {event.lag_ms:.0f} ms behind; "
         f"{event.credit_ms:.0f} ms of audio may be sent now. The session goes on."
     )
     numbers = {name: getattr(event, name) for name in event.__struct_fields__ if name != "turn"}
-    return {**error_fields(OVERLOADED, code, message, None, None), **numbers}
+    return {**error_fields(OVERLOADED, _code_of(event), message, None, None), **numbers}
 
 
 def describe_draining(event: ServerDraining) -> dict[str, object]:

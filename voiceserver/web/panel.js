@@ -41,6 +41,9 @@ export function makePanel(page) {
   const part = (name) => root.querySelector(`[data-part=${name}]`);
   const act = (name, work) => root.querySelector(`[data-do=${name}]`).addEventListener("click", work);
 
+  for (const label of root.querySelectorAll("label")) {
+    label.querySelector("input, select, textarea").setAttribute("aria-label", label.firstChild.textContent);
+  }
   for (const field of root.querySelectorAll("[data-set]")) {
     const name = field.dataset.set;
     field.addEventListener("change", () => {

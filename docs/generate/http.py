@@ -157,7 +157,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     ),
     SESSION: Operation(
         "What a session here would have: engines, voices, and what is set where the client sets nothing. It refuses as an "
-        "upgrade would, for clients that cannot read why their handshake was refused.",
+        "upgrade would, for clients that cannot read why their handshake was refused; `?origin=` stands for their Origin.",
         {
             200: Answer("The offer.", SessionOffer),
             401: _FOR_KEYS[401],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
+from websockets.datastructures import Headers
 
 from voiceserver.announcements.spoken import Announcements
 from voiceserver.capacity.admission import Admission
@@ -18,7 +19,7 @@ from voiceserver.pool import Pool, speech_voices
 from voiceserver.server.auth import CLIENT_SECRETS, Auth
 from voiceserver.server.multiprocess.merge import Unready
 from voiceserver.session.settings import SessionSettings
-from voiceserver.transport.http import Caller, CodecFactory, Response, Routes, json_response
+from voiceserver.transport.http import Caller, CodecFactory, Page, Response, Routes, json_response
 from voiceserver.transport.server_state import ServerState
 from voiceserver.wire import Codec
 from voiceserver.wire.request import Wire, WireRequest
@@ -132,10 +133,23 @@ def _add_pages(routes: Routes, parts: RouteParts) -> None:
         own = capacity_of(parts.pools, parts.admission, parts.state)
         return Response(200, own if merging is None else merging.merged_capacity(own))
 
+    routes.pages["/healthz"] = health
+    routes.pages[SESSION] = _session_page(parts)
+    routes.pages["/readyz"] = ready
+    routes.pages["/metrics"] = metrics_page
+    routes.pages["/v1/capacity"] = capacity
+
+
+def _session_page(parts: RouteParts) -> Page:
     options = SessionSettings.from_config(parts.config).options
 
     def session(caller: Caller) -> Response:
-        # Refuses as an upgrade would: a page cannot read why its handshake was refused.
+        # Refuses as an upgrade would: a page cannot read why its handshake was refused. With this request a browser sends no
+        # Origin, so a page names its own.
+        if "origin" in caller.query:
+            headers = Headers(caller.headers.raw_items())
+            headers["Origin"] = caller.query["origin"]
+            caller = caller._replace(headers=headers)
         name = parts.auth.admit(caller)
         if isinstance(name, Response):
             return name
@@ -147,11 +161,7 @@ def _add_pages(routes: Routes, parts: RouteParts) -> None:
         offer = SessionOffer(engines, voices, options.voice, options.language, options.turn_detection)
         return json_response(200, offer)
 
-    routes.pages["/healthz"] = health
-    routes.pages[SESSION] = session
-    routes.pages["/readyz"] = ready
-    routes.pages["/metrics"] = metrics_page
-    routes.pages["/v1/capacity"] = capacity
+    return session
 
 
 def capacity_of(pools: Mapping[str, Pool], admission: Admission, state: ServerState) -> bytes:

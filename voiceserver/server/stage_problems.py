@@ -15,7 +15,8 @@ from voiceserver.transport.ticks import monotonic_ms
 _IS_WELL: Final = ("worker_ready", "endpoint_up")
 _IS_NO_PROBLEM: Final = ("worker_stopped", "endpoint_odd")
 # The same names in every pool's events; the first that an event has is why it happened.
-_REASONS: Final = ("reason", "message", "error", "code", "status")
+_LOSSES: Final = ("worker_lost", "worker_hung", "worker_memory")
+_REASONS: Final = ("reason", "message", "error", "code")
 
 
 class StageProblem(msgspec.Struct, frozen=True):
@@ -40,17 +41,28 @@ class StageProblems:
     def note(self, name: str, fields: Mapping[str, object]) -> None:
         """Something happened to a pool; ``fields`` are those of the log."""
         stage = str(fields.get("stage", ""))
+        known = self._last.get(stage)
         if name in _IS_WELL:
             self._last.pop(stage, None)
+        elif name == "worker_exited":
+            self._note_status(stage, fields.get("status"))
         elif name not in _IS_NO_PROBLEM:
-            reason = next((str(fields[key]) for key in _REASONS if fields.get(key)), "")
-            known = self._last.get(stage)
             # The failed answers that follow from it say less.
             if name == "reply_failed" and known is not None and known[0] == "endpoint_down":
                 return
+            reason = next((str(fields[key]) for key in _REASONS if fields.get(key)), "")
+            if reason in _LOSSES:  # why a worker was lost is what happened
+                name, reason = reason, ""
             kind, _, url, _, count = known or ("", "", "", 0.0, 0)
             url = str(fields.get("url", url))
             self._last[stage] = (name, reason, url, self._clock_ms(), count + 1 if kind == name else 1)
+
+    def _note_status(self, stage: str, status: object) -> None:
+        """How the worker ended that was lost; of one that was told to end it is no problem."""
+        known = self._last.get(stage)
+        if known is not None and known[0] in _LOSSES and status:
+            kind, _, url, at_ms, count = known
+            self._last[stage] = (kind, f"exit status {status}", url, at_ms, count)
 
     def of(self, stage: str) -> StageProblem | None:
         last = self._last.get(stage)

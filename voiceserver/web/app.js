@@ -270,7 +270,7 @@ wire.addEventListener("state", ({ detail }) => {
 const headers = () => (wire.key ? { Authorization: `Bearer ${wire.key}` } : {});
 
 async function askWhy() {
-  const answer = await fetch("/v1/session", { headers: headers() }).catch(() => undefined);
+  const answer = await fetch(`/v1/session?origin=${encodeURIComponent(location.origin)}`, { headers: headers() }).catch(() => undefined);
   if (answer === undefined || wire.state !== "retrying") return;
   if (answer.ok) {
     if (!wire.hasSession) return;

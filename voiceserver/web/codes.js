@@ -45,7 +45,7 @@ export const closeWords = (code) => (code in CLOSES ? `${CLOSES[code]} (${code})
 const PROBLEMS = {
   worker_lost: "A worker died",
   worker_hung: "A worker hung and was ended",
-  worker_exited: "A worker ended, status",
+  worker_memory: "A worker ran out of memory",
   bad_engine: "The engine cannot be made",
   no_memory: "There is no room for a worker",
   forkserver_lost: "The process that starts workers was lost",

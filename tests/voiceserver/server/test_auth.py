@@ -367,6 +367,17 @@ def test_the_offer_of_a_session_is_refused_as_an_upgrade_would_be(tmp_path: Path
     assert (status, told["error"]["code"]) == (429, "key_sessions_exhausted")
 
 
+def test_the_offer_of_a_session_is_refused_to_pages_of_other_origins(tmp_path: Path) -> None:
+    shell = Door(tmp_path, origins="https://page.example").shell("vad")
+
+    def status(origin: str) -> int:
+        return shell.call(f"GET /v1/session{origin} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).status
+
+    assert status("?origin=https%3A%2F%2Felsewhere.example") == 403
+    assert status("?origin=https%3A%2F%2Fpage.example") == 401  # the key is next
+    assert status("") == 401
+
+
 def test_sessions_that_talk_at_once_share_the_minutes_of_their_key(tmp_path: Path) -> None:
     door = Door(tmp_path, "talk_minutes_per_day = 1")
     auth = door.auth

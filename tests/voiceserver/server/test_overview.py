@@ -50,7 +50,8 @@ def test_history_is_json_from_the_first_moment() -> None:
             "http://llm:1/v1",
         ),
         ("bad_engine", {"message": "model: no such file"}, "bad_engine", "model: no such file", ""),
-        ("worker_exited", {"pid": 7, "status": -9}, "worker_exited", "-9", ""),
+        ("worker_lost", {"worker": 0, "reason": "worker_lost"}, "worker_lost", "", ""),
+        ("worker_lost", {"worker": 0, "reason": "worker_hung"}, "worker_hung", "", ""),
         ("reply_failed", {"code": "engine_failed"}, "reply_failed", "engine_failed", ""),
     ],
 )
@@ -79,6 +80,20 @@ def test_the_answers_that_fail_because_of_it_do_not_hide_the_cause() -> None:
     found = problems.of("reply")
     assert found is not None
     assert (found.kind, found.reason) == ("endpoint_down", "connection refused")
+
+
+def test_how_a_lost_worker_ended_is_told_with_it() -> None:
+    problems = StageProblems(lambda: 0.0)
+    problems.note("worker_exited", {"stage": "stt", "pid": 6, "status": 71})
+    assert problems.of("stt") is None
+    problems.note("worker_lost", {"stage": "stt", "reason": "worker_lost"})
+    problems.note("worker_exited", {"stage": "stt", "pid": 7, "status": -9})
+    found = problems.of("stt")
+    assert found is not None
+    assert (found.kind, found.reason, found.count) == ("worker_lost", "exit status -9", 1)
+    problems.note("worker_ready", {"stage": "stt"})
+    problems.note("worker_exited", {"stage": "stt", "pid": 8, "status": -9})  # told late
+    assert problems.of("stt") is None
 
 
 def test_a_worker_that_was_told_to_end_is_no_problem() -> None:

@@ -9,17 +9,20 @@ Rule: what was received is said, whatever is odd beside it; only an answer in wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from voiceserver.pool.chat.body import BodyParser, EventTooLong
 from voiceserver.pool.chat.chunks import CallDelta, Chunk, TextJoiner, read_event
-from voiceserver.pool.chat.tool_calls import ToolCalls
+from voiceserver.pool.chat.tool_calls import ToolCalls, TooManyCalls
 from voiceserver.pool.remote_pool import RemoteFailure, Say
 from voiceserver.session.sentences import SentenceCutter
 from voiceserver_workers.ipc.messages import Finish, ResultKind, ToolPiece, Usage, encode
 
 OnOdd = Callable[[str], None]
 
+MAX_TEXT_CHARS: Final = 65_536  # more than an hour of speech
+_STEP_CHARS: Final = 128
 _CUT_SHORT = ("length", "content_filter")  # why there may be no word
 _ENDINGS = (".", "!", "?", "…", "。", "！", "？")
 
@@ -37,26 +40,29 @@ class Answer:
         self._usage: Usage | None = None
         self._calls = ToolCalls()
         self._last_letter = ""
+        self._heard_chars = 0
         self.spoken_chars = 0
         self.progress = 0  # events that were more than a comment or an empty delta
         self.has_begun = False  # a token was seen: trying again could say things twice
         self.is_done = False
-        self._is_whole = False  # it came in one piece
         self._odd = 0
 
-    def receive(self, data: bytes) -> None:
-        """A piece of the body. Raises RemoteFailure where the endpoint says that it failed, or ends with nothing said."""
+    def receive(self, data: bytes) -> Iterator[None]:
+        """A slice of the body, step by step: between two steps others may have the loop. Raises RemoteFailure where the endpoint
+        says that it failed, or ends with nothing said."""
         try:
             for event in self._parser.feed(data):
-                self._receive_event(event)
+                yield from self._receive_event(event)
         except EventTooLong:
             raise broken() from None
 
-    def _receive_event(self, event: bytes) -> None:
+    def _receive_event(self, event: bytes) -> Iterator[None]:
+        yield
         for chunk in read_event(event):
-            self._receive_chunk(chunk)
+            yield from self._receive_chunk(chunk)
+            yield
 
-    def _receive_chunk(self, chunk: Chunk) -> None:
+    def _receive_chunk(self, chunk: Chunk) -> Iterator[None]:
         if self.is_done:
             return
         for name in chunk.odd:
@@ -76,11 +82,13 @@ class Answer:
         # After deltas a message would say everything once more.
         is_repeated = chunk.is_message and self.has_begun
         if not is_repeated:
-            self._hear(chunk.text)
-            for call in chunk.calls:
+            yield from self._hear(chunk.text)
+            for call in () if self.is_done else chunk.calls:
                 self._call(call)
-            self._is_whole = chunk.is_message and self.has_begun
-        if chunk.finish_reason:
+                yield
+            if chunk.is_message and self.has_begun:
+                self._finish_reason = self._finish_reason or "stop"  # it came in one piece
+        if chunk.finish_reason and not self.is_done:
             self._finish_reason = chunk.finish_reason
             # Some endpoints give a reason with every delta, so it does not end a word.
             if self._last_letter in _ENDINGS:
@@ -97,12 +105,18 @@ class Answer:
             before.completion_tokens if answered is None else answered,
         )
 
-    def _hear(self, text: str) -> None:
-        text = self._joiner.feed(text) if text else ""
-        if text:
-            self.has_begun = self.has_begun or not text.isspace()
-            self._last_letter = text.rstrip()[-1:] or self._last_letter
-            self._speak(self._cutter.feed(text))
+    def _hear(self, text: str) -> Iterator[None]:
+        for at in range(0, len(text), _STEP_CHARS):
+            piece = self._joiner.feed(text[at : at + _STEP_CHARS])
+            if piece and not self.is_done:
+                self.has_begun = self.has_begun or not piece.isspace()
+                self._last_letter = piece.rstrip()[-1:] or self._last_letter
+                self._heard_chars += len(piece)
+                self._speak(self._cutter.feed(piece))
+            if self._heard_chars > MAX_TEXT_CHARS:
+                self.cut_short()
+                return
+            yield
 
     def _speak(self, pieces: list[str]) -> None:
         for piece in pieces:
@@ -113,11 +127,19 @@ class Answer:
         if not len(self._calls):
             self._speak(self._cutter.finish())  # what was said before the call is heard before it
         self.has_begun = True
-        self._tell_of_calls(self._calls.receive(delta))
+        try:
+            self._tell_of_calls(self._calls.receive(delta))
+        except TooManyCalls:
+            message = "The reply endpoint made too many tool calls, or too long ones."
+            raise RemoteFailure("reply_http_error", message, is_retryable=False) from None
 
     def _tell_of_calls(self, pieces: Iterable[ToolPiece]) -> None:
         for piece in pieces:
             self._say(ResultKind.TOOL, encode(piece))
+
+    @property
+    def was_cut_short(self) -> bool:
+        return self._finish_reason == "length"
 
     @property
     def has_rest(self) -> bool:
@@ -137,6 +159,17 @@ class Answer:
             self._joiner.skipped = 0
         self._speak(self._cutter.finish())
 
+    def cut_short(self) -> None:
+        """More comes than an answer can have: what there is was the answer. Raises RemoteFailure if that is nothing."""
+        if self.is_done:
+            return
+        if not self.has_begun or len(self._calls):
+            raise RemoteFailure(
+                "reply_http_error", "The reply endpoint sends without an end.", is_retryable=False
+            )
+        self._finish_reason = "length"
+        self._finish()
+
     def end_in_silence(self) -> bool:
         """Nothing more comes. False: that is no end of an answer, because no reason for it was given."""
         if not self.is_done and self._finish_reason and self.has_begun:
@@ -144,13 +177,13 @@ class Answer:
         self.say_rest()
         return self.is_done
 
-    def end_of_stream(self) -> None:
-        """The body is over. Raises RemoteFailure where that is no end of an answer."""
+    def end_of_stream(self) -> Iterator[None]:
+        """The body is over, step by step. Raises RemoteFailure where that is no end of an answer."""
         for event in self._parser.finish():
-            self._receive_event(event)
+            yield from self._receive_event(event)
         if self._parser.skipped_lines:
             self._note_odd("line")
-        if not self.is_done and (self._finish_reason or self._is_whole):
+        if not self.is_done and self._finish_reason:
             self._finish()
         if not self.is_done:
             raise broken() if self._odd and not self.has_begun else broken_off()

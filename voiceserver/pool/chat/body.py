@@ -17,8 +17,9 @@ from typing import Final
 
 import msgspec
 
-MAX_EVENT_BYTES: Final = 1_048_576
-MAX_VALUE_BYTES: Final = 4_194_304  # of one JSON value that is the whole answer
+# Decoding one of them keeps the loop for about 2 ms, the other for 8 ms, once an answer.
+MAX_EVENT_BYTES: Final = 262_144
+MAX_VALUE_BYTES: Final = 1_048_576  # of one JSON value that is the whole answer
 
 _BOM: Final = b"\xef\xbb\xbf"
 _PASSED_OVER: Final = (b":", b"event:", b"id:", b"retry:")

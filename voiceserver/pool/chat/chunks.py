@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
 
 MAX_TOKENS: Final = 1 << 53  # what a client in JavaScript can count
+MAX_CALLS: Final = 128  # of one answer
+MAX_CHUNKS: Final = 4_096  # of one list
+MAX_PARTS: Final = 1_024  # of one text
+MAX_WORD_CHARS: Final = 256  # of an id, a name, a reason
 _MAX_DIGITS: Final = 400
 _MAX_FAILURES: Final = 8  # each may read the rest of the event
+_LONG: Final = 65_536  # an event in which one failure is enough
 _BETWEEN: Final = re.compile(r"(?:\s|data:)*+")  # values, and the frames of events that were not taken apart
 _NEXT: Final = re.compile(r"\n|data:")  # where a value may begin behind one that is broken
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -53,18 +58,17 @@ class Chunk(NamedTuple):
     odd: tuple[str, ...] = ()
 
 
-def read_event(data: bytes) -> list[Chunk]:
+def read_event(data: bytes) -> Iterator[Chunk]:
     """The chunks of one event: one, or as many as there are values in it."""
     values, is_whole = _values(data)
-    chunks: list[Chunk] = []
     for value in values:
         # A peer that does not stream may send all its chunks as one list.
-        several = value if isinstance(value, list) and value else [value]
-        chunks += map(_read_chunk, several)
-    if is_whole:
-        return chunks
-    # "json": the rest of something; "data": nothing of a chunk was ever in it.
-    return [*chunks, Chunk(odd=("json" if b"{" in data else "data",))]
+        several = value[:MAX_CHUNKS] if isinstance(value, list) and value else [value]
+        for one in several:
+            yield _read_chunk(one)
+    if not is_whole:
+        # "json": the rest of something; "data": nothing of a chunk was ever in it.
+        yield Chunk(odd=("json" if b"{" in data else "data",))
 
 
 def _values(data: bytes) -> tuple[list[object], bool]:
@@ -82,7 +86,8 @@ def _leniently(data: bytes) -> tuple[list[object], bool]:
     text = data.decode("utf-8", "surrogateescape")
     values: list[object] = []
     at, failures = 0, 0
-    while failures < _MAX_FAILURES:
+    most = _MAX_FAILURES if len(text) < _LONG else 1
+    while failures < most:
         between = _BETWEEN.match(text, at)
         at = between.end() if between is not None else at
         if at == len(text):
@@ -133,7 +138,7 @@ def _read_chunk(value: object) -> Chunk:
         is_message=is_message,
         has_thoughts=any(delta.get(name) for name in _THOUGHTS),
         is_error=is_error,
-        odd=tuple(odd),
+        odd=tuple(dict.fromkeys(odd)),
     )
 
 
@@ -171,7 +176,7 @@ def _text(value: object, name: str, odd: list[str]) -> str:
         odd.append(name)
         return ""
     texts: list[str] = []
-    for part in value:
+    for part in value[:MAX_PARTS]:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, dict) and isinstance(part.get("text"), str):
@@ -193,7 +198,9 @@ def _calls(delta: Mapping[str, object], odd: list[str]) -> tuple[CallDelta, ...]
     if not isinstance(listed, list):
         odd.append("tool_calls")
         return ()
-    calls = (_call(one, odd) for one in listed)
+    if len(listed) > MAX_CALLS:
+        odd.append("tool_calls")
+    calls = (_call(one, odd) for one in listed[:MAX_CALLS])
     return tuple(call for call in calls if call is not None)
 
 
@@ -222,23 +229,12 @@ def _call(value: object, odd: list[str]) -> CallDelta | None:
 def _arguments(value: object, odd: list[str]) -> str:
     """JSON in text, or the object itself."""
     if isinstance(value, dict | list):
-        return _whole_characters(msgspec.json.encode(_sound(value)).decode())
+        return _whole_characters(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     if isinstance(value, str):
         return _whole_characters(value)
     if value is not None:
         odd.append("arguments")
     return ""
-
-
-def _sound(value: object) -> object:
-    """``value`` with whole characters only, so that it can be encoded."""
-    if isinstance(value, str):
-        return _whole_characters(value)
-    if isinstance(value, list):
-        return [_sound(one) for one in value]
-    if isinstance(value, dict):
-        return {_whole_characters(str(key)): _sound(one) for key, one in value.items()}
-    return value
 
 
 def _object(value: Mapping[str, object], name: str, odd: list[str]) -> Mapping[str, object]:
@@ -254,7 +250,7 @@ def _object(value: Mapping[str, object], name: str, odd: list[str]) -> Mapping[s
 def _word(value: Mapping[str, object], name: str, odd: list[str]) -> str:
     found = value.get(name)
     if isinstance(found, str):
-        return _whole_characters(found)
+        return _whole_characters(found[:MAX_WORD_CHARS])
     if found is not None:
         odd.append(name)
     return ""
@@ -311,4 +307,5 @@ def _of_bytes(match: re.Match[str]) -> str:
 
 
 def _whole_characters(text: str) -> str:
-    return TextJoiner().feed(text)
+    """Halves of characters are left out."""
+    return text.encode("utf-8", "ignore").decode()

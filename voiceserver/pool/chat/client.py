@@ -192,16 +192,22 @@ class Chat:
         client = self._client
         if client is None:
             raise RemoteFailure("reply_unreachable", "The reply endpoint is not connected.")
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",  # compressed events wait for each other
+        }
         url = f"{self._config.base_url}/chat/completions"
         try:
             async with client.stream("POST", url, content=body, headers=headers) as response:
                 self._note_up()
                 if response.status_code != 200:
                     raise _refused(response.status_code, response.headers.get("retry-after", ""))
-                async for data in response.aiter_bytes():
-                    attempts.receive(data, clock)
-                answer.end_of_stream()
+                attempts.begin_body(response.headers.get("content-encoding", ""))
+                async for data in response.aiter_raw():
+                    if not await attempts.receive(data, clock):
+                        return
+                await attempts.end_body()
         except httpx.TimeoutException as error:
             self._note_down(error)
             raise RemoteFailure(

@@ -19,11 +19,19 @@ from collections.abc import Callable, Iterator
 from typing import Final
 from uuid import uuid4
 
-from voiceserver.pool.chat.chunks import CallDelta
+from voiceserver.pool.chat.chunks import MAX_CALLS, CallDelta
 from voiceserver_workers.ipc.messages import ToolPiece
 
 _MAYBE_NEXT: Final = re.compile(r"\A\s*\{|\}\s*\{")  # a brace where another object may begin
 _scan: Final = json.JSONDecoder().raw_decode
+
+
+MAX_ARGUMENT_CHARS: Final = 131_072  # of all calls of an answer
+MAX_JOINED: Final = 16  # calls in the arguments of one
+
+
+class TooManyCalls(Exception):
+    """More calls, or longer ones, than any answer has."""
 
 
 def new_call_id() -> str:
@@ -51,17 +59,22 @@ class _Call:
 class ToolCalls:
     """``receive`` deltas, ``finish`` at the end of the answer; both give pieces for the session."""
 
-    __slots__ = ("_calls", "_new_id", "nameless")
+    __slots__ = ("_calls", "_left_chars", "_new_id", "nameless")
 
     def __init__(self, new_id: Callable[[], str] = new_call_id) -> None:
         self._calls: list[_Call] = []
         self._new_id = new_id
+        self._left_chars = MAX_ARGUMENT_CHARS
         self.nameless = 0  # calls that never got a name, at the end
 
     def __len__(self) -> int:
         return len(self._calls)
 
     def receive(self, delta: CallDelta) -> Iterator[ToolPiece]:
+        """Raises TooManyCalls."""
+        self._left_chars -= len(delta.arguments)
+        if self._left_chars < 0:
+            raise TooManyCalls
         call = self._call_of(delta) or self._begin(delta)
         call.endpoint_id = call.endpoint_id or delta.call_id
         call.name = call.name or delta.name
@@ -104,6 +117,8 @@ class ToolCalls:
         return next((call for call in reversed(self._calls) if is_meant(call)), None)
 
     def _begin(self, delta: CallDelta) -> _Call:
+        if len(self._calls) >= MAX_CALLS:
+            raise TooManyCalls
         call = _Call(len(self._calls), delta)
         if not call.call_id or any(one.call_id == call.call_id for one in self._calls):
             call.call_id = self._new_id()
@@ -160,7 +175,8 @@ def _begins_another(call: _Call, delta: CallDelta) -> bool:
 
 
 def _objects(text: str) -> list[tuple[str, object]]:
-    """The JSON objects that ``text`` is made of, each as text and as a value; none if it is made of anything else."""
+    """The JSON objects that ``text`` is made of, each as text and as a value; none if it is made of anything else, or
+    of more than MAX_JOINED."""
     found: list[tuple[str, object]] = []
     at = 0
     while at < len(text):
@@ -175,4 +191,6 @@ def _objects(text: str) -> list[tuple[str, object]]:
             return []
         found.append((text[at:end], value))
         at = end
+        if len(found) > MAX_JOINED:
+            return []
     return found

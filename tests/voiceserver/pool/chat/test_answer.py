@@ -35,8 +35,10 @@ class Heard:
 
     def play(self, body: bytes) -> Heard:
         try:
-            self.answer.receive(body)
-            self.answer.end_of_stream()
+            for _ in self.answer.receive(body):
+                pass
+            for _ in self.answer.end_of_stream():
+                pass
         except RemoteFailure as failure:
             self.answer.say_rest()
             self.failure = failure

@@ -6,6 +6,7 @@ Errors are one line and exit code 2. The clients are imported when one is called
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -81,7 +82,7 @@ def serve(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, which drains; a second signal ends at once."""
+    """Serve until SIGTERM or SIGINT, which drains; a second signal ends at once. SIGHUP reloads what can be reloaded."""
     flags = [
         ("server.host", host, "--host"),
         ("server.port", port, "--port"),
@@ -97,9 +98,11 @@ def serve(
         from voiceserver.server import self_signed
 
         files, on_listening = self_signed.certify(tls, loaded.config.server)
-        loaded = _load(config, settings, [*given, *files])
+        given += files
+        loaded = _load(config, settings, given)
     warnings = [(finding.warning, finding.fix) for finding in machine.too_low(loaded.config)]
-    raise typer.Exit(serve_until_signal(loaded, warnings, on_listening))
+    read_again = functools.partial(_load, config, settings, given)
+    raise typer.Exit(serve_until_signal(loaded, warnings, on_listening, read_again))
 
 
 @app.command(context_settings=_READ_BY_CLIENT, add_help_option=False)
@@ -143,6 +146,14 @@ def drain(config: ConfigFile = None, port: Port = None, settings: Settings = Non
     from voiceserver.server import admin_client
 
     typer.echo(admin_client.drain(_load(config, settings, _port_flag(port)).config))
+
+
+@app.command()
+def ready(config: ConfigFile = None, port: Port = None, settings: Settings = None) -> None:
+    """Say whether callers may be sent to the server on this machine. Exit code 2: not now, and the reasons are on stderr."""
+    from voiceserver.server import admin_client
+
+    typer.echo(admin_client.ready(_load(config, settings, _port_flag(port)).config))
 
 
 @app.command()

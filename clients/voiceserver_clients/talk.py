@@ -1,7 +1,7 @@
 """Talk to a voiceserver from the command line: ``voiceserver talk FILE…``, ``--say TEXT`` or ``--mic``.
 
-Exit codes: 0 everything was answered; 1 something was not; 2 a bad file or bad usage; 3 refused (the retry time is printed);
-4 the connection was lost or never came about.
+Exit codes: 0 everything was answered; 1 something was not; 2 a bad file or bad usage; 3 refused, for want of a place (the
+retry time is printed) or of the right key; 4 the connection was lost or never came about.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from voiceserver_clients.timeline import Timeline, latency_table, make_console, 
 from voiceserver_clients.voice import VoiceClient
 
 DEFAULT_URL = "ws://127.0.0.1:8765/v1/stream"
+REFUSALS = (401, 403)  # beside those that name a time to try again
 EXIT_UNANSWERED, EXIT_USAGE, EXIT_REFUSED, EXIT_LOST = 1, 2, 3, 4
 
 
@@ -116,7 +117,9 @@ def run(recordings: list[Recording], options: Options, *, uses_microphone: bool 
         return 128 + signal.SIGINT
     except Refused as refusal:
         return complain(str(refusal), EXIT_REFUSED)
-    except (ConnectFailed, ConnectionLost) as error:
+    except ConnectFailed as error:
+        return complain(str(error), EXIT_REFUSED if error.status in REFUSALS else EXIT_LOST)
+    except ConnectionLost as error:
         return complain(str(error), EXIT_LOST)
 
 

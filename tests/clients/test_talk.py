@@ -277,6 +277,11 @@ class TestTalk:
         )
         assert "all places are taken; try again in 7.0 s" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(("status", "code"), [(401, EXIT_REFUSED), (403, EXIT_REFUSED), (500, EXIT_LOST)])
+    async def test_a_key_that_is_not_taken_is_a_refusal(self, tmp_path: Path, status: int, code: int) -> None:
+        path = tone(tmp_path / "t.wav", 16_000, 1)
+        assert await run_talk(answer_all, path, refusals=((status, "", "no"),)) == code
+
     async def test_another_wire_is_told_and_not_waited_for(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

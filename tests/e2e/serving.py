@@ -115,9 +115,12 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serving(
-    *settings: str, program: tuple[str, ...] = ("-m", "voiceserver"), port: int = 0
+    *settings: str,
+    program: tuple[str, ...] = ("-m", "voiceserver"),
+    port: int = 0,
+    environment: Mapping[str, str] = ENVIRONMENT,
 ) -> Iterator[ServerProcess]:
-    server = ServerProcess(*settings, program=program, port=port)
+    server = ServerProcess(*settings, program=program, port=port, environment=environment)
     try:
         server.wait_for("started")
         yield server

@@ -47,6 +47,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_ms: Close a session that neither sends nor receives for so long; 0: never.
     max_session_ms: Close a session that lasts longer; 0: no limit.
     drain_timeout_ms: Time that SIGTERM leaves to turns in progress.
+    drain_until_idle_ms: Time that it leaves to calls before that, to end by themselves, as phones cannot call back; 0: none.
+    reuse_port: Share the port with another server of this user, so that one can take over from the other without a gap.
     write_limit_bytes: Unsent bytes of one connection above which its reply is sent no faster than it is read.
     slow_reader_timeout_ms: Close a connection that stays above that limit for so long.
     tls_cert: Path of the certificate chain for wss; empty: no TLS.
@@ -68,6 +70,8 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout_ms: int = 0
     max_session_ms: int = 0
     drain_timeout_ms: int = 10_000
+    drain_until_idle_ms: int = 0
+    reuse_port: bool = False
     write_limit_bytes: int = 262_144
     slow_reader_timeout_ms: int = 15_000
     tls_cert: str = ""

@@ -36,6 +36,23 @@ def drain(config: Config) -> str:
     return f"the server on {where} drains; it ends within {config.server.drain_timeout_ms / 1000:g} s"
 
 
+def ready(config: Config) -> str:
+    """What ``/readyz`` says when callers may be sent to it. Raises VoiceServerError with the reasons when not."""
+    where = f"the server on port {config.server.port}"
+    connection = _connect(config.server)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise VoiceServerError(f"{where} does not answer: {error}") from None
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise VoiceServerError(f"{where} is not ready: {body.decode('utf-8', 'replace')}")
+    return f"{where} is ready"
+
+
 def dashboard(config: Config) -> str:
     """The link, with the token where there is one."""
     return admin.dashboard_url(config.server, config.server.port, _token(config))

@@ -1,7 +1,7 @@
 """One server process: its signals, its exit code, and whether it serves alone.
 
-SIGTERM and SIGINT drain; a second signal ends at once. Where several processes share the port, this is one child of
-``voiceserver.server.multiprocess``, which hears signals from its supervisor only.
+SIGTERM and SIGINT drain; a second signal ends at once. SIGHUP reads keys, certificate and configuration again. Where several
+processes share the port, this is one child of ``voiceserver.server.multiprocess``, which hears signals from its supervisor only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterable
 
@@ -18,19 +19,27 @@ import uvloop
 from voiceserver.config.loader import Loaded
 from voiceserver.config.schema import Config
 from voiceserver.errors import ConfigError
+from voiceserver.observability.log_writer import STDERR
 from voiceserver.observability.logs import get_logger, running
 from voiceserver.server import admin
 from voiceserver.server.admin import with_admin_token
 from voiceserver.server.build import Host
 from voiceserver.server.multiprocess.peer import BEAT_MS, Peer
+from voiceserver.server.pages import ANY_ADDRESS
 from voiceserver.server.pools import check_engines
 from voiceserver.server.preparation import prepare_engines
+from voiceserver.server.reloading import Reloader
 from voiceserver.server.server import Server
+from voiceserver.server.systemd import tell_systemd
 from voiceserver.server.upkeep import Repeated
+from voiceserver.transport.proxies import is_loopback
 
 
 async def _serve(
-    config: Config, peer: Peer | None = None, on_listening: Callable[[int], None] | None = None
+    config: Config,
+    peer: Peer | None = None,
+    on_listening: Callable[[int], None] | None = None,
+    reload: Callable[[Server], None] = Server.reload_files,
 ) -> int:
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -47,6 +56,7 @@ async def _serve(
         Repeated(loop, BEAT_MS, peer.beat).start()
         loop.add_reader(peer.lifeline, peer.on_readable, functools.partial(_end_at_once, signals, peer))
     server = Server(config, host=host)
+    loop.add_signal_handler(signal.SIGHUP, _on_hangup(signals, functools.partial(reload, server)))
     starting = asyncio.ensure_future(server.start())
     asked = asyncio.ensure_future(signals.get())
     await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -54,12 +64,37 @@ async def _serve(
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
+        log.info("stopped", code=0)
         return 0
     try:
         starting.result()
+        if peer is None:
+            tell_systemd("READY=1")
         await asked
     finally:
         asked.cancel()
+    if peer is None:
+        tell_systemd("STOPPING=1")
+    code = await _drain(server, signals)
+    log.info("stopped", code=code)
+    return code
+
+
+def _on_hangup(signals: asyncio.Queue[int], reload: Callable[[], None]) -> Callable[[], None]:
+    """SIGHUP reloads, unless it says that the terminal was closed."""
+    has_terminal = os.isatty(STDERR)
+
+    def on_hangup() -> None:
+        if has_terminal and not os.isatty(STDERR):
+            signals.put_nowait(signal.SIGTERM)
+        else:
+            reload()
+
+    return on_hangup
+
+
+async def _drain(server: Server, signals: asyncio.Queue[int]) -> int:
+    """Until the drain is over, or another signal ends it at once; the exit code."""
     draining = asyncio.ensure_future(server.drain())
     again = asyncio.ensure_future(signals.get())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
@@ -79,7 +114,9 @@ def _end_at_once(signals: asyncio.Queue[int], peer: Peer) -> None:
     signals.put_nowait(signal.SIGTERM)
 
 
-def _serve_alone(config: Config, on_listening: Callable[[int], None] | None) -> int:
+def _serve_alone(
+    config: Config, on_listening: Callable[[int], None] | None, reload: Callable[[Server], None]
+) -> int:
     ports: list[int] = []
 
     def begin(port: int) -> None:
@@ -89,10 +126,20 @@ def _serve_alone(config: Config, on_listening: Callable[[int], None] | None) -> 
             on_listening(port)
 
     try:
-        return uvloop.run(_serve(config, on_listening=begin))
+        return uvloop.run(_serve(config, on_listening=begin, reload=reload))
     finally:
         for port in ports:
             admin.withdraw(config, port)
+
+
+def _open_doors(config: Config) -> list[tuple[str, str]]:
+    """A warning for a server that anybody on the network may use."""
+    if config.auth.keys_file or is_loopback(config.server.host) or config.server.host == "localhost":
+        return []
+    where = "all addresses" if config.server.host in ANY_ADDRESS else config.server.host
+    return [
+        (f"serves without keys on {where}", "voiceserver key NAME >> keys.toml, and auth.keys_file=keys.toml")
+    ]
 
 
 def serve_peer(config: Config, peer: Peer) -> int:
@@ -105,13 +152,16 @@ def serve(
     loaded: Loaded,
     warnings: Iterable[tuple[str, str]] = (),
     on_listening: Callable[[int], None] | None = None,
+    read_again: Callable[[], Loaded] | None = None,
 ) -> int:
     """Run until a signal; the exit code. ``warnings``: of the machine, each with the command that helps; logged at the start.
-    ``on_listening(port)``: once callers can connect. Raises ConfigError or StartError before anything was served."""
+    ``on_listening(port)``: once callers can connect. ``read_again()``: the configuration, at SIGHUP. Raises ConfigError or
+    StartError before anything was served."""
     config = loaded.config
+    reload = Reloader(config, read_again).reload
     check_engines(config, loaded.source_of)
     with running(config.server.log_level, config.server.log_format):
-        for warning, fix in warnings:
+        for warning, fix in [*warnings, *_open_doors(config)]:
             get_logger().warning(warning, fix=fix)
         config = with_admin_token(prepare_engines(config, get_logger()))
         if config.server.processes > 1:
@@ -121,7 +171,7 @@ def serve(
                 on_listening(config.server.port)
             return supervise(config)
         try:
-            return _serve_alone(config, on_listening)
+            return _serve_alone(config, on_listening, reload)
         except ConfigError as error:  # of an engine, which does not know where its parameters came from
             raise ConfigError(
                 error.key, error.message, error.source or loaded.sources.get(error.key, "")

@@ -71,6 +71,7 @@ class Server:
         self._make_pool = make_pool
         self._listener: asyncio.Server | None = None
         self._duties: list[LoopProbe | Repeated] = []
+        self._files: FileWatch | None = None
 
     @property
     def port(self) -> int:
@@ -93,7 +94,7 @@ class Server:
             host.peer.handoff.listen(loop, lambda data: Connection(services, data))
         tls = tls_context(server.tls_cert, server.tls_key) if server.tls_cert else None
         # The kernel gives callers to every process that listens: one that comes back does so when it can serve them.
-        is_late = host.peer is not None and host.peer.is_served_elsewhere()
+        is_late = server.reuse_port or (host.peer is not None and host.peer.is_served_elsewhere())
         if not is_late:
             await self._listen(loop, tls)
         self._start_duties(loop, tls)
@@ -118,7 +119,7 @@ class Server:
                 server.port,
                 backlog=server.backlog,
                 reuse_address=True,
-                reuse_port=self._host.peer is not None,
+                reuse_port=self._host.peer is not None or server.reuse_port,
                 ssl=tls,
             )
         except OSError as error:
@@ -131,7 +132,8 @@ class Server:
 
     def _start_duties(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         services = self.services
-        files, figures = FileWatch(services, tls), Figures(services, self._host.peer)
+        self._files = files = FileWatch(services, tls)
+        figures = Figures(services, self._host.peer)
         capacity = CapacityWatch(services, Cores(self.config.server.processes))
 
         def follow_collector() -> None:
@@ -159,23 +161,38 @@ class Server:
     # -------------------------------------------------------------------------------------------------------- end
 
     async def drain(self) -> None:
-        """Refuse new calls, let turns in progress end within ``drain_timeout_ms``, close with 1012, stop."""
-        services, peer = self.services, self._host.peer
-        within_ms = float(self.config.server.drain_timeout_ms)
+        """Refuse new calls, leave those in progress ``drain_until_idle_ms`` to end by themselves, then let turns end within
+        ``drain_timeout_ms``, close with 1012, stop."""
+        services, peer, server = self.services, self._host.peer, self.config.server
+        within_ms, idle_ms = float(server.drain_timeout_ms), float(server.drain_until_idle_ms)
         services.state.begin_drain()
         sessions = services.state.sessions
+        if server.reuse_port and self._listener is not None:
+            self._listener.close()  # new callers go to the server that takes over
+        if idle_ms:
+            self._host.log.info(
+                "draining", sessions=sessions, deadline_ms=idle_ms + within_ms, until_idle_ms=idle_ms
+            )
+            await self._wait_empty(idle_ms)
+            sessions = services.state.sessions
         services.sessions.store.end_all("draining", services.ticks.clock())
         for connection in list(services.state.connections):
             connection.drain(within_ms)
         self._host.log.info("draining", sessions=sessions, deadline_ms=within_ms)
-        empty = asyncio.Event()
-        services.state.when_empty(empty.set)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout((within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS) / 1000.0):
-                await empty.wait()
-                if peer is not None:
+        await self._wait_empty(within_ms + CLOSE_TIMEOUT_MS + _FAREWELL_MS)
+        if peer is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_MS / 1000.0):
                     await peer.handoff.wait_idle()
         await self.stop()
+
+    async def _wait_empty(self, timeout_ms: float) -> None:
+        """Until no session is open."""
+        empty = asyncio.Event()
+        self.services.state.when_empty(empty.set)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000.0):
+                await empty.wait()
 
     async def stop(self) -> None:
         """End at once: drop every connection, end the workers. Idempotent."""
@@ -192,6 +209,11 @@ class Server:
         services.timers.stop()
         await asyncio.gather(*(pool.stop() for pool in services.places.pools.values()))
         gc.unfreeze()
+
+    def reload_files(self) -> None:
+        """Read keys and certificate again, as when their files have changed."""
+        if self._files is not None:
+            self._files.reload()
 
 
 def connections_that_fit() -> int:

@@ -158,9 +158,11 @@ class FileWatch:
 
     def look(self) -> None:
         stamps = self._read_stamps()
-        if stamps == self._stamps:
-            return
-        self._stamps = stamps
+        if stamps != self._stamps:
+            self._stamps = stamps
+            self.reload()
+
+    def reload(self) -> None:
         services, server = self._services, self._services.config.server
         try:
             services.auth.reload()

@@ -11,6 +11,7 @@ The first death is an accident: back at once. Who dies again and again, or canno
 from __future__ import annotations
 
 import math
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -104,6 +105,11 @@ class Child:
         if self.process is not None:
             self.is_killed = True
             self.process.kill()
+
+    def reload(self) -> None:
+        """Have it read its files again. One that is not ready yet has just read them, and would end by the signal."""
+        if self.process is not None and self.is_ready:
+            self.process.send_signal(signal.SIGHUP)
 
     def terminate(self) -> None:
         if self.process is not None:

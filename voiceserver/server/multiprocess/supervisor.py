@@ -35,6 +35,7 @@ from voiceserver.server.multiprocess.lifeline import DRAIN, READY, send_config
 from voiceserver.server.multiprocess.merge import Figures, decode, lasting, restarts
 from voiceserver.server.multiprocess.peer import USAGE_BYTES, decode_usage
 from voiceserver.server.multiprocess.shared_stats import SharedStats
+from voiceserver.server.systemd import tell_systemd
 from voiceserver.server.tls import tls_context
 from voiceserver.transport.http import CALL_IS_ELSEWHERE
 
@@ -77,7 +78,8 @@ class Supervisor:
 
     def __init__(self, config: Config) -> None:
         """Raises StartError."""
-        self._port = _hold_port(config.server.host, config.server.port)
+        server = config.server
+        self._port = _hold_port(server.host, server.port, is_shared=server.reuse_port)
         port = self._port.getsockname()[1]
         self._config = with_secret(
             msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, port=port))
@@ -113,6 +115,7 @@ class Supervisor:
                 self._kill_hung()
         finally:
             self._close()
+        self._log.info("stopped", code=self._code)
         return self._code
 
     def _close(self) -> None:
@@ -135,7 +138,7 @@ class Supervisor:
         for end in self._bells:
             end.setblocking(False)
         signal.set_wakeup_fd(self._bells[1].fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._note)
         self._selector.register(self._bells[0], selectors.EVENT_READ)
 
@@ -165,6 +168,7 @@ class Supervisor:
             child.is_ready = child.was_ready = True
             if not self._is_told and all(one.is_ready for one in self._children):
                 self._is_told = True
+                tell_systemd("READY=1")
                 pids = [one.process.pid for one in self._children if one.process is not None]
                 self._log.info("all processes started", pids=pids)
         if DRAIN in words:
@@ -173,16 +177,22 @@ class Supervisor:
     def _obey_signals(self) -> None:
         signals, self._signals = self._signals, []
         for number in signals:
-            if self._deadline_ms:
+            if number == signal.SIGHUP:
+                for child in self._children:
+                    child.reload()
+            elif self._deadline_ms:
                 self._code = 128 + number
                 self._deadline_ms = min(self._deadline_ms, _now_ms() + END_AT_ONCE_MS)
                 self._drain()
             else:
                 self._drain()
+                tell_systemd("STOPPING=1")
                 self._log.info("draining", processes=len(self._children))
 
     def _drain(self) -> None:
-        self._deadline_ms = self._deadline_ms or _now_ms() + self._config.server.drain_timeout_ms + END_MS
+        server = self._config.server
+        within_ms = server.drain_until_idle_ms + server.drain_timeout_ms + END_MS
+        self._deadline_ms = self._deadline_ms or _now_ms() + within_ms
         for child in self._children:
             child.terminate()
 
@@ -294,15 +304,17 @@ class Supervisor:
         self._stats.put(place, msgspec.json.encode(lasting(figures if kept is None else [kept, *figures])))
 
 
-def _hold_port(host: str, port: int) -> socket.socket:
-    """Bound and never listening. Raises StartError also where another server shares the port: it must not be joined."""
+def _hold_port(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """Bound and never listening. Raises StartError also where another server shares the port: it must not be joined, unless that
+    is_shared on purpose."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        if not is_shared:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
         raise _cannot_listen(host, port, error) from None

@@ -170,8 +170,13 @@ def _port_flag(port: str | None) -> list[tuple[str, str, str]]:
 
 @app.command("config")
 def show_config(config: ConfigFile = None, settings: Settings = None) -> None:
-    """Print the effective configuration and where each setting came from."""
-    typer.echo(_load(config, settings, []).to_toml())
+    """Print the effective configuration and where each setting came from. What ``serve`` would refuse is refused here; engines
+    need not be installed."""
+    from voiceserver.server.run import check
+
+    loaded = _load(config, settings, [])
+    check(loaded)
+    typer.echo(loaded.to_toml())
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """``engines.md``: every built-in engine with its stage, what it needs, and its parameters.
 
-An engine's parameters are lines ``name: meaning`` in the docstring of its class, which is read without importing it.
+Parameters are the fields of structs: those of ``voiceserver_workers.parameters``, and ``ChatConfig``. What an engine is stands
+in the docstring of its class, which is read without importing it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Final
 
 import voiceserver_workers
-from docs.generate.fields import fields_of, lines_in, summary_in, summary_of
+from docs.generate.fields import Field, fields_of, summary_in, summary_of
 from docs.generate.page import Page, Row, Section
 from voiceserver.pool.chat.config import ChatConfig
-from voiceserver_workers import registry
+from voiceserver_workers import parameters, registry
 
+HEADS: Final = ("parameter", "value", "default", "meaning")
 ROOT: Final = Path(voiceserver_workers.__file__).parents[1]
 
 
@@ -35,7 +37,7 @@ def page() -> Page:
     return Page(
         "engines",
         "Engines",
-        "`voiceserver_workers/registry.py` and the engines",
+        "`voiceserver_workers/registry.py`, `voiceserver_workers/parameters.py` and the engines",
         "`stages.STAGE.engine` names one of these, one that a package announces by the entry point group "
         f"`{registry.ENTRY_POINT_GROUP}`, or `module:attr`. Parameters are `stages.STAGE.params.NAME`; a wrong one is refused "
         "at the start, with its name. `voiceserver engines` lists what is installed.",
@@ -44,19 +46,11 @@ def page() -> Page:
 
 
 def _section(spec: registry.EngineSpec) -> Section:
-    if spec.is_remote:
-        rows = [
-            (
-                f"`{one.name}`",
-                one.kind,
-                "required" if one.is_required else f"`{one.default}`" if one.default else "",
-                one.meaning,
-            )
-            for one in fields_of(ChatConfig)
-        ]
-        return Section(
-            f"`{spec.name}`", summary_of(ChatConfig), ("parameter", "value", "default", "meaning"), rows
-        )
-    text = docstring_of(spec)
-    lines = [(f"`{name}`", meaning) for name, meaning in lines_in(text).items()]
-    return Section(f"`{spec.name}`", summary_in(text), ("parameter", "meaning"), lines)
+    kind = ChatConfig if spec.is_remote else parameters.ENGINES[spec.name]
+    rows = [(f"`{one.name}`", one.kind, _default(one), one.meaning) for one in fields_of(kind)]
+    text = summary_of(ChatConfig) if spec.is_remote else summary_in(docstring_of(spec))
+    return Section(f"`{spec.name}`", text, HEADS, rows)
+
+
+def _default(one: Field) -> str:
+    return "required" if one.is_required else f"`{one.default}`" if one.default else ""

@@ -106,7 +106,8 @@ def description_of(kind: types.Type) -> str:
 def words_of(kind: types.Type) -> str:
     """The type in words: "integer, from 0 to 5000"."""
     if isinstance(kind, types.Metadata):
-        return words_of(kind.type)
+        title = (kind.extra_json_schema or {}).get("title")
+        return f"string: {title}" if title else words_of(kind.type)
     if isinstance(kind, types.UnionType):
         return " or ".join(sorted(map(words_of, kind.types), key=lambda one: one == "null"))
     if isinstance(kind, types.LiteralType):

@@ -10,14 +10,16 @@ from voiceserver.installation import missing_message
 from voiceserver.observability.logs import Log, level_of, worker_output
 from voiceserver.pool import OnEvent, Pool, ignore_event
 from voiceserver.pool.fallback import FallbackPool
-from voiceserver_workers import registry
+from voiceserver_workers import parameters, registry
 
 MakePool = Callable[[str, StageConfig, OnEvent], Pool]
 
 
-def check_engines(config: Config, source_of: Callable[[str], str] = lambda key: "default") -> None:
-    """Raises ConfigError for an engine that is unknown or serves another stage, and one for all packages that engines lack.
-    source_of: where a setting came from."""
+def check_engines(
+    config: Config, source_of: Callable[[str], str] = lambda key: "default", *, needs_packages: bool = True
+) -> None:
+    """Raises ConfigError for an engine that is unknown or serves another stage, for a wrong parameter, and one for all packages
+    that engines lack, unless ``needs_packages`` is False. source_of: where a setting came from."""
     lacking: list[tuple[str, registry.EngineMissing]] = []
     for name, stage in config.stages.by_name().items():
         lighter = stage.lighter_stage
@@ -33,9 +35,26 @@ def check_engines(config: Config, source_of: Callable[[str], str] = lambda key: 
                 raise ConfigError(key, str(error), source_of(key)) from None
         if lighter is not None:
             _check_lighter(name, stage.engine, lighter.engine, source_of)
-    if lacking:
+            _check_parameters(f"stages.{name}.lighter.params", lighter, source_of)
+        _check_parameters(f"stages.{name}.params", stage, source_of)
+    if lacking and needs_packages:
         key = lacking[0][0] if len(lacking) == 1 else "stages"
         raise ConfigError(key, _missing_packages([error for _, error in lacking]), source_of(lacking[0][0]))
+
+
+def _check_parameters(table: str, stage: StageConfig, source_of: Callable[[str], str]) -> None:
+    """Those of built-in engines; others check their own when they are made."""
+    if registry.resolve(stage.engine).is_remote:
+        from voiceserver.pool.chat.config import ChatConfig
+
+        try:
+            ChatConfig.from_params(stage.params, key=table)
+        except ConfigError as error:
+            raise ConfigError(error.key, error.message, source_of(error.key)) from None
+        return
+    name, _, problem = parameters.problem_of(stage.engine, stage.params).partition(": ")
+    if problem:
+        raise ConfigError(f"{table}.{name}", problem, source_of(f"{table}.{name}"))
 
 
 def _missing_packages(lacking: Sequence[registry.EngineMissing]) -> str:

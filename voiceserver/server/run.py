@@ -148,6 +148,11 @@ def serve_peer(config: Config, peer: Peer) -> int:
         return uvloop.run(_serve(config, peer))
 
 
+def check(loaded: Loaded) -> None:
+    """What ``serve`` would refuse of engines and their parameters, whether or not they are installed. Raises ConfigError."""
+    check_engines(loaded.config, loaded.source_of, needs_packages=False)
+
+
 def serve(
     loaded: Loaded,
     warnings: Iterable[tuple[str, str]] = (),

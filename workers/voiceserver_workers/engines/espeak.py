@@ -22,6 +22,7 @@ from functools import cache, partial
 
 import numpy as np
 
+from voiceserver_workers import parameters
 from voiceserver_workers.audio import Audio, pcm16_to_float
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.engines.espeak_library import (
@@ -163,13 +164,10 @@ class _Stream:
 
 
 class Espeak:
-    """TTS engine. Params, and stream options: voice ("en-us", "de", "en-us+f3"), language (used where no voice is
-    named and there is one of it), rate (words per minute, 80 to 450), pitch (0 to 99)."""
+    """TTS engine. Stream options are the same as its parameters."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
-        for key in params:
-            if key not in _SETTINGS:
-                raise ValueError(f"{key}: espeak has no such parameter; it has {', '.join(_SETTINGS)}")
+        parameters.read("espeak", parameters.EspeakParameters, params)
         self._voice = _configured(params)
         voices = tuple(sorted(voice_paths()))
         self.info = EngineInfo("espeak", "tts", RATE_HZ, 0, FRAME_SAMPLES, options=_SETTINGS, voices=voices)

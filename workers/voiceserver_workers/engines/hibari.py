@@ -22,8 +22,9 @@ from hibari import SAMPLE_RATE
 from hibari import Hibari as Model
 from hibari.voices import VOICES, voice_path
 
+from voiceserver_workers import parameters
 from voiceserver_workers.engine import Audio, EngineInfo
-from voiceserver_workers.engines.sentence_voice import SentenceVoice, number, whole_number
+from voiceserver_workers.engines.sentence_voice import SentenceVoice, number
 
 RATE_HZ: Final = SAMPLE_RATE
 DEFAULT_VOICE: Final = "heart"
@@ -59,7 +60,7 @@ class Part:
 
 
 class Hibari(SentenceVoice[Manner, Part]):
-    """TTS engine. Params: voice ("heart"), speed (0.25 to 4), threads. Stream options: speed, voice."""
+    """TTS engine. Stream options: speed, voice."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         super().__init__()
@@ -136,12 +137,8 @@ def _load(voice: str, threads: int) -> Model:
 
 
 def _read(params: Mapping[str, object]) -> tuple[int, Manner]:
-    for key in params:
-        if key not in _PARAMS:
-            raise ValueError(f"{key}: hibari has no such parameter; it has {', '.join(_PARAMS)}")
-    voice = _voice("voice", params.get("voice", DEFAULT_VOICE))
-    speed = number("speed", params.get("speed", 1.0), 0.25, 4.0)
-    return whole_number("threads", params.get("threads", 1), 1, 64), Manner(voice, speed)
+    given = parameters.read("hibari", parameters.HibariParameters, params)
+    return given.threads, Manner(_voice("voice", given.voice), given.speed)
 
 
 def _voice(key: str, value: object) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from voiceserver_workers import parameters
 from voiceserver_workers.engine import EngineInfo
 from voiceserver_workers.engines.moonshine_model import LANGUAGE, MoonshineModel
 from voiceserver_workers.engines.moonshine_weights import cache_of, prepared, tokenizer_path
-from voiceserver_workers.engines.sentence_voice import number, whole_number
 from voiceserver_workers.engines.windows import RATE_HZ, Schedule, WindowEngine
 
 _SETTLE_MS = 6000
@@ -21,29 +21,24 @@ _SETTLE_MS = 6000
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """cache: folder for the converted weights; the user's by default. threads: of one decode. decode_interval_ms: audio
-    between partial hypotheses at the start of an utterance. decode_interval_share: what is added to it, as a share of the
-    utterance so far. silence_db: RMS level, in dB of full scale, below which nobody speaks."""
+    """``MoonshineParameters`` with the folder of the weights."""
 
     cache: Path
-    threads: int = 1
-    decode_interval_ms: int = 400
-    decode_interval_share: float = 0.2
-    silence_db: float = -55.0
+    threads: int
+    decode_interval_ms: int
+    decode_interval_share: float
+    silence_db: float
 
     @classmethod
     def read(cls, params: Mapping[str, object]) -> Settings:
         """Raises ValueError naming the key."""
-        known = cls.__slots__
-        for key in params:
-            if key not in known:
-                raise ValueError(f"{key}: moonshine has no such parameter; it has {', '.join(known)}")
+        given = parameters.read("moonshine", parameters.MoonshineParameters, params)
         return cls(
             cache_of(params),
-            whole_number("threads", params.get("threads", 1), 1, 64),
-            whole_number("decode_interval_ms", params.get("decode_interval_ms", 400), 100, 30_000),
-            number("decode_interval_share", params.get("decode_interval_share", 0.2), 0.0, 2.0),
-            number("silence_db", params.get("silence_db", -55.0), -120.0, 0.0),
+            given.threads,
+            given.decode_interval_ms,
+            given.decode_interval_share,
+            given.silence_db,
         )
 
     def load(self) -> MoonshineModel:
@@ -60,7 +55,7 @@ _loaded: dict[tuple[Path, int], MoonshineModel] = {}
 
 
 class Moonshine(WindowEngine):
-    """STT engine. Params: see ``Settings``. Stream options: language, which must be English."""
+    """STT engine. Stream options: language, which must be English."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         settings = Settings.read(params)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from voiceserver_workers import parameters
 from voiceserver_workers.audio import float_to_pcm16
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.ipc.messages import ResultKind, StreamParams
@@ -49,26 +50,20 @@ _PRIOR_FRAMES = 30
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """decoders: utterances at once. cmn_ms: audio the channel is judged by. hmm, lm, dict: model paths, empty for
-    the English ones of the package."""
+    """``PocketSphinxParameters`` whose paths exist."""
 
-    decoders: int = 2
-    cmn_ms: int = 1200
-    hmm: str = ""
-    lm: str = ""
-    dict: str = ""
+    decoders: int
+    cmn_ms: int
+    hmm: str
+    lm: str
+    dict: str
 
     @classmethod
     def read(cls, params: Mapping[str, object]) -> _Settings:
-        known = cls.__slots__
-        for key in params:
-            if key not in known:
-                raise ValueError(f"{key}: pocketsphinx has no such parameter; it has {', '.join(known)}")
-        return cls(
-            _whole_number("decoders", params.get("decoders", 2), 1, 64),
-            _whole_number("cmn_ms", params.get("cmn_ms", 1200), 0, 10_000),
-            *(_path(key, params.get(key, "")) for key in ("hmm", "lm", "dict")),
-        )
+        """Raises ValueError naming the key."""
+        given = parameters.read("pocketsphinx", parameters.PocketSphinxParameters, params)
+        paths = (_path(key, getattr(given, key)) for key in ("hmm", "lm", "dict"))
+        return cls(given.decoders, given.cmn_ms, *paths)
 
     def make_decoder(self) -> Decoder:
         from pocketsphinx import Decoder
@@ -125,7 +120,7 @@ class _Stream:
 
 
 class PocketSphinx:
-    """STT engine. Params: decoders, cmn_ms, hmm, lm, dict. Stream options: language, which must be English."""
+    """STT engine. Stream options: language, which must be English."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         self._settings = _Settings.read(params)
@@ -296,12 +291,6 @@ def _forget_channel(decoder: Decoder, mean: str) -> None:
 
 def _cmn_text(mean: Sequence[float]) -> str:
     return ",".join(f"{value:.6g}" for value in mean)
-
-
-def _whole_number(key: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{key}: must be a whole number from {low} to {high}, not {value!r}")
-    return value
 
 
 def _path(key: str, value: object) -> str:

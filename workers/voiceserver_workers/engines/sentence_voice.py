@@ -127,10 +127,3 @@ def number(key: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{key}: must be a number from {low} to {high}, not {value!r}")
     return float(value)
-
-
-def whole_number(key: str, value: object, low: int, high: int) -> int:
-    """``value`` as it is. Raises ValueError naming ``key``, the value and what is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{key}: must be a whole number from {low} to {high}, not {value!r}")
-    return value

@@ -26,6 +26,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from voiceserver_workers import parameters
 from voiceserver_workers.engine import Audio, EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.engines.silero_numpy import NumpyNet
 from voiceserver_workers.engines.silero_weights import load_matrices
@@ -62,8 +63,7 @@ class Net(Protocol):
 
 
 class Silero:
-    """VAD engine. Params: runtime (auto, numpy, torch), device (cpu, cuda, cuda:N), dtype (float32, bfloat16, float16),
-    threads (of torch on the CPU).
+    """VAD engine.
 
     Every full window gives a probability; audio may come in pieces of any length. ``cancel`` changes nothing:
     the state follows the caller's audio, not the turns. Takes no stream options.
@@ -206,8 +206,7 @@ def _cut(counts: npt.NDArray[np.intp], found: Audio) -> list[bytes]:  # hot
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """runtime: who does the arithmetic; auto: numpy for float32 on the CPU with one thread, else torch. device: cpu, cuda or
-    cuda:N. dtype: of torch. threads: of torch on the CPU."""
+    """``SileroParameters`` with ``auto`` decided: ``runtime`` is numpy or torch."""
 
     runtime: str = "auto"
     device: str = "cpu"
@@ -217,17 +216,8 @@ class Settings:
     @classmethod
     def read(cls, params: Mapping[str, object]) -> Settings:
         """Raises ValueError naming the key."""
-        for key in params:
-            if key not in cls.__slots__:
-                raise ValueError(f"{key}: silero has no such parameter; it has {', '.join(cls.__slots__)}")
-        runtime = _one_of("runtime", params.get("runtime", "auto"), RUNTIMES)
-        dtype = _one_of("dtype", params.get("dtype", "float32"), DTYPES)
-        device = params.get("device", "cpu")
-        if not isinstance(device, str) or device.partition(":")[0] not in ("cpu", "cuda"):
-            raise ValueError(f'device: must be "cpu", "cuda" or "cuda:N", not {device!r}')
-        threads = params.get("threads", 1)
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"threads: must be a whole number from 1, not {threads!r}")
+        given = parameters.read("silero", parameters.SileroParameters, params)
+        runtime, device, dtype, threads = given.runtime, given.device, given.dtype, given.threads
         asks_torch = [
             key
             for key, value, own in (
@@ -257,9 +247,3 @@ class Settings:
 
         device = silero_torch.device_of(self.device)
         return silero_torch.TorchNet(load_matrices(), device, silero_torch.DTYPES[self.dtype], self.threads)
-
-
-def _one_of(key: str, value: object, allowed: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{key}: must be one of {', '.join(allowed)}, not {value!r}")
-    return value

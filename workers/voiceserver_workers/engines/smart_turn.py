@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from voiceserver_workers import parameters
 from voiceserver_workers.audio import float_to_pcm16, pcm16_to_float
 from voiceserver_workers.engine import EngineError, EngineInfo, Item, Output, Piece
 from voiceserver_workers.engines.silero import RATE_HZ, WINDOW_MS, WINDOW_SAMPLES, Silero
@@ -125,14 +126,12 @@ class _Stream:
 
 
 class SmartTurn:
-    """VAD engine. Params: model (path of an ONNX file; "packaged": that of ``voiceserver models``; "pipecat": the one inside
-    the installed pipecat-ai; "auto": what is there), pause_ms
-    (silence before a turn is judged, 96 to 1000), turn_threads, and those of silero. Takes no stream options."""
+    """VAD engine: silero, and a model that is asked at each pause whether the turn is over. Takes no stream options."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
-        self._pause_ms = _whole_number("pause_ms", params.get("pause_ms", 200), 96, 1000)
-        threads = _whole_number("turn_threads", params.get("turn_threads", 1), 1, 64)
-        self._model = TurnModel(model_path(params.get("model", "auto")), threads)
+        given = parameters.read("smart_turn", parameters.SmartTurnParameters, params)
+        self._pause_ms = given.pause_ms
+        self._model = TurnModel(model_path(given.model), given.turn_threads)
         self._silero = Silero(_silero_params(params))
         self.info = EngineInfo("smart_turn", "vad", RATE_HZ, frame_samples=WINDOW_SAMPLES)
         self._streams: dict[int, _Stream] = {}
@@ -221,9 +220,3 @@ def _speech(windows: Sequence[_Window]) -> Piece:
 
 def _silero_params(params: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in params.items() if key not in _OWN_PARAMS}
-
-
-def _whole_number(key: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{key}: must be a whole number from {low} to {high}, not {value!r}")
-    return value

@@ -10,7 +10,7 @@ from voiceserver_workers.engines.windows import AUTO, RATE_HZ, Schedule, WindowE
 
 
 class Whisper(WindowEngine):
-    """STT engine. Params: see ``whisper_model.Settings``; model is needed. Stream options: language ("en", "auto")."""
+    """STT engine. A model has to be named. Stream options: language ("en", "auto")."""
 
     def __init__(self, params: Mapping[str, object]) -> None:
         settings = Settings.read(params)

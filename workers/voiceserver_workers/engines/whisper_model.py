@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import ctranslate2
 import faster_whisper
+import msgspec
 import numpy as np
 from faster_whisper.tokenizer import _LANGUAGE_CODES, Tokenizer
 
-from voiceserver_workers import models
+from voiceserver_workers import models, parameters
 from voiceserver_workers.engine import Audio
 from voiceserver_workers.engines.windows import AUTO, RATE_HZ, Heard, Job, Word
 
@@ -42,50 +43,26 @@ _MARKS = {"cpu": "int8", "cuda": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """model: folder of a CTranslate2 Whisper, packaged:base or packaged:tiny.en (``voiceserver models``), or a
-    name of the hub. language: "auto" to detect it. context_s: length of
-    the model's window; below 30 is faster and less exact. decode_interval_ms: audio between partial hypotheses.
-    batch_size: windows in one call. silence_db: RMS level, in dB of full scale, below which nobody speaks."""
+    """``WhisperParameters`` of which the language is known."""
 
     model: str
-    device: str = "cpu"
-    compute_type: str = ""
-    beam_size: int = 1
-    language: str = AUTO
-    cpu_threads: int = 1
-    context_s: int = 30
-    decode_interval_ms: int = 1000
-    batch_size: int = 16
-    no_speech_threshold: float = 0.6
-    silence_db: float = -55.0
+    device: str
+    compute_type: str
+    beam_size: int
+    language: str
+    cpu_threads: int
+    context_s: int
+    decode_interval_ms: int
+    batch_size: int
+    no_speech_threshold: float
+    silence_db: float
 
     @classmethod
     def read(cls, params: Mapping[str, object]) -> Settings:
         """Raises ValueError naming the key."""
-        known = cls.__slots__
-        for key in params:
-            if key not in known:
-                raise ValueError(f"{key}: whisper has no such parameter; it has {', '.join(known)}")
-        device = _text("device", params.get("device", "cpu"))
-        if device.partition(":")[0] not in _MARKS:
-            raise ValueError(f'device: must be "cpu", "cuda" or "cuda:N", not {device!r}')
-        return cls(
-            _text("model", params.get("model", "")),
-            device,
-            _text("compute_type", params.get("compute_type", "")),
-            int(_number("beam_size", params.get("beam_size", 1), 1, 20, is_whole=True)),
-            language("language", params.get("language", AUTO)),
-            int(_number("cpu_threads", params.get("cpu_threads", 1), 1, 256, is_whole=True)),
-            int(_number("context_s", params.get("context_s", 30), 5, 30, is_whole=True)),
-            int(
-                _number(
-                    "decode_interval_ms", params.get("decode_interval_ms", 1000), 100, 30_000, is_whole=True
-                )
-            ),
-            int(_number("batch_size", params.get("batch_size", 16), 1, 1024, is_whole=True)),
-            _number("no_speech_threshold", params.get("no_speech_threshold", 0.6), 0.0, 1.0),
-            _number("silence_db", params.get("silence_db", -55.0), -120.0, 0.0),
-        )
+        given = parameters.read("whisper", parameters.WhisperParameters, params)
+        language("language", given.language)
+        return cls(**msgspec.structs.asdict(given))
 
 
 class _Guess(NamedTuple):
@@ -286,17 +263,3 @@ def _download(name: str) -> Path:
                 f"model: {name!r} is not in the local cache and cannot be downloaded from the Hugging Face hub ({reason}); "
                 "give the path of a folder with a CTranslate2 Whisper model (model.bin, tokenizer.json)"
             ) from None
-
-
-def _text(key: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{key}: must be text, not {value!r}")
-    return value
-
-
-def _number(key: str, value: object, low: float, high: float, *, is_whole: bool = False) -> float:
-    kinds = int if is_whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        noun = "a whole number" if is_whole else "a number"
-        raise ValueError(f"{key}: must be {noun} from {low} to {high}, not {value!r}")
-    return float(value)

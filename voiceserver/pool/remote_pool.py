@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -51,16 +51,24 @@ _SMOOTHING = 0.2
 
 
 class RemoteFailure(Exception):
-    """A request came to nothing. ``code`` and ``message`` go to the caller, so no text of the remote side may be in them."""
+    """A request came to nothing. ``code`` and ``message`` go to the caller, so no text of the remote side may be in them.
+    ``details``: for the log only, such as the status and the address that was asked."""
 
     def __init__(
-        self, code: str, message: str, *, is_retryable: bool = True, retry_after_ms: float = 0.0
+        self,
+        code: str,
+        message: str,
+        *,
+        is_retryable: bool = True,
+        retry_after_ms: float = 0.0,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.is_retryable = is_retryable
         self.retry_after_ms = retry_after_ms
+        self.details: Mapping[str, object] = details or {}
 
     def to_bytes(self) -> bytes:
         """The payload of a FAILED record."""
@@ -71,8 +79,10 @@ class RemoteEngine(Protocol):
     """What talks to the other side. All of it runs on the pool's loop."""
 
     name: str
-    # Parts of answers that could not be read and were passed over, since the start.
-    skipped: int
+
+    @property
+    def skipped(self) -> int:
+        """Parts of answers that could not be read and were passed over, since the start."""
 
     async def open(self) -> None:
         """Make connections possible; returns at once."""
@@ -101,6 +111,26 @@ class RemoteHealth:
     cancelled: int
     on_the_way: int
     first_ms: float
+
+
+class FailureLog:
+    """Says ``reply_failed`` once for each cause: again after another cause, or after an answer. ``count``: all failures."""
+
+    __slots__ = ("_on_event", "_told", "count")
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._told: Mapping[str, object] = {}
+        self.count = 0
+
+    def failed(self, fields: Mapping[str, object]) -> None:
+        self.count += 1
+        if fields != self._told:
+            self._told = fields
+            self._on_event("reply_failed", fields)
+
+    def answered(self) -> None:
+        self._told = {}
 
 
 class _Request:
@@ -185,7 +215,7 @@ class RemotePool(Pool):
         self._is_offer_due = False
         self._next_stream = 1
         self._asked = 0
-        self._failed = 0
+        self._failures = FailureLog(self._on_event)
         self._cancelled = 0
         self._first_ms = 0.0  # moving average of the time to the first result
         self._turnover_ms = DEFAULT_TURNOVER_MS
@@ -275,7 +305,7 @@ class RemotePool(Pool):
         return RemoteHealth(
             self.remote.is_up(),
             self._asked,
-            self._failed,
+            self._failures.count,
             self._cancelled,
             len(self._requests),
             self._first_ms,
@@ -326,6 +356,7 @@ class RemotePool(Pool):
             await self.remote.answer(payload, partial(self._say, request))
             if not request.is_finished:
                 raise RemoteFailure("engine_failed", "The reply engine ended without an answer.")
+            self._failures.answered()
         except RemoteFailure as failure:
             self._fail(request, failure)
         except Exception as error:
@@ -350,9 +381,9 @@ class RemotePool(Pool):
     def _fail(self, request: _Request, failure: RemoteFailure) -> None:
         if request.is_finished:
             return
-        self._failed += 1
         self._say(request, ResultKind.FAILED, failure.to_bytes())
-        self._on_event("reply_failed", {"stage": self.stage, "engine": self.engine, "code": failure.code})
+        fields = {"stage": self.stage, "engine": self.engine, "code": failure.code, **failure.details}
+        self._failures.failed(fields)
 
     def _abandon(self, request: _Request) -> None:
         """Nobody wants the answer any more."""

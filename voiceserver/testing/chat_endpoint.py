@@ -99,15 +99,16 @@ class Request:
 
 class ChatEndpoint:
     """``requests``: calls of chat completions; ``probes``: other GETs; ``connections``: accepted so far; ``abandoned``:
-    answers whose client left before the end."""
+    answers whose client left before the end. ``models``: the HTTP status of the list of models."""
 
-    def __init__(self, *scripts: Script, port: int = 0) -> None:
+    def __init__(self, *scripts: Script, port: int = 0, models: int = 200) -> None:
         self.scripts = list(scripts)
         self.requests: list[Request] = []
         self.probes: list[str] = []
         self.connections = 0
         self.abandoned = 0
         self._port = port
+        self._models = models
         self._changed = asyncio.Condition()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,7 +149,7 @@ class ChatEndpoint:
             while (request := await _read_request(reader)) is not None:
                 if request.method == "GET":
                     self.probes.append(request.path)
-                    _write(writer, 200, "application/json", b'{"data": []}')
+                    _write(writer, self._models, "application/json", b'{"data": []}')
                 else:
                     self.requests.append(request)
                     await self._notify()

@@ -6,8 +6,10 @@ import asyncio
 import importlib.util
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -254,6 +256,97 @@ async def test_a_retry_hint_of_the_endpoint_is_passed_on() -> None:
     assert "20 s" in told["message"]
 
 
+async def test_a_date_to_try_again_at_is_passed_on() -> None:
+    later = formatdate(time.time() + 60, usegmt=True)
+    async with chat(Status(429, retry_after=later)) as (pool, endpoint):
+        told = failure(await ask(pool))
+        assert len(endpoint.requests) == 1
+    assert 55_000 <= told["retry_after_ms"] <= 60_000
+
+
+async def test_the_log_says_status_and_address_once_for_each_cause() -> None:
+    logged: list[Mapping[str, object]] = []
+    async with ChatEndpoint(
+        Status(401), Status(401), Status(404), Answer(["Fine."]), Status(404)
+    ) as endpoint:
+        params: dict[str, Any] = {
+            "base_url": endpoint.base_url.replace("//", "//me:secret@"),
+            "keep_warm_ms": 0,
+        }
+        pool = chat_pool(
+            "reply",
+            StageConfig(params=params),
+            on_event=lambda name, fields: logged.append({"event": name, **fields}),
+        )
+        await pool.start()
+        for _ in range(5):
+            await ask(pool)
+        await pool.stop()
+        url = f"{endpoint.base_url}/chat/completions"
+    assert [(one["event"], one["status"], one["url"]) for one in logged] == [
+        ("reply_failed", 401, url),
+        ("reply_failed", 404, url),
+        ("reply_failed", 404, url),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("models", "empty_question", "is_up"),
+    [
+        (200, 404, True),
+        (404, 400, True),
+        (404, 422, True),
+        (401, 401, False),
+        (404, 404, False),
+        (405, 401, False),
+        (503, 400, False),
+    ],
+)
+async def test_a_probe_asks_for_what_will_be_used(models: int, empty_question: int, is_up: bool) -> None:
+    logged: list[Mapping[str, object]] = []
+    async with ChatEndpoint(Status(empty_question), models=models) as endpoint:
+        chat = Chat(
+            ChatConfig(endpoint.base_url), lambda name, fields: logged.append({"event": name, **fields})
+        )
+        await chat.open()
+        for _ in range(2):
+            await chat._endpoint.probe()
+        await chat.close()
+        assert chat.is_up() == is_up
+        asked = "/models" if models == 503 else "/chat/completions"
+        status = 503 if models == 503 else empty_question
+        down = {"event": "endpoint_down", "url": endpoint.base_url + asked, "status": status}
+        assert [{**one, "reason": ""} for one in logged] == ([] if is_up else [{**down, "reason": ""}])
+
+
+async def test_a_proxy_that_is_used_is_named_in_the_log_and_not_to_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    logged: list[Mapping[str, object]] = []
+    pool = chat_pool(
+        "reply",
+        StageConfig(params={"base_url": "http://llm.invalid/v1", "keep_warm_ms": 0, "retries": 0}),
+        on_event=lambda _, fields: logged.append(fields),
+    )
+    await pool.start()
+    told = failure(await ask(pool))
+    await pool.stop()
+    assert told["message"] == "The reply endpoint cannot be reached through the proxy."
+    assert {one["proxy"] for one in logged} == {"http://127.0.0.1:9"}
+
+
+def test_a_proxy_that_cannot_be_used_is_named_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "ftp://proxy:21")
+    params: dict[str, Any] = {"base_url": "http://llm.invalid/v1"}
+    with pytest.raises(ConfigError, match="ALL_PROXY has the scheme ftp") as caught:
+        chat_pool("reply", StageConfig(params=params))
+    assert caught.value.key == "stages.reply.params.uses_proxy"
+    chat_pool("reply", StageConfig(params={**params, "uses_proxy": False}))
+
+
 async def test_what_was_said_before_a_break_stays_said_and_is_not_asked_twice() -> None:
     async with chat(Broken(["One. ", "Two"]), Answer(["never"])) as (pool, endpoint):
         owner = await ask(pool)
@@ -291,8 +384,8 @@ async def test_an_endpoint_that_is_down_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("script", "limits", "said"),
     [
-        (Silent(), {"first_token_timeout_ms": 30}, "did not begin"),
-        (Answer(["One. ", "Two."], hold_before=1), {"stall_timeout_ms": 30}, "stopped"),
+        (Silent(), {"first_token_timeout_ms": 400}, "did not begin"),
+        (Answer(["One. ", "Two."], hold_before=1), {"stall_timeout_ms": 200}, "stopped"),
         (Answer(["One. ", "Two."], hold_before=1), {"timeout_ms": 600}, "not through"),
     ],
 )
@@ -533,7 +626,10 @@ async def test_an_endpoint_that_comes_up_later_is_found() -> None:
         assert len(endpoint.requests) == 1
     await pool.stop()
     states = [(name, fields["url"]) for name, fields in told if name.startswith("endpoint_")]
-    assert states == [("endpoint_down", address), ("endpoint_up", address)]
+    assert states == [
+        ("endpoint_down", f"{address}/models"),
+        ("endpoint_up", address),
+    ]
     assert dict(told)["endpoint_down"]["reason"]
 
 

@@ -34,7 +34,7 @@ class ChatConfig(msgspec.Struct, frozen=True):
     max_tokens_field: Name of that limit in a request; newer endpoints of OpenAI want max_completion_tokens.
     asks_usage: Ask the endpoint for the number of tokens.
     keep_warm_ms: How often an idle connection is used, so that it is open for the next request; 0: never.
-    uses_proxy: Honour HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+    uses_proxy: Honour HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
     max_sentence_chars: A longer sentence is cut before it is spoken.
     first_clause_chars: Least length of a first clause that is spoken before its sentence is complete.
     max_unspoken_ms: A sentence that is not complete by then is spoken up to a clause or a word, if nothing else is being spoken.

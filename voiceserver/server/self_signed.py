@@ -40,6 +40,10 @@ MISSING: Final = (
 )
 
 
+class CannotKeep(StartError):
+    """There is no place to keep a certificate in."""
+
+
 class Certificate(NamedTuple):
     """Paths of the two files, as ``server.tls_cert`` and ``server.tls_key`` take them."""
 
@@ -65,10 +69,10 @@ def certify(tls: str, server: ServerConfig) -> tuple[list[tuple[str, str, str]],
         raise ConfigError("--tls", message)
     host = server.host
     names = names_of_this_machine(host)
-    made = certificate_for(names, default_folder())
+    made, note = _kept_or_made(names)
 
     def tell(port: int) -> None:
-        words = announcement(host, port, made, names)
+        words = announcement(host, port, made, names) + note
         # A terminal that nobody reads must not hold the server up.
         threading.Thread(target=_print, args=(words,), daemon=True).start()
 
@@ -84,9 +88,24 @@ def _print(words: str) -> None:
             print(words.encode("ascii", "ignore").decode(), flush=True)
 
 
+def _kept_or_made(names: list[str]) -> tuple[Certificate, str]:
+    """The certificate, and what is to be said of where it is: a user of a container often has no home to keep it in."""
+    try:
+        return certificate_for(names, default_folder()), ""
+    except CannotKeep as error:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="voiceserver-"))
+        except OSError:
+            raise error from None
+        return certificate_for(names, folder), f"{error}; after a restart browsers warn again.\n"
+
+
 def default_folder() -> Path:
-    """Where the certificate is kept for the next start."""
-    return Path.home() / ".local" / "share" / "voiceserver" / "self-signed"
+    """Where the certificate is kept for the next start. Raises CannotKeep for a user without a home."""
+    try:
+        return Path.home() / ".local" / "share" / "voiceserver" / "self-signed"
+    except RuntimeError:
+        raise CannotKeep("The certificate is not kept, because this user has no home") from None
 
 
 def names_of_this_machine(host: str) -> list[str]:
@@ -116,7 +135,7 @@ def _own_addresses(host: str) -> Iterator[str]:
 
 def certificate_for(names: Iterable[str], folder: Path, now: datetime.datetime | None = None) -> Certificate:
     """The certificate in ``folder`` if it is for all of ``names`` and not about to end, else a new one. Raises StartError where
-    none can be made."""
+    none can be made, and CannotKeep where ``folder`` cannot be written to."""
     wanted = list(names)
     made = Certificate(folder / "cert.pem", folder / "key.pem")
     now = now or datetime.datetime.now(datetime.UTC)
@@ -133,9 +152,7 @@ def certificate_for(names: Iterable[str], folder: Path, now: datetime.datetime |
             os.replace(fresh.cert, made.cert)
         (folder / _NAMES_FILE).write_text("\n".join(wanted))
     except OSError as error:
-        raise StartError(
-            f"--tls self-signed cannot keep a certificate in {folder}: {error.strerror}"
-        ) from None
+        raise CannotKeep(f"The certificate cannot be kept in {folder}: {error.strerror}") from None
     return made
 
 

@@ -6,16 +6,20 @@ import datetime
 import importlib.util
 import shutil
 import ssl
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from voiceserver.config.schema import ServerConfig
 from voiceserver.errors import StartError
 from voiceserver.server import self_signed
 from voiceserver.server.self_signed import (
     RENEWED_DAYS,
     VALID_DAYS,
+    CannotKeep,
     addresses,
     announcement,
     certificate_for,
@@ -101,8 +105,38 @@ def test_without_either_tool_the_error_names_both(tmp_path: Path, monkeypatch: p
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StartError, match="cannot keep a certificate in"):
+    with pytest.raises(CannotKeep, match="cannot be kept in"):
         certificate_for(NAMES, tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize("has_home", [True, False])
+def test_a_user_without_a_place_to_keep_it_gets_one_for_this_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_home: bool
+) -> None:
+    """As in a container whose user has no home, or one that cannot be written to."""
+
+    def home() -> Path:
+        if not has_home:
+            raise RuntimeError("Could not determine home directory.")
+        return tmp_path / "file"
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    printed: list[str] = []
+    monkeypatch.setattr(self_signed, "_print", printed.append)
+    files, tell = self_signed.certify("self-signed", ServerConfig())
+    paths = {key: text for key, text, _ in files}
+    served = tls_context(paths["server.tls_cert"], paths["server.tls_key"])
+    handshake(Path(paths["server.tls_cert"]), served, "localhost")
+    tell(8765)
+    while not printed:
+        time.sleep(0.01)
+    assert "after a restart browsers warn again" in printed[0]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(StartError):
+        self_signed.certify("self-signed", ServerConfig())
 
 
 def test_the_names_are_those_that_lead_to_the_address_that_is_listened_on() -> None:

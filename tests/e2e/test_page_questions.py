@@ -129,7 +129,7 @@ def test_after_a_restart_the_page_says_so_and_asks_the_lost_question_again(silen
         wait_answer(visit, "How much is four plus five?", "9")
         visit.wait_text(".break", "The conversation starts anew here")
         assert visit.page.locator(".turn").count() == 2
-        assert visit.page.locator(".break + .turn, .turn + .turn").count() == 1
+        assert visit.page.locator(".turn + .break + .turn", has_text="four plus five").count() == 1
 
 
 def test_hanging_up_frees_the_place_and_the_next_question_begins_anew(silence: Path) -> None:
@@ -143,6 +143,7 @@ def test_hanging_up_frees_the_place_and_the_next_question_begins_anew(silence: P
         ask(visit, "How much is four plus five?")
         wait_answer(visit, "How much is four plus five?", "9")
         visit.wait_text(".break", "You hung up.")
+        assert visit.page.locator(".turn + .break + .turn", has_text="four plus five").count() == 1
         visit.page.get_by_role("button", name="New conversation").click()
         visit.wait("document.querySelectorAll('.turn, .break').length === 0")
         assert visit.page.locator("#welcome").is_visible()

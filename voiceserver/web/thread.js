@@ -84,10 +84,12 @@ export class Thread {
     this.#session = session;
     this.#turns.clear();
     this.#asked.clear();
-    if (!words || this.isEmpty || this.#list.lastElementChild.matches(".break")) return;
+    const [first] = this.#open; // what is asked again belongs to the new session
+    const above = first ? first.item.previousElementSibling : this.#list.lastElementChild;
+    if (!words || !above || above.matches(".break")) return;
     const item = element("li", words);
     item.className = "break";
-    this.#list.append(item);
+    above.after(item);
     this.#announce(words);
     this.#scroll();
   }

@@ -20,7 +20,7 @@ from openapi_spec_validator import validate
 
 from docs.generate import __main__ as generate
 from docs.generate import asyncapi, cli, configuration, errors, http, metrics
-from docs.generate.fields import fields_of, structs_in
+from docs.generate.fields import description_of, fields_of, meanings_of, structs_in
 from docs.generate.page import Page, Section
 from tests.conformance.wires import native_wire
 from tests.voiceserver.shell import Shell, upgrade
@@ -371,3 +371,16 @@ def test_pages_of_the_reference_are_not_kept_in_memory(monkeypatch: pytest.Monke
     assert "asyncapi.json" not in read
     router.answer(get("/docs/asyncapi.json"), 0.0)
     assert "asyncapi.json" in read
+
+
+def test_every_field_of_an_event_and_every_setting_has_a_meaning() -> None:
+    clients, servers = typing.get_args(ev.ClientEvent), typing.get_args(ev.ServerEvent)
+    kinds = [kind for kind in (*clients, *servers) if kind is not ev.ReplyAudio]
+    fields = [(kind.__name__, one) for kind in (*kinds, *structs_in(*kinds)) for one in fields_of(kind)]
+    assert [(name, one.name) for name, one in fields if not one.meaning] == []
+    without = [
+        key
+        for key, field, kind in configuration.settings()
+        if not (description_of(field.type) or meanings_of(kind).get(field.name))
+    ]
+    assert without == []

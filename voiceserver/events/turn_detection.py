@@ -10,7 +10,19 @@ from voiceserver.events.fields import IdleTimeout, Padding, Silence, Threshold, 
 
 class TurnDetectionChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a client changes of how the end of a turn is found; what it leaves out stays. Held to these ranges, which ``range_of``
-    tells."""
+    tells.
+
+    threshold: Probability from which on a window is speech.
+    prefix_padding_ms: Audio before the speech that belongs to the turn.
+    silence_duration_ms: Silence that ends a turn.
+    min_speech_ms: Speech that begins a turn.
+    max_turn_ms: A longer turn is ended.
+    creates_reply: Whether a turn is answered.
+    interrupts_reply: Whether speech interrupts a reply.
+    idle_timeout_ms: Silence after a reply that input.idle tells; null: never.
+    max_silence_ms: Where the vad engine judges turns: silence that ends one that sounds unfinished; null: silence_duration_ms.
+    min_silence_ms: Where the vad engine judges turns: silence that ends one that sounds finished.
+    """
 
     threshold: Threshold | UnsetType = UNSET
     prefix_padding_ms: Padding | UnsetType = UNSET

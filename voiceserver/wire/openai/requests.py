@@ -20,6 +20,7 @@ from voiceserver.wire.openai.settings import (
     read_modalities,
 )
 
+MAX_INPUT_ITEMS: Final = 500  # of one response.create; each is work for everybody's loop
 MAX_METADATA: Final = 16  # pairs
 MAX_METADATA_KEY: Final = 64  # characters
 MAX_METADATA_VALUE: Final = 512
@@ -54,11 +55,16 @@ def read_create(
         max_output_tokens=tokens,
         temperature=body.temperature,
         is_out_of_band=options.is_out_of_band,
-        items=None
-        if body.input is None
-        else tuple(_item(one, i, conversation) for i, one in enumerate(body.input)),
+        items=None if body.input is None else _items(body.input, conversation),
     )
     return create, options
+
+
+def _items(bodies: list[ItemBody], conversation: Conversation) -> tuple[HistoryItem, ...]:
+    if len(bodies) > MAX_INPUT_ITEMS:
+        text = f"Invalid 'response.input': array too long. Expected at most {MAX_INPUT_ITEMS} items, but got {len(bodies)}."
+        raise ProtocolError("array_above_max_length", text, param="response.input")
+    return tuple(_item(one, index, conversation) for index, one in enumerate(bodies))
 
 
 def _check_metadata(metadata: dict[str, str]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -218,3 +221,96 @@ async def test_an_engine_that_cannot_be_had_is_a_config_error(
         await asyncio.wait_for(pool.start(), 30)
     assert caught.value.key == key
     assert not pool.is_ready()
+
+
+def soft_limit(pid: int, limit: int) -> None:
+    """Of open files, of a running process."""
+    hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, hard))
+
+
+@contextmanager
+def few_files(pid: int, limit: int) -> Iterator[None]:
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    soft_limit(pid, limit)
+    try:
+        yield
+    finally:
+        soft_limit(pid, before)
+
+
+async def test_a_forkserver_without_descriptors_harms_no_worker_and_starts_the_next_one_later() -> None:
+    async with make_local_bench(workers=2) as bench:
+        forkserver, healthy = bench.pool.forkserver_pid(), bench.pid(1)
+        assert forkserver is not None
+        with few_files(forkserver, 3):
+            bench.kill_worker(0)
+            await bench.until(lambda: bench.names().count("fork_failed") >= 2)
+            assert (bench.pool.forkserver_pid(), bench.pid(1)) == (forkserver, healthy)
+            owner = Owner()
+            owner.say(owner.open(bench.pool), "meanwhile")
+            await bench.until(lambda: owner.texts() == ["meanwhile 1"])
+        await bench.until(lambda: all(worker.state == "ready" for worker in bench.pool.stats().workers))
+        assert bench.pid(1) == healthy
+
+
+async def test_a_forkserver_that_hangs_is_replaced_and_its_workers_serve_on() -> None:
+    async with make_local_bench(workers=2) as bench:
+        hung, healthy = bench.pool.forkserver_pid(), bench.pid(1)
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        bench.kill_worker(0)
+        await bench.until(lambda: bench.pool.stats().restarts > 0)
+        await bench.until(lambda: all(w.state == "ready" and w.pid for w in bench.pool.stats().workers))
+        assert bench.pool.forkserver_pid() != hung
+        assert bench.pid(1) == healthy
+        assert "forkserver_lost" in bench.names()
+        # It is kept for the sake of its last worker.
+        assert is_alive(hung)
+        bench.kill_worker(1)
+        await bench.until(lambda: not is_alive(hung))
+        await bench.until(lambda: bench.pool.stats().restarts > 1)
+        await bench.until(lambda: all(w.state == "ready" and w.pid for w in bench.pool.stats().workers))
+
+
+async def test_a_forkserver_that_hangs_is_noticed_before_it_is_needed() -> None:
+    async with make_local_bench() as bench:
+        hung, healthy = bench.pool.forkserver_pid(), bench.pid()
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        await bench.until(lambda: "forkserver_lost" in bench.names())
+        await bench.until(lambda: bench.pool.forkserver_pid() not in (None, hung))
+        assert bench.pid() == healthy
+
+
+async def test_a_worker_that_is_stopped_while_it_loads_is_replaced() -> None:
+    async with make_local_bench() as bench:
+        await bench.pool.stop()
+        pool = bench.pool = ProcessPool(
+            "reply",
+            StageConfig(engine=ENGINE, params={"load": "for ever"}, workers=1),
+            on_event=lambda *_: None,
+        )
+        starting = asyncio.create_task(pool.start())
+        await bench.until(lambda: bool(bench.pid()))
+        first = bench.pid()
+        bench.kill_worker(0, signal.SIGSTOP)
+        await bench.until(lambda: bench.pid() not in (0, first))
+        assert not is_alive(first)
+        starting.cancel()
+        await pool.stop()
+
+
+async def test_a_worker_comes_back_soon_however_few_descriptors_were_free_when_it_died() -> None:
+    async with make_local_bench() as bench:
+        for spare in range(10):
+            highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+            first = bench.pid()
+            with few_files(0, highest + spare):
+                bench.kill_worker(0)
+                await bench.until(lambda first=first: not is_alive(first))  # type: ignore[misc]
+                await asyncio.sleep(4 * SWEEP_MS / 1000)
+            died_ms = bench.now_ms()
+            await bench.until(lambda: bench.pool.is_ready() and bench.pid() > 0)
+            # It is tried again every second; the rest is for a machine that is busy.
+            assert bench.now_ms() - died_ms < 15_000.0, spare

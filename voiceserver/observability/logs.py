@@ -37,7 +37,8 @@ FORMATS = ("auto", "console", "json")
 # Of what happens to pools; what is not here is told as information.
 _LEVEL_OF: Final = {
     "bad_engine": logging.ERROR,
-    "no_memory": logging.ERROR,
+    "no_channel": logging.ERROR,
+    "fork_failed": logging.ERROR,
     "owner_failed": logging.ERROR,
     "ring_corrupt": logging.ERROR,
     "forkserver_lost": logging.ERROR,

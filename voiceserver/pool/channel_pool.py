@@ -215,10 +215,9 @@ class ChannelPool(Pool):
             is_empty = self._deliver(handle, touched, _BURSTS_PER_DRAIN)
         except RingCorrupt as error:
             self._tick(touched)
-            fields = self._fields(handle, error=str(error))
             self.end_worker(handle)
             self.bury(handle, "worker_lost")
-            self._on_event("ring_corrupt", fields)
+            self.report("ring_corrupt", handle, error=str(error))
             return
         if not is_empty:
             self._call_soon(lambda: self._drain_again(handle, generation))
@@ -235,7 +234,7 @@ class ChannelPool(Pool):
         try:
             self._deliver(handle, touched, None)
         except RingCorrupt as error:
-            self._on_event("ring_corrupt", self._fields(handle, error=str(error)))
+            self.report("ring_corrupt", handle, error=str(error))
         if handle.last_words == "out_of_memory":
             reason = "worker_memory"
         now_ms = self._now_ms()
@@ -249,7 +248,6 @@ class ChannelPool(Pool):
         if is_meant:
             handle.state = WorkerState.DEAD
         why = "stopped" if is_meant else reason
-        fields = self._fields(handle, reason=why, batch=flight.batch_size, streams=len(lost))
         self.restarts += not is_meant
         for stream in lost:
             told: LossReason = "quarantined" if stream.key in guilty else reason
@@ -261,9 +259,10 @@ class ChannelPool(Pool):
             self._call_soon(partial(self._start_trials, len(suspects - guilty)))
         self._tick(touched)
         # Callers are told first.
-        self._on_event("worker_stopped" if is_meant else "worker_lost", fields)
+        event = "worker_stopped" if is_meant else "worker_lost"
+        self.report(event, handle, reason=why, batch=flight.batch_size, streams=len(lost))
         for key in guilty:
-            self._on_event("quarantined", self._fields(handle, key=key))
+            self.report("quarantined", handle, key=key)
 
     def sweep(self) -> None:
         """Everything that no event announces: hangs, due respawns, room that came without a result."""
@@ -298,11 +297,18 @@ class ChannelPool(Pool):
     def on_ready(self, handle: WorkerHandle) -> None:
         """A worker said hello."""
         took_ms = self._now_ms() - handle.started_ms
-        self._on_event("worker_ready", self._fields(handle, took_ms=round(took_ms, 1)))
+        self.report("worker_ready", handle, took_ms=round(took_ms, 1))
 
-    def on_bad_engine(self, handle: WorkerHandle, message: str) -> None:
-        """A worker could not make its engine."""
-        self._on_event("bad_engine", self._fields(handle, message=message))
+    def on_bad_engine(self, handle: WorkerHandle | None, message: str) -> None:
+        """A worker could not make its engine. None: its module cannot be loaded."""
+        self.report("bad_engine", handle, message=message)
+
+    def report(self, event: str, handle: WorkerHandle | None, **fields: object) -> None:
+        """Tell ``on_event`` what became of a worker, or of the stage."""
+        whose: dict[str, object] = {"stage": self.stage}
+        if handle is not None:
+            whose |= {"worker": handle.index, "pid": handle.pid, "generation": handle.generation}
+        self._on_event(event, {**whose, **fields})
 
     # Inside
 
@@ -343,7 +349,7 @@ class ChannelPool(Pool):
     def _hang(self, handle: WorkerHandle) -> None:
         handle.state = WorkerState.HUNG
         self.end_worker(handle)
-        self._on_event("worker_hung", self._fields(handle))
+        self.report("worker_hung", handle)
         self.bury(handle, "worker_hung")
 
     def _drain_again(self, handle: WorkerHandle, generation: int) -> None:
@@ -468,12 +474,3 @@ class ChannelPool(Pool):
     def on_owner_error(self, error: Exception) -> None:
         """An owner's callback raised: one session's bug must not stop the others. Tests let it raise."""
         raise error
-
-    def _fields(self, handle: WorkerHandle, **more: object) -> dict[str, object]:
-        return {
-            "stage": self.stage,
-            "worker": handle.index,
-            "pid": handle.pid,
-            "generation": handle.generation,
-            **more,
-        }

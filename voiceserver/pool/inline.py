@@ -180,9 +180,9 @@ class InlinePool(ChannelPool):
                 raise
             raise engine_error(self.stage, str(error)) from error
         except SimulatedDeath:
-            self._on_event("worker_exited", self._fields(handle, status=-9))
+            self.report("worker_exited", handle, status=-9)
         except MemoryError:
             incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, encode(OUT_OF_MEMORY))
-            self._on_event("worker_exited", self._fields(handle, status=71))
+            self.report("worker_exited", handle, status=71)
         self.crash(handle.index)
         return True

@@ -123,6 +123,11 @@ class WorkerHandle:
         backoff_ms = FIRST_BACKOFF_MS * 2 ** min(self.crashes - 2, 16) if self.crashes > 1 else 0.0
         self.respawn_ms = now_ms + min(MAX_BACKOFF_MS, backoff_ms)
 
+    def put_off(self, respawn_ms: float) -> None:
+        """It could not be started now."""
+        self.state = WorkerState.BACKOFF
+        self.respawn_ms = respawn_ms
+
     def has_place(self) -> bool:
         return self.state is WorkerState.READY and (
             not self.max_streams or len(self.streams) < self.max_streams

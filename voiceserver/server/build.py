@@ -25,6 +25,7 @@ from voiceserver.server import pages
 from voiceserver.server.auth import Auth
 from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.server.overview import OverviewSource
+from voiceserver.server.open_files import budget_now
 from voiceserver.server.routes import RouteParts, build_routes
 from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import SessionSettings
@@ -39,6 +40,7 @@ from voiceserver.transport.session_factory import SessionFactory
 from voiceserver.transport.session_store import SessionStore
 from voiceserver.transport.ticks import Loop, Ticks, monotonic_ms
 from voiceserver.transport.timers import Timers
+from voiceserver.transport.unopened import UnopenedConnections
 from voiceserver.wire import openai
 from voiceserver.wire.registry import WIRES
 from voiceserver.wire.request import Wire
@@ -76,7 +78,7 @@ def build(
     host = host or Host()
     peer, log = host.peer, unfailing(host.log)
     metrics = Metrics(peer.merged if peer is not None else None)
-    ticks, state = Ticks(loop, clock), ServerState()
+    ticks, state = Ticks(loop, clock), _server_state(pools, metrics)
     formats = [one.line_format for one in host.wires if one.line_format is not None]
     announcements = Announcements(config.session, formats)
     settings = _settings(config, announcements)
@@ -150,6 +152,11 @@ def _observe(
     if peer is not None:
         return History(merged_figures(metrics))
     return History(OwnFigures(metrics, places.admission, places.controller, stats))
+
+
+def _server_state(pools: Mapping[str, Pool], metrics: Metrics) -> ServerState:
+    limits = budget_now(pools).sockets
+    return ServerState(UnopenedConnections(limits, lambda: metrics.count_refused("no_request")))
 
 
 def _session_store(config: Config, peer: Peer | None) -> SessionStore:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import gc
 import os
-import resource
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -26,8 +26,10 @@ from voiceserver.observability.history import PERIOD_MS
 from voiceserver.observability.logs import unfailing
 from voiceserver.server import pages
 from voiceserver.server.build import Host, build
+from voiceserver.server.open_files import budget_now, raise_limit
 from voiceserver.server.pools import MakePool, make_pool, make_pools
 from voiceserver.server.tls import tls_context
+from voiceserver.server.tls_listener import TlsListener
 from voiceserver.server.upkeep import (
     REFRESH_MS,
     CapacityWatch,
@@ -42,10 +44,9 @@ from voiceserver.transport.connection import CLOSE_TIMEOUT_MS, Connection
 if TYPE_CHECKING:
     import ssl
 
+    from voiceserver.pool import Pool
     from voiceserver.transport.services import Services
 
-# Descriptors that are not callers: workers, rings, logs.
-_SPARE_FILES: Final = 256
 _FAREWELL_MS: Final = 500.0
 
 
@@ -60,16 +61,14 @@ class Server:
         host: Host | None = None,
         freeze: CollectorFreeze | None = None,
     ) -> None:
-        limits = config.backpressure
-        most = limits.max_connections or connections_that_fit()
-        limits = msgspec.structs.replace(limits, max_connections=most)
-        self.config = msgspec.structs.replace(config, backpressure=limits)
+        self.config = config
         self.services: Services
         host = host or Host()
         self._host = dataclasses.replace(host, log=unfailing(host.log))
         self._freeze = freeze or CollectorFreeze()
         self._make_pool = make_pool
         self._listener: asyncio.Server | None = None
+        self._tls_listener: TlsListener | None = None
         self._duties: list[LoopProbe | Repeated] = []
         self._files: FileWatch | None = None
 
@@ -89,6 +88,7 @@ class Server:
         """Listen, start the pools, and return when each had its chance to load. Raises ConfigError or StartError."""
         loop, host, server = asyncio.get_running_loop(), self._host, self.config.server
         pools = make_pools(self.config, self._make_pool, host.log, host.problems.note)
+        self.config = _with_connections_that_fit(self.config, pools)
         self.services = services = build(self.config, pools, loop, host=host)
         if host.peer is not None:
             host.peer.handoff.listen(loop, lambda data: Connection(services, data))
@@ -120,8 +120,11 @@ class Server:
                 backlog=server.backlog,
                 reuse_address=True,
                 reuse_port=self._host.peer is not None or server.reuse_port,
-                ssl=tls,
+                start_serving=tls is None,
             )
+            if tls is not None:
+                bound = self._listener.sockets
+                self._tls_listener = TlsListener(loop, bound, server.backlog, tls, services)
         except OSError as error:
             # The loop's own text repeats the address.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
@@ -136,6 +139,9 @@ class Server:
         figures = Figures(services, self._host.peer)
         capacity = CapacityWatch(services, Cores(self.config.server.processes))
 
+        def limit_sockets() -> None:
+            services.state.unopened.limit_to(budget_now(services.places.pools).sockets)
+
         def follow_collector() -> None:
             self._freeze.follow(len(services.state.connections))
 
@@ -143,6 +149,7 @@ class Server:
             LoopProbe(services, loop),
             Repeated(loop, REFRESH_MS, files.look),
             Repeated(loop, REFRESH_MS, figures.refresh),
+            Repeated(loop, REFRESH_MS, limit_sockets),
             Repeated(loop, REFRESH_MS, follow_collector),
             Repeated(loop, LOOK_MS, capacity.look),
             Repeated(loop, PERIOD_MS, lambda: services.history.sample(services.ticks.clock())),
@@ -199,6 +206,8 @@ class Server:
         services = self.services
         if self._listener is not None:
             self._listener.close()
+        if self._tls_listener is not None:
+            self._tls_listener.close()
         for connection in list(services.state.connections):
             connection.abort()
         for duty in self._duties:
@@ -216,11 +225,9 @@ class Server:
             self._files.reload()
 
 
-def connections_that_fit() -> int:
-    """How many sockets the open-file limit carries, after raising the soft limit to the hard one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return max(soft - _SPARE_FILES, 16)
+def _with_connections_that_fit(config: Config, pools: Mapping[str, Pool]) -> Config:
+    """Callers that the limit of open files does not carry are refused in words."""
+    raise_limit()
+    limits, fit = config.backpressure, budget_now(pools).calls
+    limits = msgspec.structs.replace(limits, max_connections=min(limits.max_connections or fit, fit))
+    return msgspec.structs.replace(config, backpressure=limits)

@@ -18,7 +18,7 @@ class Obedient:
     """A reply engine that answers a text with the text and the number of items that its stream has had.
 
     Texts that make it fail are the keys of ``POISON``, "raise", "sleep 0.1", "work 0.1" and "toil 0.1" (seconds).
-    params: ``max_streams`` as in ``EngineInfo``; ``load`` says how making the engine fails.
+    params: ``max_streams`` as in ``EngineInfo``; ``load`` says how making the engine fails, or never ends.
     """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -26,6 +26,8 @@ class Obedient:
             raise ValueError("load: 'bad params' is none of the values it can have")
         if params.get("load") == "exit":
             os._exit(3)
+        if params.get("load") == "for ever":
+            time.sleep(3_600)
         self.info = EngineInfo(
             "obedient", "reply", max_streams=int(params.get("max_streams", 0)), options=("voice",)
         )

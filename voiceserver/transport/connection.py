@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         services = self.services
         self.transport = cast("asyncio.Transport", transport)
         services.state.connections[self] = None
+        services.state.unopened.add(self, services.state.sessions)
         services.metrics.count_connection(1)
         services.timers.expect_by(services.ticks.clock() + services.config.server.handshake_timeout_ms, self)
 
@@ -131,6 +132,7 @@ class Connection(asyncio.Protocol):
             self.call = caller
         else:
             self.pending = caller
+        self.services.state.unopened.discard(self)
         self.services.state.join()
 
     def make_call(self) -> Call | None:
@@ -168,6 +170,7 @@ class Connection(asyncio.Protocol):
         self.call = self.pending = None
         if self in services.state.connections:
             del services.state.connections[self]
+            services.state.unopened.discard(self)
             services.metrics.count_connection(-1)
             if is_upgraded:
                 services.state.leave()

@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from voiceserver.session.session import Session
 from voiceserver.transport.timers import Member
+from voiceserver.transport.unopened import UnopenedConnections
 
 _LAG_SMOOTHING: Final = 0.2
 
@@ -35,12 +36,21 @@ class OpenConnection(Member, Protocol):
 
 
 class ServerState:
-    """``sessions``: upgraded connections. ``is_draining``: no new session is let in. ``loop_lag_ms``: how late the event loop
-    runs what is due, smoothed. ``port``: the port that is listened on; 0 before that."""
+    """``sessions``: upgraded connections; ``unopened``: the others. ``is_draining``: no new session is let in. ``loop_lag_ms``:
+    how late the event loop runs what is due, smoothed. ``port``: the port that is listened on; 0 before that."""
 
-    __slots__ = ("_on_empty", "connections", "is_draining", "loop_lag_ms", "port", "sessions")
+    __slots__ = (
+        "_on_empty",
+        "connections",
+        "is_draining",
+        "loop_lag_ms",
+        "port",
+        "sessions",
+        "unopened",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, unopened: UnopenedConnections | None = None) -> None:
+        self.unopened = unopened or UnopenedConnections()
         # A set takes twice the memory at 15,000 connections.
         self.connections: dict[OpenConnection, None] = {}
         self.sessions = 0

@@ -7,10 +7,14 @@ memory copy-on-write. The other end of socket FD is the server's only handle on 
 server says                                     forkserver answers
 ==============================================  ====================================================
 ``preload {engine, params, sys_path}``          ``preloaded`` or ``failed {message}``
-``fork {id, spec}`` + channel fds, lifeline fd  ``forked {id, pid}`` + a pidfd where there are such
+``fork {id, spec}`` + channel fds, lifeline fd  ``forked {id, pid}`` + a pidfd where there are such, or
+                                                ``fork_failed {id, message}``
+``ping``                                        ``pong``
 (a worker ends)                                 ``exited {pid, status}``, as of ``waitstatus_to_exitcode``
 (end of file)                                   it exits, and its workers with it
 ==============================================  ====================================================
+
+Rule: what one request lacks (a process, memory, a descriptor) is the answer to that request. The other workers live on.
 """
 
 from __future__ import annotations
@@ -33,6 +37,10 @@ from voiceserver_workers.ipc.messages import (
     Exited,
     Fork,
     Forked,
+    ForkFailed,
+    ForkServerAnswer,
+    Ping,
+    Pong,
     Preload,
     Preloaded,
     PreloadFailed,
@@ -68,7 +76,7 @@ class ForkServer:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        with contextlib.suppress(EOFError, BrokenPipeError):
+        with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 ready = {fd for fd, _ in poll.poll()}
                 if self._wake_read in ready:
@@ -81,10 +89,14 @@ class ForkServer:
         request = decode_forkserver_request(frame.body)
         if isinstance(request, Preload):
             self._preload(request)
-        else:
+        elif isinstance(request, Ping):
+            self._answer(Pong())
+        elif frame.is_complete:
             self._fork(request, frame.fds)
+        else:
+            self._answer(ForkFailed(request.id, "the forkserver has no descriptor free"))
 
-    def _answer(self, answer: Preloaded | PreloadFailed | Forked | Exited, fds: Sequence[int] = ()) -> None:
+    def _answer(self, answer: ForkServerAnswer, fds: Sequence[int] = ()) -> None:
         send_frame(self._sock, encode(answer), fds)
 
     def _preload(self, request: Preload) -> None:
@@ -106,20 +118,29 @@ class ForkServer:
 
     def _fork(self, request: Fork, fds: list[int]) -> None:
         spec, parent_pid = request.spec, os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            _close_all(fds)
+            self._answer(ForkFailed(request.id, str(error)))
+            return
         if pid == 0:
             self._become_worker(spec, fds, parent_pid)
-        for fd in fds:
-            os.close(fd)
+        _close_all(fds)
         pidfds = []
         if sys.platform == "linux" and not spec.is_portable:
-            # Not reaped before the next round, so this is certainly the child just made.
-            pidfds.append(os.pidfd_open(pid))
+            # Without a descriptor for it, the server learns of the worker's death by the lifeline.
+            with contextlib.suppress(OSError):
+                # Not reaped before the next round, so this is certainly the child just made.
+                pidfds.append(os.pidfd_open(pid))
         try:
             self._answer(Forked(request.id, pid), pidfds)
+        except ConnectionError:
+            raise
+        except OSError:  # too many descriptors are on their way
+            self._answer(Forked(request.id, pid))
         finally:
-            for fd in pidfds:
-                os.close(fd)
+            _close_all(pidfds)
 
     def _become_worker(self, spec: WorkerSpec, fds: list[int], parent_pid: int) -> NoReturn:
         signal.set_wakeup_fd(-1)
@@ -140,6 +161,11 @@ class ForkServer:
             if pid == 0:
                 return
             self._answer(Exited(pid, os.waitstatus_to_exitcode(status)))
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _on_child(signum: int, frame: FrameType | None) -> None:

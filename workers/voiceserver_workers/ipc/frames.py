@@ -1,8 +1,9 @@
 """Messages with file descriptors over a Unix stream socket: how the server talks to its forkserver.
 
 A frame is ``length (4 bytes), number of fds (1 byte), body``; the bodies are structs of ``messages``.
-The fds travel beside the first byte (SCM_RIGHTS) and arrive
-in order, so the reader keeps one queue of bytes and one of fds, however the kernel cuts the stream.
+The fds travel beside the first byte (SCM_RIGHTS) and arrive in order, those of one frame together, so the reader keeps one
+queue of bytes and one of fds, however the kernel cuts the stream. A receiver that has no descriptor free gets the bytes alone:
+the frame says so by its number of fds.
 """
 
 from __future__ import annotations
@@ -19,21 +20,26 @@ _MAX_FDS = 32
 
 
 class Frame(NamedTuple):
-    """One message. ``fds`` belong to the receiver."""
+    """One message. ``fds`` belong to the receiver. ``is_complete`` False: fds came with it, and could not be received."""
 
     body: bytes
     fds: list[int]
+    is_complete: bool = True
 
 
 def send_frame(sock: socket.socket, body: bytes, fds: Sequence[int] = ()) -> None:
     """Send one message. The fds are duplicated by the kernel; the caller still owns its own.
 
-    Raises OSError when the peer is gone, or when a non-blocking socket is full (nothing a few small messages can do).
+    Raises OSError when nothing was sent: a non-blocking socket is full, or too many fds are on their way. Raises
+    ConnectionError when the peer is gone, or has half of the message and does not take the rest.
     """
     data = _HEAD.pack(len(body), len(fds)) + body
     sent = socket.send_fds(sock, [data], list(fds)) if fds else sock.send(data)
     if sent < len(data):
-        sock.sendall(data[sent:])
+        try:
+            sock.sendall(data[sent:])
+        except OSError as error:
+            raise BrokenPipeError("half a message was sent") from error
 
 
 class FrameReader:
@@ -42,17 +48,18 @@ class FrameReader:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._bytes = bytearray()
-        self._fds: deque[int] = deque()
+        self._fds: deque[list[int]] = deque()  # by frame
 
     def read(self) -> list[Frame]:
         """What one ``recv`` completes, maybe nothing. Raises EOFError, and BlockingIOError as the socket does."""
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, 65_536, _MAX_FDS)
+            data, fds, flags, _ = socket.recv_fds(self._sock, 65_536, _MAX_FDS)
         except ConnectionResetError:
-            data, fds = b"", []
+            data, fds, flags = b"", [], 0
         for fd in fds:
             os.set_inheritable(fd, False)
-        self._fds.extend(fds)
+        if fds or flags & socket.MSG_CTRUNC:
+            self._fds.append(fds)
         if not data:
             self.close()
             raise EOFError
@@ -65,7 +72,7 @@ class FrameReader:
     def close(self) -> None:
         """Close fds that no message has claimed."""
         while self._fds:
-            os.close(self._fds.popleft())
+            _close_all(self._fds.popleft())
 
     def _next(self) -> Frame | None:
         buffer = self._bytes
@@ -77,4 +84,15 @@ class FrameReader:
             return None
         body = bytes(buffer[_HEAD.size : end])
         del buffer[:end]
-        return Frame(body, [self._fds.popleft() for _ in range(count)])
+        if not count:
+            return Frame(body, [])
+        fds = self._fds.popleft() if self._fds else []
+        if len(fds) == count:
+            return Frame(body, fds)
+        _close_all(fds)
+        return Frame(body, [], is_complete=False)
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -286,6 +286,14 @@ class Fork(msgspec.Struct, frozen=True, tag_field="do", tag="fork"):
     spec: WorkerSpec
 
 
+class Ping(msgspec.Struct, frozen=True, tag_field="do", tag="ping"):
+    """Say that you are there."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag_field="told", tag="pong"):
+    """The answer to a ping."""
+
+
 class Preloaded(msgspec.Struct, frozen=True, tag_field="told", tag="preloaded"):
     """The engine is imported."""
 
@@ -303,6 +311,13 @@ class Forked(msgspec.Struct, frozen=True, tag_field="told", tag="forked"):
     pid: int
 
 
+class ForkFailed(msgspec.Struct, frozen=True, tag_field="told", tag="fork_failed"):
+    """The worker of request ``id`` could not be started now: no process, memory or descriptor was to be had."""
+
+    id: int
+    message: str
+
+
 class Exited(msgspec.Struct, frozen=True, tag_field="told", tag="exited"):
     """A worker has ended; ``status`` as of ``os.waitstatus_to_exitcode``."""
 
@@ -310,8 +325,10 @@ class Exited(msgspec.Struct, frozen=True, tag_field="told", tag="exited"):
     status: int
 
 
-decode_forkserver_request = msgspec.json.Decoder(Preload | Fork).decode
-decode_forkserver_answer = msgspec.json.Decoder(Preloaded | PreloadFailed | Forked | Exited).decode
+ForkServerAnswer = Pong | Preloaded | PreloadFailed | Forked | ForkFailed | Exited
+
+decode_forkserver_request = msgspec.json.Decoder(Ping | Preload | Fork).decode
+decode_forkserver_answer = msgspec.json.Decoder(ForkServerAnswer).decode
 
 
 # ------------------------------------------------------------------------------------------------- calibration

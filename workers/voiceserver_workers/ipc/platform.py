@@ -101,7 +101,11 @@ if sys.platform == "linux":
 
     def _create_event_doorbell() -> tuple[int, int]:
         fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return fd, os.dup(fd)
+        try:
+            return fd, os.dup(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     def _open_pidfd(pid: int, lifeline_fd: int) -> int:
         return os.pidfd_open(pid)

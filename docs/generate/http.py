@@ -146,7 +146,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "/readyz": Operation(
         "Whether callers should be sent here. A load balancer asks it.",
         {
-            200: Answer("Every stage has a ready worker.", Readiness),
+            200: Answer("A caller would be served at once.", Readiness),
             503: Answer("Not yet, or draining; the body has the reasons.", Readiness),
         },
     ),

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,13 @@ class ServerProcess:
             return response.status, json.loads(body) if response.getheader(
                 "Content-Type"
             ) == "application/json" else body
+
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
+        """Until ``/readyz`` says that a caller would be served at once."""
+        deadline = time.monotonic() + timeout_s
+        while (answer := self.get("/readyz"))[0] != 200:
+            assert time.monotonic() < deadline, (answer, self.log)
+            time.sleep(0.02)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

@@ -44,6 +44,7 @@ def events_until_close(caller: ClientConnection) -> tuple[list[dict[str, Any]], 
 
 def test_pages(server: ServerProcess) -> None:
     assert server.get("/healthz") == (200, {"status": "ok"})
+    server.wait_ready()
     assert server.get("/readyz") == (200, {"status": "ready", "why": []})
     status, capacity = server.get("/v1/capacity")
     assert (status, capacity["stages"]["reply"]["workers"], capacity["stages"]["reply"]["ready"]) == (

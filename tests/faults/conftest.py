@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,16 +24,8 @@ DEFAULT_ENGINES = (
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
     with serving(*DEFAULT_ENGINES) as server:
-        wait_ready(server)
+        server.wait_ready()
         yield server
-
-
-def wait_ready(server: ServerProcess, timeout_s: float = 60.0) -> None:
-    """Until ``/readyz`` says so: the engines are loaded."""
-    deadline = time.monotonic() + timeout_s
-    while server.get("/readyz")[0] != 200:
-        assert time.monotonic() < deadline, server.log
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session")

@@ -129,11 +129,12 @@ def test_with_no_worker_left_the_server_stays_and_says_so(tmp_path: Path) -> Non
 
 def test_with_no_worker_left_the_silent_are_told_too(tmp_path: Path) -> None:
     flag = tmp_path / "no-worker"
-    with serving(*SETTINGS, f"stages.reply.params.flag={flag}") as server, Chat(server.url) as idle:
+    # Longer than a worker needs to come back, on a machine with ten times the load too.
+    patient = "backpressure.busy_after_ms=5000"
+    with serving(*SETTINGS, f"stages.reply.params.flag={flag}", patient) as server, Chat(server.url) as idle:
         with Chat(server.url) as killer:
-            killer.ask(
-                "kill"
-            )  # and another worker is there before anybody who waits for nothing needs to know
+            # Another worker is there before anybody who waits for nothing needs to know.
+            killer.ask("kill")
             assert killer.read_end() == 1011
         with Chat(server.url) as killer:
             assert killer.talk("hello") == "You said hello."

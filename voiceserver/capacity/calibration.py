@@ -52,7 +52,7 @@ class Calibration:
         self._places: dict[str, int | None] = {}
         self._workers: dict[str, int] = {}
         self.is_done = False
-        self.was_disturbed = False  # a worker was lost meanwhile
+        self.was_disturbed = False  # a worker was lost meanwhile, or a caller came
         self.costs: dict[str, Cost] = {}
 
     def begin(self) -> None:
@@ -66,6 +66,12 @@ class Calibration:
             self._stage_ms = self._clock()
             self._send(tts, [(RequestKind.DATA, 1, 1, LINE.encode())])
         else:
+            self._end()
+
+    def stop(self) -> None:
+        """A caller goes first: give every place back now. What was found so far is worth nothing."""
+        if not self.is_done:
+            self.was_disturbed = True
             self._end()
 
     def give_up_if_late(self) -> None:

@@ -71,9 +71,12 @@ class Outage:
 
     def missing_for(self, options: SessionOptions) -> MissingStage | None:
         """What a caller with these options goes without; of several stages the first that its audio meets."""
-        missing = self.missing
-        if not missing:
+        if not self.missing:
             return None
+        # One that came back since the last look is not missing for whoever comes now.
+        missing = {
+            name: one for name, one in self.missing.items() if self._pools[name].back_in_ms() is not None
+        }
         needed = {
             "vad": options.turn_detection is not None,
             "stt": options.transcribes or options.replies,

@@ -24,8 +24,8 @@ from voiceserver.pool import Pool, PoolStats, speech_voices
 from voiceserver.server import pages
 from voiceserver.server.auth import Auth
 from voiceserver.server.multiprocess.peer import Peer
-from voiceserver.server.overview import OverviewSource
 from voiceserver.server.open_files import budget_now
+from voiceserver.server.overview import OverviewSource
 from voiceserver.server.routes import RouteParts, build_routes
 from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import SessionSettings

@@ -121,7 +121,7 @@ def _add_pages(routes: Routes, parts: RouteParts) -> None:
         return json_response(200, {"status": "ok"})
 
     def ready(caller: Caller) -> Response:
-        why = reasons_unready(parts.pools, parts.state.is_draining, parts.state.loop_lag_ms)
+        why = reasons_unready(parts.pools, parts.state)
         if merging is not None:
             why += merging.unready_elsewhere()
         return json_response(503 if why else 200, {"status": "unavailable" if why else "ready", "why": why})
@@ -179,7 +179,7 @@ def capacity_of(pools: Mapping[str, Pool], admission: Admission, state: ServerSt
     return msgspec.json.encode(value)
 
 
-def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: float) -> list[Unready]:
+def reasons_unready(pools: Mapping[str, Pool], state: ServerState) -> list[Unready]:
     """Why no caller should be sent here now; empty when one may."""
     remote = "its endpoint does not answer"
     why = [
@@ -187,8 +187,10 @@ def reasons_unready(pools: Mapping[str, Pool], is_draining: bool, loop_lag_ms: f
         for name, pool in pools.items()
         if not pool.is_ready()
     ]
-    if loop_lag_ms > LOOP_TOO_LATE_MS:
-        why.insert(0, Unready(f"the event loop runs {loop_lag_ms:.0f} ms late"))
-    if is_draining:
+    if state.is_measuring and not why:
+        why.append(Unready("the engines are being measured"))
+    if state.loop_lag_ms > LOOP_TOO_LATE_MS:
+        why.insert(0, Unready(f"the event loop runs {state.loop_lag_ms:.0f} ms late"))
+    if state.is_draining:
         why.insert(0, Unready("draining"))
     return why

@@ -135,6 +135,8 @@ class Server:
 
     def _start_duties(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         services = self.services
+        if services.config.backpressure.max_talkers == 0:
+            services.state.begin_measuring()
         self._files = files = FileWatch(services, tls)
         figures = Figures(services, self._host.peer)
         capacity = CapacityWatch(services, Cores(self.config.server.processes))

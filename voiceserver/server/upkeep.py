@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PROBE_MS: Final = 50.0
 REFRESH_MS: Final = 1_000.0
+# Workers may die while they are measured; the server is ready all the same after so many attempts.
+MOST_DISTURBED: Final = 3
 # New connections after which the collector is told to leave the old ones alone.
 _FREEZE_STEP: Final = 1_000
 
@@ -93,6 +95,7 @@ class CapacityWatch:
         self._pools = services.places.pools
         self._cores = cores
         self._calibration: Calibration | None = None
+        self._disturbed = 0
         self._is_calibrated = False
         # The lines that are spoken when the server is busy were asked for.
         self._has_lines = False
@@ -114,11 +117,17 @@ class CapacityWatch:
         services.places.changed()
 
     def _calibrate(self, is_ready: bool) -> None:
-        """Once, as soon as every stage is there and before the first caller."""
+        """Once, as soon as every stage is there and nobody calls. A caller who comes meanwhile goes first."""
         services, found = self._services, self._calibration
-        if found is not None and found.was_disturbed:  # by a worker that died: once more
+        is_called = services.places.admission.talkers > 0
+        if found is not None and is_called and not self._is_calibrated:
+            found.stop()
+        if found is not None and found.was_disturbed:  # once more
             found = self._calibration = None
-        if found is None and is_ready and not services.places.admission.talkers and self._has_lines:
+            self._disturbed += 1
+        if is_called or self._disturbed >= MOST_DISTURBED:
+            services.state.end_measuring()
+        if found is None and is_ready and not is_called and self._has_lines:
             self._calibration = Calibration(self._pools, services.ticks.clock, self._cores.share)
             self._calibration.begin()
         elif found is not None and not self._is_calibrated:
@@ -126,6 +135,7 @@ class CapacityWatch:
             if found.is_done:
                 self._is_calibrated = True
                 self._apply(found)
+                services.state.end_measuring()
 
     def _apply(self, found: Calibration) -> None:
         services, costs, cores = self._services, found.costs, self._cores.share
@@ -192,7 +202,7 @@ class Figures:
         snapshot.local_time = time.strftime("%Y-%m-%d %H:%M")
         if self._publisher is not None:
             capacity = capacity_of(pools, services.places.admission, services.state)
-            unready = reasons_unready(pools, services.state.is_draining, services.state.loop_lag_ms)
+            unready = reasons_unready(pools, services.state)
             is_told = self._publisher.publish(services.metrics.own_families(), capacity, unready)
             if self._is_told and not is_told:
                 services.log.warning("figures too long", reason="the other processes see old ones")

@@ -36,13 +36,15 @@ class OpenConnection(Member, Protocol):
 
 
 class ServerState:
-    """``sessions``: upgraded connections; ``unopened``: the others. ``is_draining``: no new session is let in. ``loop_lag_ms``:
-    how late the event loop runs what is due, smoothed. ``port``: the port that is listened on; 0 before that."""
+    """``sessions``: upgraded connections; ``unopened``: the others. ``is_draining``: no new session is let in. ``is_measuring``:
+    the engines are measured before the first caller. ``loop_lag_ms``: how late the event loop runs what is due, smoothed.
+    ``port``: the port that is listened on; 0 before that."""
 
     __slots__ = (
         "_on_empty",
         "connections",
         "is_draining",
+        "is_measuring",
         "loop_lag_ms",
         "port",
         "sessions",
@@ -55,6 +57,7 @@ class ServerState:
         self.connections: dict[OpenConnection, None] = {}
         self.sessions = 0
         self.is_draining = False
+        self.is_measuring = False
         self.loop_lag_ms = 0.0
         self.port = 0
         self._on_empty: Callable[[], None] | None = None
@@ -74,6 +77,13 @@ class ServerState:
 
     def note_loop_lag(self, lag_ms: float) -> None:
         self.loop_lag_ms += (lag_ms - self.loop_lag_ms) * _LAG_SMOOTHING
+
+    def begin_measuring(self) -> None:
+        self.is_measuring = True
+
+    def end_measuring(self) -> None:
+        """The engines are measured, or a caller came first."""
+        self.is_measuring = False
 
     def begin_drain(self) -> None:
         self.is_draining = True

@@ -39,6 +39,20 @@ def of(line: Line, kind: str) -> list[dict[str, Any]]:
     return [event for event in line.events() if event["type"] == kind]
 
 
+@pytest.mark.parametrize("head", [upgrade(), upgrade("/v1/realtime", "Authorization: Bearer x\r\n")])
+def test_who_comes_when_the_stage_is_back_hears_nothing_of_its_absence(head: bytes) -> None:
+    shell = Shell("vad", "stt")
+    go_out(shell)
+    shell.pools["vad"].ready = True
+    # The server looks at its pools a few times in a second, and has not looked since.
+    caller = shell.call(head)
+    assert caller.status == 101
+    assert not any("no_worker" in str(event) for event in caller.events())
+    pass_time(shell, 2 * REPEAT_MS)
+    assert not any("no_worker" in str(event) for event in caller.events())
+    assert "server.ready" not in caller.types()
+
+
 def test_a_silent_caller_is_told_once_and_costs_no_session() -> None:
     shell = Shell("vad", "stt")
     idle = shell.call()

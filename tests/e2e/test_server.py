@@ -246,7 +246,8 @@ def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "voiceserver", *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        # A machine with ten times the load needs many seconds to start a program.
+        timeout=110,
         cwd=cwd,
         env=ENVIRONMENT,
         check=False,

@@ -51,7 +51,8 @@ class StreamOwner(Protocol):
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
         """The stream is gone (its worker died, or it was quarantined). Its object must not be used again.
 
-        "moved": the worker was one for suspects, and another stream was found guilty of its death. Open a new stream."""
+        "moved": another caller has the place, at the end of a turn; or the worker was one for suspects, and another stream was
+        found guilty of its death. Open a new stream."""
 
     def on_room(self, stage: str) -> None:
         """A place or ring space may be free again, after ``try_open`` or ``send`` said no."""

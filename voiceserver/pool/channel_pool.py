@@ -31,7 +31,8 @@ from voiceserver.pool import (
     ignore_event,
     never_raising,
 )
-from voiceserver.pool.place_queue import PlaceQueue
+from voiceserver.pool.owner_calls import OwnerCalls
+from voiceserver.pool.place_queue import PlaceQueue, Turnover
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState, WorkerStream
 from voiceserver_workers.ipc.channel import ChannelConfig, RingCorrupt, ServerEnd
@@ -52,13 +53,12 @@ CallSoon = Callable[[Callable[[], None]], object]
 
 RESPAWN_MS = 50.0  # what to promise while no worker is ready: a fork and the engine's constructor
 DEFAULT_TURNOVER_MS = 2_000.0  # between two places becoming free, before it was measured
-MAX_RETRY_MS = 60_000.0
 TRIAL_LANES = 2  # started when needed; as many as callers whom a worker of the default stt serves at once
 TRIAL_WAIT_MS = 500.0
 TRIAL_IDLE_MS = 10_000.0
 _BURST = 512
 _BURSTS_PER_DRAIN = 8
-_SMOOTHING = 0.2
+_FINAL = int(ResultKind.FINAL)
 
 
 class ChannelPool(Pool):
@@ -94,8 +94,8 @@ class ChannelPool(Pool):
         self._queue = PlaceQueue()
         self._is_offer_due = False
         self._is_stopping = False
-        self._turnover_ms = DEFAULT_TURNOVER_MS
-        self._freed_ms = 0.0
+        self._turnover = Turnover(DEFAULT_TURNOVER_MS)
+        self._owners = OwnerCalls(self.on_owner_error)
         self.restarts = 0
         # What the engine takes of a session and which voices it has, as a worker's hello says.
         self._options: frozenset[str] = frozenset()
@@ -117,18 +117,24 @@ class ChannelPool(Pool):
         if left_ms:
             return Refusal("quarantined", left_ms, self.stage)
         trial_items = self.quarantine.trial_items(key, now_ms) if key else 0
-        if not trial_items and len(self._queue) and not self._queue.may_take(owner, self._free_places()):
-            return self._refuse(owner, is_on_trial=False)
+        queue, is_live = self._queue, params.is_live
+        if (
+            not trial_items
+            and queue.waiting
+            and not queue.may_take(owner, self._free_places(), is_live=is_live)
+        ):
+            return self._refuse(owner, is_live, is_on_trial=False)
         payload = self._taken_by_engine(params).to_bytes()
         for handle in self._candidates(trial_items > 0, now_ms):
             stream = self._next_stream
             if handle.try_send(RequestKind.OPEN, stream, 0, trial_items, payload, self._clock_ns()):
                 self._next_stream += 1
-                opened = handle.streams[stream] = WorkerStream(self, handle, stream, owner, key, is_lighter)
-                self._queue.forget(owner)
+                opened = WorkerStream(self, handle, stream, owner, key, is_lighter, params)
+                handle.streams[stream] = opened
+                queue.admit(owner, is_live=is_live)
                 handle.ring_soon()
                 return opened
-        return self._refuse(owner, is_on_trial=trial_items > 0)
+        return self._refuse(owner, is_live, is_on_trial=trial_items > 0)
 
     def _taken_by_engine(self, params: StreamParams) -> StreamParams:
         """Without the options that the engine does not name: a session wishes, and not every engine can."""
@@ -186,12 +192,7 @@ class ChannelPool(Pool):
         ):
             handle.unsent_closes.append(stream.id)
         handle.ring_soon()
-        now_ms = self._now_ms()
-        if self._freed_ms:
-            # Clamped, so that one quiet night does not promise the next caller an hour.
-            gap_ms = min(now_ms - self._freed_ms, MAX_RETRY_MS)
-            self._turnover_ms += (gap_ms - self._turnover_ms) * _SMOOTHING
-        self._freed_ms = now_ms
+        self._turnover.freed(self._now_ms())
         self._offer_places_soon()
 
     # For whoever runs the workers
@@ -214,7 +215,7 @@ class ChannelPool(Pool):
         try:
             is_empty = self._deliver(handle, touched, _BURSTS_PER_DRAIN)
         except RingCorrupt as error:
-            self._tick(touched)
+            self._owners.tick(touched)
             self.end_worker(handle)
             self.bury(handle, "worker_lost")
             self.report("ring_corrupt", handle, error=str(error))
@@ -223,7 +224,7 @@ class ChannelPool(Pool):
             self._call_soon(lambda: self._drain_again(handle, generation))
         handle.push_closes()
         self._offer_ring_room(handle, touched)
-        self._tick(touched)
+        self._owners.tick(touched)
 
     def bury(self, handle: WorkerHandle, reason: LossReason) -> None:
         """The worker is dead: the one crash path. Idempotent."""
@@ -254,10 +255,10 @@ class ChannelPool(Pool):
             if handle.is_trial and guilty and stream.key not in guilty:
                 told = "moved"  # they have had their hiccup
             touched[id(stream.owner)] = stream.owner
-            self._call(stream.lose, self.stage, told)
+            self._owners.call(stream.lose, self.stage, told)
         if suspects - guilty:
             self._call_soon(partial(self._start_trials, len(suspects - guilty)))
-        self._tick(touched)
+        self._owners.tick(touched)
         # Callers are told first.
         event = "worker_stopped" if is_meant else "worker_lost"
         self.report(event, handle, reason=why, batch=flight.batch_size, streams=len(lost))
@@ -374,6 +375,7 @@ class ChannelPool(Pool):
         self, handle: WorkerHandle, records: Sequence[Record], touched: dict[int, StreamOwner]
     ) -> None:  # hot
         find, stage = handle.streams.get, self.stage
+        turn_end = _FINAL if stage == "stt" else 0
         for record in records:
             stream = find(record.stream)
             if stream is None:
@@ -387,6 +389,25 @@ class ChannelPool(Pool):
             except Exception as error:
                 touched[id(owner)] = owner
                 self.on_owner_error(error)
+            if record.kind == turn_end:
+                self._end_turn(handle, stream, record.seq)
+
+    def _end_turn(self, handle: WorkerHandle, stream: WorkerStream, seq: int) -> None:
+        """A turn was recognised up to ``seq``. Its place is offered again if somebody waits who comes before this caller."""
+        heard_ms = stream.heard_ms(seq)
+        if (
+            self._queue.waiting
+            and stream.handle is handle
+            and not handle.is_trial
+            and self._queue.is_before(
+                stream.owner,
+                sum(len(one.streams) for one in self.handles),
+                is_live=stream.is_live,
+                heard_ms=heard_ms,
+            )
+        ):
+            self.close_stream(handle, stream)
+            self._owners.call(stream.lose, self.stage, "moved")
 
     def _hear(self, handle: WorkerHandle, record: Record) -> None:
         if record.kind == ResultKind.FAILED:
@@ -408,12 +429,11 @@ class ChannelPool(Pool):
             else:
                 self._offer_places_soon()
 
-    def _refuse(self, owner: StreamOwner, *, is_on_trial: bool) -> Refusal:
-        self._queue.wait(owner)
+    def _refuse(self, owner: StreamOwner, is_live: bool, *, is_on_trial: bool) -> Refusal:
+        self._queue.wait(owner, is_live=is_live)
         if not self.is_ready() or is_on_trial:
             return Refusal("no_worker", self._next_worker_ms(), self.stage)
-        retry_ms = max(RESPAWN_MS, min(MAX_RETRY_MS, self._turnover_ms * len(self._queue)))
-        return Refusal("full", retry_ms, self.stage)
+        return Refusal("full", self._turnover.retry_ms(len(self._queue), RESPAWN_MS), self.stage)
 
     def _next_worker_ms(self) -> float:
         now_ms = self._now_ms()
@@ -441,8 +461,8 @@ class ChannelPool(Pool):
                 return
             left -= len(called)
             for owner in called.values():
-                self._call(owner.on_room, self.stage)
-            self._tick(called)
+                self._owners.call(owner.on_room, self.stage)
+            self._owners.tick(called)
             self._queue.done()
 
     def _offer_ring_room(self, handle: WorkerHandle, touched: dict[int, StreamOwner]) -> None:
@@ -456,20 +476,7 @@ class ChannelPool(Pool):
             key = next(iter(handle.wants_room))
             owner = handle.wants_room.pop(key).owner
             touched[id(owner)] = owner
-            self._call(owner.on_room, self.stage)
-
-    def _tick(self, touched: dict[int, StreamOwner]) -> None:
-        for owner in touched.values():
-            try:
-                owner.on_tick()
-            except Exception as error:
-                self.on_owner_error(error)
-
-    def _call(self, callback: Callable[..., None], *args: str) -> None:
-        try:
-            callback(*args)
-        except Exception as error:
-            self.on_owner_error(error)
+            self._owners.call(owner.on_room, self.stage)
 
     def on_owner_error(self, error: Exception) -> None:
         """An owner's callback raised: one session's bug must not stop the others. Tests let it raise."""

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from voiceserver.pool import LossReason, StreamOwner, WorkerStats
 from voiceserver_workers.ipc.channel import FlightState, ServerEnd
-from voiceserver_workers.ipc.messages import RequestKind
+from voiceserver_workers.ipc.messages import RequestKind, StreamParams
 
 HEALTHY_MS = 1_000.0  # a worker that lived so long starts with a clean record
 FIRST_BACKOFF_MS = 50.0
@@ -219,7 +219,7 @@ class ClosesStreams(Protocol):
 class WorkerStream:
     """A stream on one worker. ``key`` names the session for the quarantine."""
 
-    __slots__ = ("_pool", "id", "is_lighter", "key", "handle", "owner")
+    __slots__ = ("_heard_seq", "_pool", "_rate_hz", "handle", "id", "is_lighter", "is_live", "key", "owner")
 
     def __init__(
         self,
@@ -229,6 +229,7 @@ class WorkerStream:
         owner: StreamOwner,
         key: str,
         is_lighter: bool,
+        params: StreamParams,
     ) -> None:
         self._pool = pool
         self.handle: WorkerHandle | None = handle
@@ -236,6 +237,9 @@ class WorkerStream:
         self.owner = owner
         self.key = key
         self.is_lighter = is_lighter
+        self.is_live = params.is_live
+        self._rate_hz = params.rate_hz
+        self._heard_seq = params.start_seq
 
     def send(self, kind: RequestKind, turn: int, seq: int, payload: bytes | memoryview = b"") -> bool:
         """See ``voiceserver.pool.Stream``."""
@@ -256,6 +260,11 @@ class WorkerStream:
         handle, self.handle = self.handle, None
         if handle is not None:
             self._pool.close_stream(handle, self)
+
+    def heard_ms(self, seq: int) -> float:
+        """Audio from the end of the turn before to ``seq``, the end of this one."""
+        samples, self._heard_seq = seq - self._heard_seq, seq
+        return samples * 1000.0 / self._rate_hz
 
     def lose(self, stage: str, reason: LossReason) -> None:
         """Its worker is gone."""

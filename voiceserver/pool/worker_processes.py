@@ -62,7 +62,8 @@ class _Process:
 
 
 class WorkerProcesses:
-    """``spec``: of each worker. stall_timeout_ms: see ``hang_detector``. output_fd: see ``ForkServerHandle``. ``start`` comes first, on the loop to be used."""
+    """``spec``: of each worker. stall_timeout_ms: see ``hang_detector``. output_fd: see ``ForkServerHandle``. ``start`` comes
+    first, on the loop to be used."""
 
     def __init__(
         self, pool: WorkerPool, spec: WorkerSpec, stall_timeout_ms: float, output_fd: int | None = None

@@ -341,6 +341,7 @@ class Session(SessionState):
                 options={"language": options.language} if stage == "stt" and options.language else {},
                 output_rate_hz=self.output_rate_hz if stage == "reply" else 0,
                 is_final_only=stage == "stt" and self.goes_without_partials,
+                is_live=self.audio_input is None or not self.audio_input.is_held_back,
             )
         return self.voice_params() if stage == "tts" else StreamParams(rate_hz=self.output_rate_hz)
 

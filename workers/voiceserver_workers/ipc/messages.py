@@ -107,6 +107,8 @@ class StreamParams(msgspec.Struct, frozen=True):
     output_rate_hz: int = 0
     # The stream begins as after FINAL_ONLY.
     is_final_only: bool = False
+    # The audio comes as it is spoken. False: a recording, sent as fast as it is taken, which can wait for a place.
+    is_live: bool = True
 
     def to_bytes(self) -> bytes:
         """The payload of OPEN."""

@@ -283,6 +283,23 @@ async def test_a_forkserver_that_hangs_is_noticed_before_it_is_needed() -> None:
         assert bench.pid() == healthy
 
 
+async def test_workers_that_have_lived_for_long_come_back_after_the_death_of_their_forkserver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They wait for the next forkserver, which is no loading that takes too long."""
+    async with make_local_bench() as bench:
+        monkeypatch.setattr("voiceserver.pool.worker_processes.LOAD_TIMEOUT_MS", 1.0)
+        forkserver = bench.pool.forkserver_pid()
+        assert forkserver is not None
+        first = bench.pid()
+        os.kill(forkserver, signal.SIGKILL)
+        await bench.until(lambda: "forkserver_lost" in bench.names())
+        # Longer than two sweeps: workers are looked at while there is no forkserver that has loaded the engine.
+        await asyncio.sleep(3 * SWEEP_MS / 1000)
+        monkeypatch.setattr("voiceserver.pool.worker_processes.LOAD_TIMEOUT_MS", 60_000.0)
+        await bench.until(lambda: bench.pool.is_ready() and bench.pid() not in (0, first))
+
+
 async def test_a_worker_that_is_stopped_while_it_loads_is_replaced() -> None:
     async with make_local_bench() as bench:
         await bench.pool.stop()

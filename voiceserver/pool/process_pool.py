@@ -151,7 +151,8 @@ class ProcessPool(ChannelPool):
     def sweep(self) -> None:
         now_ns = self._clock_ns()
         for handle in self.all_handles():
-            if handle.state is WorkerState.STARTING and self._processes.is_stuck(handle, now_ns):
+            is_loading = handle.state is WorkerState.STARTING and handle.end is not None
+            if is_loading and self._processes.is_stuck(handle, now_ns):
                 self._hang(handle)
         super().sweep()
         if not self._is_stopping:

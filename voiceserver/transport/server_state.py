@@ -52,7 +52,7 @@ class ServerState:
     )
 
     def __init__(self, unopened: UnopenedConnections | None = None) -> None:
-        self.unopened = unopened or UnopenedConnections()
+        self.unopened = UnopenedConnections() if unopened is None else unopened
         # A set takes twice the memory at 15,000 connections.
         self.connections: dict[OpenConnection, None] = {}
         self.sessions = 0

@@ -31,9 +31,7 @@ class UnopenedConnections:
 
     __slots__ = ("_limits", "_members", "_on_drop")
 
-    def __init__(
-        self, limits: SocketLimits = UNLIMITED, on_drop: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, limits: SocketLimits = UNLIMITED, on_drop: Callable[[], None] = lambda: None) -> None:
         # In the order of their coming.
         self._members: dict[Droppable, None] = {}
         self._limits = limits

@@ -144,7 +144,7 @@ class Workers:
 
     def pid(self, stage: str) -> int:
         of_stage = [
-            one for one in self.entries("worker_ready") if (one["stage"], one["worker"]) == (stage, 0)
+            one for one in self.entries("worker ready") if (one["stage"], one["worker"]) == (stage, 0)
         ]
         return int(str(of_stage[-1]["pid"]))
 
@@ -181,15 +181,15 @@ async def disturb(
         for one in calls:
             one.cancel()
     async with asyncio.timeout(CALL_TIMEOUT_S):
-        while workers.after(at, stage, "worker_ready") is None:
+        while workers.after(at, stage, "worker ready") is None:
             await asyncio.sleep(0.02)
     told = [caller.after(at, ServerBusy, stage) for caller in crowd]
     return crowd, Round(
         stage,
         number.name,
-        workers.after(at, stage, "worker_lost", "worker_hung"),
+        workers.after(at, stage, "worker lost", "worker hung"),
         tuple(one for one in told if one is not None),
-        workers.after(at, stage, "worker_ready"),
+        workers.after(at, stage, "worker ready"),
         tuple(max(caller.took_ms - usual_ms, 0.0) for caller in crowd),
         0,
         0,

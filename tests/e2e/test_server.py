@@ -290,7 +290,7 @@ def test_a_parameter_that_an_engine_refuses_is_named_with_what_it_may_be(tmp_pat
     assert last.endswith("(from --set stages.tts.params.voice)")
     assert "Traceback" not in done.stderr
     told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert {one["level"] for one in told if one["event"] == "bad_engine"} == {"error"}
+    assert {one["level"] for one in told if one["event"] == "bad engine"} == {"error"}
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(server: ServerProcess, tmp_path: Path) -> None:

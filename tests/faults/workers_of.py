@@ -16,7 +16,7 @@ def pid_of(server: ServerProcess, stage: str, worker: int = 0) -> int:
         pids = [
             int(entry["pid"])
             for entry in server.log
-            if entry["event"] == "worker_ready" and (entry["stage"], entry["worker"]) == (stage, worker)
+            if entry["event"] == "worker ready" and (entry["stage"], entry["worker"]) == (stage, worker)
         ]
         if pids and is_alive(pids[-1]):
             return pids[-1]

@@ -151,7 +151,7 @@ def configure(level: str, log_format: str) -> None:
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
-        processors=[structlog.processors.add_log_level, _plain_numbers, stamp, *render],
+        processors=[structlog.processors.add_log_level, _plain_words, _plain_numbers, stamp, *render],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *args: _Submit(),
         cache_logger_on_first_use=False,
@@ -209,6 +209,14 @@ def _hear_worker(line: bytes) -> None:
 def level_of(event: str) -> int:
     """The level, of ``logging``, at which a pool's event is told."""
     return _LEVEL_OF.get(event, logging.INFO)
+
+
+def _plain_words(logger: object, method: str, event: EventDict) -> EventDict:
+    """One style for names of events: words with spaces between, whoever names them."""
+    name = event.get("event")
+    if isinstance(name, str) and " " not in name:
+        event["event"] = name.replace("_", " ")
+    return event
 
 
 def _plain_numbers(logger: object, method: str, event: EventDict) -> EventDict:

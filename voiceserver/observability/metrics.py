@@ -10,8 +10,10 @@ for callers.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Concatenate, ParamSpec, Protocol
+from typing import Concatenate, Final, ParamSpec, Protocol
 
 import msgspec
 from prometheus_client import (
@@ -191,6 +193,13 @@ class Metrics(Collector):
         }
         self._part_of = {part: self._turn.labels(part) for part in _PIECES}
 
+    def observe_state(self, is_draining: Callable[[], bool]) -> None:
+        """Read at every scrape whether the server drains, and have counters begin at 0."""
+        self._registry.register(_StateCollector(is_draining))
+        for counter, values in _ZEROS.items():
+            for value in values:
+                getattr(self, counter).labels(value)
+
     def observe_detached(self, count: Callable[[], int]) -> None:
         """Read at every scrape how many calls are kept."""
         self._calls_detached.set_function(count)
@@ -323,6 +332,39 @@ class Metrics(Collector):
         return found
 
 
+# Labels that are there from the start: a rate needs a zero before the first count.
+_ZEROS: Final = {
+    "_refused": ("at_capacity", "tenant_share", "draining"),
+    "_calls_given_up": ("expired", "evicted", "too_much_unheard", "draining"),
+    "_replies": ("completed", "interrupted", "cancelled", "failed", "limited", "filtered"),
+}
+
+
+class _StateCollector(Collector):
+    def __init__(self, is_draining: Callable[[], bool]) -> None:
+        self._is_draining = is_draining
+        self._labels = {"version": _installed_version(), "python": platform.python_version()}
+
+    def collect(self) -> Iterator[Metric]:
+        build = GaugeMetricFamily(
+            "voiceserver_build_info",
+            "The version that runs; the value is the number of processes.",
+            labels=list(self._labels),
+        )
+        build.add_metric(list(self._labels.values()), 1.0)
+        yield build
+        yield GaugeMetricFamily(
+            "voiceserver_draining", "Server processes that are draining.", value=float(self._is_draining())
+        )
+
+
+def _installed_version() -> str:
+    try:
+        return importlib.metadata.version("voiceserver")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def _of_observers(faults: int) -> Iterator[Metric]:
     """What was lost of logs and metrics themselves."""
     lost = CounterMetricFamily(
@@ -409,6 +451,7 @@ class _PoolCollector(Collector):
         yield _workers(pools)
         yield _restarts(pools)
         yield _skipped(pools)
+        yield from _endpoints(pools)
         yield from _each_worker(pools)
 
 
@@ -436,6 +479,30 @@ def _restarts(pools: Iterable[PoolStats]) -> CounterMetricFamily:
     for pool in pools:
         family.add_metric([pool.stage], pool.restarts)
     return family
+
+
+def _endpoints(pools: Iterable[PoolStats]) -> Iterator[Metric]:
+    """Of stages that ask a remote side, as language models are."""
+    requests = CounterMetricFamily(
+        "voiceserver_endpoint_requests", "Answers asked of a remote endpoint.", labels=["stage", "outcome"]
+    )
+    up = GaugeMetricFamily(
+        "voiceserver_endpoint_up", "1 while the remote endpoint answers.", labels=["stage"]
+    )
+    first = GaugeMetricFamily(
+        "voiceserver_endpoint_first_word_seconds",
+        "Moving average of the time to the first word of an answer.",
+        labels=["stage"],
+    )
+    for pool in pools:
+        remote = pool.remote
+        if remote is not None:
+            counts = {"asked": remote.asked, "failed": remote.failed, "cancelled": remote.cancelled}
+            for outcome, count in counts.items():
+                requests.add_metric([pool.stage, outcome], count)
+            up.add_metric([pool.stage], float(remote.is_up))
+            first.add_metric([pool.stage], remote.first_ms / 1000.0)
+    yield from (requests, up, first)
 
 
 def _skipped(pools: Iterable[PoolStats]) -> CounterMetricFamily:

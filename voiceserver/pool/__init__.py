@@ -17,7 +17,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from voiceserver.errors import Refusal
 from voiceserver_workers.ipc.messages import Record, RequestKind, StreamParams
@@ -102,6 +102,16 @@ class WorkerStats:
     busy_ms: float = 0.0
 
 
+class RemoteCounts(NamedTuple):
+    """Answers since the start. ``first_ms``: moving average of the time to the first result; 0 before there was one."""
+
+    is_up: bool
+    asked: int
+    failed: int
+    cancelled: int
+    first_ms: float
+
+
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     """One stage of the server."""
@@ -122,6 +132,8 @@ class PoolStats:
     lighter_streams: int = 0
     # Parts of a remote side's answers that could not be read, since the start of the server.
     skipped: int = 0
+    # Of a stage that asks a remote side.
+    remote: RemoteCounts | None = None
 
 
 class Pool(ABC):

@@ -24,6 +24,7 @@ from voiceserver.pool import (
     OnEvent,
     Pool,
     PoolStats,
+    RemoteCounts,
     Stream,
     StreamOwner,
     WorkerStats,
@@ -299,6 +300,9 @@ class RemotePool(Pool):
             0,
             1.0,
             skipped=self.remote.skipped,
+            remote=RemoteCounts(
+                self.remote.is_up(), self._asked, self._failures.count, self._cancelled, self._first_ms
+            ),
         )
 
     def health(self) -> RemoteHealth:

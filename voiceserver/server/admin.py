@@ -5,7 +5,7 @@ file that nobody else can read; ``voiceserver drain`` and ``voiceserver dashboar
 
 ::
 
-    $XDG_RUNTIME_DIR/voiceserver/PORT.token        or, in the temporary directory, voiceserver-UID/PORT.token
+    $XDG_RUNTIME_DIR/voiceserver/PORT.token        or, in the temporary directory, voiceserver-run-UID/PORT.token
     directory 0700, file 0600
 """
 
@@ -81,7 +81,7 @@ def _path(port: int) -> Path:
     runtime = environment().get("XDG_RUNTIME_DIR")
     if runtime and os.access(runtime, os.W_OK):
         return Path(runtime) / "voiceserver" / f"{port}.token"
-    return Path(tempfile.gettempdir()) / f"voiceserver-{os.geteuid()}" / f"{port}.token"
+    return Path(tempfile.gettempdir()) / f"voiceserver-run-{os.geteuid()}" / f"{port}.token"
 
 
 def _write(port: int, token: str) -> Path:

@@ -29,6 +29,7 @@ from voiceserver.server.overview import OverviewSource
 from voiceserver.server.routes import RouteParts, build_routes
 from voiceserver.server.stage_problems import StageProblems
 from voiceserver.session.settings import SessionSettings
+from voiceserver.transport.caller_log import CallerLog
 from voiceserver.transport.http import Router, Routes
 from voiceserver.transport.outage_notices import OutageNotices
 from voiceserver.transport.places import Places
@@ -86,19 +87,16 @@ def build(
     sessions = SessionFactory(settings, pools, store)
     places = _places(config, pools, sessions, ticks, log)
     history = _observe(metrics, pools, places, lambda: live_accounting(state, store), peer)
-    metrics.observe_detached(lambda: store.detached)
-    auth = Auth(
-        config.auth,
-        host.wall_s,
-        check_session=lambda body: openai.read_session(body, speech_voices(pools)),
-        shared_usage=peer,
-    )
+    _observe_state(metrics, state, store)
+    auth = _auth(config, pools, host)
     parts = RouteParts(config, pools, places.admission, metrics, state, auth, announcements, host.wires, peer)
     routes = build_routes(parts)
     overview = OverviewSource(config, history, host.problems, places.controller, ticks)
     pages.add(routes, auth, metrics, state, host.ask_to_drain, overview, config.server)
-    outage = Outage(pools, config.backpressure.busy_after_ms)
-    credit_ms = float(config.backpressure.max_backlog_ms)
+    outage, credit_ms = (
+        Outage(pools, config.backpressure.busy_after_ms),
+        float(config.backpressure.max_backlog_ms),
+    )
     return Services(
         config=config,
         log=log,
@@ -113,8 +111,23 @@ def build(
         auth=auth,
         announcements=announcements,
         history=history,
+        caller_log=CallerLog(log, TrustedProxies(config.server.trusted_proxies)),
         handoff=peer.handoff if peer is not None else None,
     )
+
+
+def _auth(config: Config, pools: Mapping[str, Pool], host: Host) -> Auth:
+    return Auth(
+        config.auth,
+        host.wall_s,
+        check_session=lambda body: openai.read_session(body, speech_voices(pools)),
+        shared_usage=host.peer,
+    )
+
+
+def _observe_state(metrics: Metrics, state: ServerState, store: SessionStore) -> None:
+    metrics.observe_detached(lambda: store.detached)
+    metrics.observe_state(lambda: state.is_draining)
 
 
 def _settings(config: Config, announcements: Announcements) -> SessionSettings:

@@ -55,6 +55,6 @@ def _prepare(stage: StageConfig, log: Log) -> str:
 
     try:
         getattr(importlib.import_module(module), function)(stage.params, say)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return str(error)
     return ""

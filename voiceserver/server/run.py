@@ -132,7 +132,7 @@ def _serve_alone(
             admin.withdraw(config, port)
 
 
-def _open_doors(config: Config) -> list[tuple[str, str]]:
+def _exposed(config: Config) -> list[tuple[str, str]]:
     """A warning for a server that anybody on the network may use."""
     if config.auth.keys_file or is_loopback(config.server.host) or config.server.host == "localhost":
         return []
@@ -166,7 +166,7 @@ def serve(
     reload = Reloader(config, read_again).reload
     check_engines(config, loaded.source_of)
     with running(config.server.log_level, config.server.log_format):
-        for warning, fix in [*warnings, *_open_doors(config)]:
+        for warning, fix in [*warnings, *_exposed(config)]:
             get_logger().warning(warning, fix=fix)
         config = with_admin_token(prepare_engines(config, get_logger()))
         if config.server.processes > 1:

@@ -56,7 +56,7 @@ class Caller(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Response:
     """``refused``: why a caller was turned away with it, for the metrics; empty for any other answer. ``is_head``: it tells of
-    its body, and does not bring it."""
+    its body, and does not bring it. For the log: ``code`` of the error, and the name of the caller's ``key``."""
 
     status: int
     body: bytes
@@ -64,6 +64,8 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
     refused: str = ""
     is_head: bool = False
+    code: str = ""
+    key: str = ""
 
     def to_bytes(self) -> bytes:
         reason = HTTPStatus(self.status).phrase
@@ -138,7 +140,7 @@ def error_response(
 ) -> Response:
     kind = "server_error" if status >= 500 else "invalid_request_error"  # a field that OpenAI's clients know
     body = {"error": {"type": kind, "code": code, "message": message, "param": param, **extra}}
-    return json_response(status, body, *headers)
+    return replace(json_response(status, body, *headers), code=code)
 
 
 def _response_to(error: BadRequest) -> Response:
@@ -244,7 +246,7 @@ class Router:
                 return resume
             exhausted = self._gatekeeper.refuse_over_limit(key, is_resumed=resume is not None)
             if exhausted is not None:
-                return exhausted
+                return replace(exhausted, key=key)
             data = handshake.accept(codec.traits.subprotocol)
         except ProtocolError as error:
             return error_response(error.http_status, error.code, str(error), param=error.param)
@@ -260,7 +262,7 @@ class Router:
             if "Origin" in caller.headers:
                 got = replace(got, retry_after_ms=self._jittered_ms(got))
             return Upgrade(data, codec, caller, None, got)
-        return self._refuse(got)
+        return replace(self._refuse(got), key=key)
 
     def _try_enter(
         self, caller: Caller, codec: Codec, key: str, now_ms: float, *, is_resumed: bool

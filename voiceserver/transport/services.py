@@ -9,7 +9,7 @@ from typing import Protocol
 from voiceserver.announcements.spoken import Announcements
 from voiceserver.config.schema import Config
 from voiceserver.observability.metrics import Metrics
-from voiceserver.transport.http import Gatekeeper, Router
+from voiceserver.transport.http import Gatekeeper, Response, Router, Upgrade
 from voiceserver.transport.outage_notices import OutageNotices
 from voiceserver.transport.places import Places
 from voiceserver.transport.server_state import ServerState
@@ -46,6 +46,16 @@ class Handoff(Protocol):
     def hand_on(self, transport: asyncio.Transport, process: int, data: bytes) -> bool: ...
 
 
+class CallerLog(Protocol):
+    """``voiceserver.transport.caller_log.CallerLog`` is one."""
+
+    def opened(self, upgrade: Upgrade, session_id: str, *, is_resumed: bool = False) -> None: ...
+
+    def told(self, upgrade: Upgrade, now_ms: float) -> None: ...
+
+    def answered(self, response: Response, head: bytes, address: str, now_ms: float) -> None: ...
+
+
 class Log(Protocol):
     """``voiceserver.observability.logs.UnfailingLog`` is one."""
 
@@ -79,4 +89,5 @@ class Services:
     auth: Accounts
     announcements: Announcements
     history: Sampled
+    caller_log: CallerLog
     handoff: Handoff | None = None

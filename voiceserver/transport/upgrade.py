@@ -256,9 +256,11 @@ class Opening:
     def _ask(self, head: bytes, body: bytes, rest: bytes, now_ms: float) -> None:
         """Have the router answer a whole request. ``rest``: all that came after its head."""
         peer = self._peer()
-        answer = self._services.router.answer(head, now_ms, peer[0] if peer else "", body)
+        address = peer[0] if peer else ""
+        answer = self._services.router.answer(head, now_ms, address, body)
         if isinstance(answer, Response):
             self.answer(answer)
+            self._services.caller_log.answered(answer, head, address, now_ms)
         elif isinstance(answer, OtherProcess):
             self._hand_on(answer.process, head + rest)
         else:
@@ -297,6 +299,7 @@ class Opening:
             connection.write(upgrade.data)
             self._count_refused(upgrade.refusal.reason)
             refused.tell(upgrade.refusal, now_ms)
+            services.caller_log.told(upgrade, now_ms)
             return
         transport = connection.transport
         if transport is not None:
@@ -322,8 +325,10 @@ class Opening:
         silent = SilentCaller(connection, codec, seed, upgrade.ticket, now_ms)
         sessions.store.add_silent(seed, silent)
         connection.open(silent, now_ms)
-        for frame in codec.encode(sessions.greeting(codec, seed)):
+        ready = sessions.greeting(codec, seed)
+        for frame in codec.encode(ready):
             connection.write(build_frame(frame))
+        self._services.caller_log.opened(upgrade, ready.session_id)
 
     def _begin(self, upgrade: Upgrade, now_ms: float) -> None:
         """Make the session at once: it has a place in the waiting room, a key's account or a wire with a state of its own."""
@@ -342,6 +347,7 @@ class Opening:
         if ticket is not None and ticket.is_waiting:
             session.waiting(ticket.position, ticket.estimate_ms, now_ms)
         call.move(now_ms)
+        services.caller_log.opened(upgrade, session.session_id)
 
     def _resume(self, upgrade: Upgrade, now_ms: float) -> None:
         """The caller of a call is back on this connection, perhaps before we know that the one before is broken."""
@@ -359,3 +365,4 @@ class Opening:
         call.on_outage(now_ms, is_back=True)
         call.move(now_ms)
         connection.keep(now_ms)
+        self._services.caller_log.opened(upgrade, call.session.session_id, is_resumed=True)

@@ -234,14 +234,19 @@ def default_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or (
         "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
     )
-    wanted = Path(home).expanduser() / "voiceserver"
     try:
+        # A user id without a name has no home.
+        wanted = Path(home).expanduser() / "voiceserver"
         wanted.mkdir(parents=True, exist_ok=True)
         if os.access(wanted, os.W_OK | os.X_OK):
             return wanted
     except (OSError, RuntimeError):
         pass
-    return Path(tempfile.gettempdir()) / f"voiceserver-{os.getuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # nothing can be written anywhere, as whoever tries to will say
+        temporary = os.sep
+    return Path(temporary) / f"voiceserver-{os.getuid()}"
 
 
 def sha256_of(path: Path) -> str:

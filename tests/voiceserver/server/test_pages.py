@@ -112,6 +112,7 @@ def observed() -> Metrics:
         now_ms=0.0,
     )
     metrics.observe_admission(admission, controller, list)
+    metrics.observe_state(lambda: False)
     metrics.count_opened("native")
     metrics.count_closed("native", 1000, Accounting(100.0, 80.0, 20.0, 0.0))
     metrics.count_refused("at_capacity")

@@ -500,7 +500,7 @@ def test_a_fault_of_ours_is_told_without_its_text_and_hits_one_caller_only(
     assert "secret" not in json.dumps(line.events())
     assert line.close_code == 1011
     assert other.close_code is None
-    assert shell.logged[0]["event"] == "connection fault"
+    assert "connection fault" in [entry["event"] for entry in shell.logged]
 
 
 def test_whoever_asks_for_answers_and_reads_none_is_not_read_any_more() -> None:

@@ -223,4 +223,5 @@ def test_who_is_refused_hears_when_to_come_back_and_the_metrics_say_why() -> Non
     assert sorted(refused) == [
         'voiceserver_refused_total{reason="at_capacity"} 3.0',
         'voiceserver_refused_total{reason="draining"} 1.0',
+        'voiceserver_refused_total{reason="tenant_share"} 0.0',
     ]

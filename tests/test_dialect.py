@@ -61,7 +61,6 @@ LEFT: Final[dict[str, int]] = {
     "gate": 2,
     "guess": 2,
     "judge": 2,
-    "lanes": 1,
     "said": 12,
     "weight": 1,
 }

@@ -185,7 +185,7 @@ class TestInlinePool(PoolSuite):
                 mate.say(await mate.reopen(bench), "harmless again")
             dose = await poison.reopen(bench)
             await bench.until(lambda: all("harmless again 1" in mate.texts() for mate in mates))
-            suspects = [len(handle.streams) for handle in bench.pool.trial_handles]
+            suspects = [len(handle.streams) for handle in bench.pool.workers.trials]
             assert sorted(suspects) == ([1, 1] if count == 1 else [2, 2])
             poison.say(dose, "kill")
             await bench.until(lambda: len(poison.lost) == 2)
@@ -195,7 +195,7 @@ class TestInlinePool(PoolSuite):
             assert lost == [["worker_lost"]] * (2 if count == 3 else 1) + [["worker_lost", "moved"]] * (
                 count == 3
             )
-            before = sum(len(handle.streams) for handle in bench.pool.trial_handles)
+            before = sum(len(handle.streams) for handle in bench.pool.workers.trials)
             for mate in mates:
                 mate.open(bench.pool)
-            assert sum(len(handle.streams) for handle in bench.pool.trial_handles) == before, "acquitted"
+            assert sum(len(handle.streams) for handle in bench.pool.workers.trials) == before, "acquitted"

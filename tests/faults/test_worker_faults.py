@@ -49,8 +49,8 @@ async def test_every_death_is_told_with_its_reason_and_a_new_worker_serves(word:
         witness.say(witness.open(bench.pool), "after")
         await bench.until(lambda: witness.texts()[-1] == "after 1")
         # The flight recorder knew whose input it was: only that session is on trial.
-        assert bench.pool.quarantine.trial_items("victim", bench.now_ms())
-        assert not bench.pool.quarantine.trial_items("witness", bench.now_ms())
+        assert bench.pool.workers.quarantine.trial_items("victim", bench.now_ms())
+        assert not bench.pool.workers.quarantine.trial_items("witness", bench.now_ms())
 
 
 @pytest.mark.parametrize("word", ["kill", "_exit", "stop", "memory"])
@@ -183,7 +183,7 @@ async def test_a_worker_that_is_busy_for_ever_is_killed_at_stop() -> None:
         owner = Owner()
         owner.say(owner.open(bench.pool), "sleep 60")
         pid = bench.pid()
-        await bench.until(lambda: bench.pool.handles[0].stats().queued == 0)
+        await bench.until(lambda: bench.pool.workers.handles[0].stats().queued == 0)
         await bench.pool.stop()
         await bench.until(lambda: not is_alive(pid))
 

@@ -55,7 +55,7 @@ def test_faults_do_happen_and_most_callers_are_served_all_the_same() -> None:
     callers = [caller for world in worlds for caller in world.callers if caller.session is not None]
     happened = {entry.split()[1] for world in worlds for entry in world.diary if entry.startswith("fault")}
     assert happened == {"crash", "crash-inside", "hang", "slow", "raise"}
-    assert sum(pool.restarts for world in worlds for pool in world.pools.values()) > 60
+    assert sum(pool.workers.restarts for world in worlds for pool in world.pools.values()) > 60
     served = [caller for caller in callers if caller.session and caller.session.close_code == 1000]
     assert len(served) > len(callers) * 0.7
     assert any(caller.refusal is not None for world in worlds for caller in world.callers)

@@ -170,7 +170,7 @@ class World:
     def lighter_steps(self) -> int:
         """What the lighter engine did."""
         pool = self.pools.get("lighter stt")
-        return sum(handle.totals()[0] for handle in pool.all_handles()) if pool is not None else 0
+        return sum(handle.totals()[0] for handle in pool.workers.all_handles()) if pool is not None else 0
 
     def next_word(self) -> int:
         self._words += 1
@@ -241,8 +241,8 @@ class World:
     def _fault(self, kind: str, stage: str) -> None:
         pool, rng = self.pools[stage], self.rng
         self.diary.append(f"fault {kind} {stage} at {self.now_ms}")
-        living = [handle.index for handle in pool.all_handles() if handle.index in pool._incarnations]
-        ready = [handle.index for handle in pool.all_handles() if handle.state is WorkerState.READY]
+        living = [handle.index for handle in pool.workers.all_handles() if pool.inline.is_alive(handle)]
+        ready = [handle.index for handle in pool.workers.all_handles() if handle.state is WorkerState.READY]
         if kind == "raise":
             self.raises.add(stage)
         elif kind == "crash" and living:
@@ -261,8 +261,7 @@ class World:
     def run(self) -> None:
         for pool in self.pools.values():
             pool.now_ms = self.now_ms
-            for handle in pool.handles:
-                pool.spawn(handle)
+            pool.start_workers()
         waiting = list(self.callers)
         while self.now_ms < END_MS:
             self.now_ms += TICK_MS
@@ -294,7 +293,7 @@ class World:
             caller.move()
         self._ticks += 1
         for pool in self.pools.values():
-            if self._ticks % 3 == 0 or any(handle.streams for handle in pool.all_handles()):
+            if self._ticks % 3 == 0 or any(handle.streams for handle in pool.workers.all_handles()):
                 pool.step_workers(self.now_ms)
                 pool.step_server(self.now_ms)
         for caller in present:

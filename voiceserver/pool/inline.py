@@ -16,9 +16,11 @@ from typing import Protocol
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import engine_error
 from voiceserver.pool import OnEvent, ignore_event
-from voiceserver.pool.channel_pool import ChannelPool
+from voiceserver.pool.pool_context import PoolContext
 from voiceserver.pool.quarantine import Quarantine
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
+from voiceserver.pool.worker_pool import WorkerPool
+from voiceserver.pool.worker_set import WorkerSet
 from voiceserver_workers.ipc.channel import WorkerEnd
 from voiceserver_workers.ipc.messages import OUT_OF_MEMORY, ResultKind, encode
 
@@ -50,8 +52,104 @@ class _Incarnation:
     is_hung: bool = False
 
 
-class InlinePool(ChannelPool):
-    """``make_worker(end)``: a worker on its end of a fresh channel. ``fork_ms``: how long a (re)start takes."""
+class InlineWorkers:
+    """The ``Runner`` of ``workers``, in the same thread. ``make_worker``: see ``InlinePool``."""
+
+    def __init__(
+        self,
+        workers: WorkerSet,
+        context: PoolContext,
+        make_worker: Callable[[WorkerEnd], Pollable],
+        fork_ms: float,
+    ) -> None:
+        self._workers = workers
+        self._context = context
+        self._make_worker = make_worker
+        self._fork_ms = fork_ms
+        self._incarnations: dict[int, _Incarnation] = {}
+
+    def is_alive(self, handle: WorkerHandle) -> bool:
+        """As far as nobody knows better."""
+        return handle.index in self._incarnations
+
+    def step(self, now_ms: float) -> bool:
+        """One ``poll`` of every worker that is neither hung nor still being started."""
+        is_busy = False
+        for handle in self._workers.all_handles():
+            incarnation = self._incarnations.get(handle.index)
+            if incarnation is not None and not incarnation.is_hung and now_ms >= incarnation.born_ms:
+                is_busy = self._poll(handle, incarnation, now_ms) or is_busy
+        return is_busy
+
+    def crash(self, index: int) -> None:
+        """The worker dies now."""
+        incarnation = self._incarnations.pop(index, None)
+        if incarnation is not None:
+            incarnation.end.close()
+
+    def hang(self, index: int) -> None:
+        """The worker stops moving."""
+        self._incarnations[index].is_hung = True
+
+    def spawn(self, handle: WorkerHandle) -> None:
+        """See ``Runner``."""
+        server = self._workers.begin(handle)
+        end = WorkerEnd.attach(server.worker_fds(), clock_ns=self._context.clock_ns)
+        server.close_worker_fds()
+        server.rearm()
+        self._incarnations[handle.index] = _Incarnation(end, self._context.now_ms() + self._fork_ms)
+
+    def kill(self, handle: WorkerHandle) -> None:
+        """See ``Runner``."""
+        self.crash(handle.index)
+
+    def forget(self, handle: WorkerHandle) -> None:
+        """See ``Runner``."""
+
+    def is_hung(self, handle: WorkerHandle, now_ns: int, *, is_silent: bool) -> bool:
+        """See ``Runner``."""
+        return is_silent
+
+    def is_stuck(self, handle: WorkerHandle, now_ns: int) -> bool:
+        """See ``Runner``."""
+        return False
+
+    def look(self) -> None:
+        """See ``Runner``."""
+
+    def _poll(self, handle: WorkerHandle, incarnation: _Incarnation, now_ms: float) -> bool:
+        try:
+            if incarnation.worker is None:
+                incarnation.worker = self._make_worker(incarnation.end)
+                incarnation.worker.start()
+                return True
+            return incarnation.worker.poll(now_ms)
+        except ValueError as error:
+            if handle.state is not WorkerState.STARTING:
+                raise
+            raise engine_error(self._context.stage, str(error)) from error
+        except SimulatedDeath:
+            self._context.report("worker_exited", handle, status=-9)
+        except MemoryError:
+            incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, encode(OUT_OF_MEMORY))
+            self._context.report("worker_exited", handle, status=71)
+        self.crash(handle.index)
+        return True
+
+
+class _NobodyWaits:
+    """A ``Starter`` of a pool whose ``start`` does not wait for its engine."""
+
+    def on_ready(self) -> None:
+        """See ``Starter``."""
+
+    def on_bad_engine(self, message: str, *, is_made: bool) -> None:
+        """See ``Starter``."""
+
+
+class InlinePool(WorkerPool):
+    """``make_worker(end)``: a worker on its end of a fresh channel. ``fork_ms``: how long a (re)start takes. What an owner of
+    a stream raises is raised."""
 
     def __init__(
         self,
@@ -65,18 +163,23 @@ class InlinePool(ChannelPool):
         quarantine: Quarantine | None = None,
     ) -> None:
         self.now_ms = now_ms
+        self.quarantine = quarantine or Quarantine()
         self._callbacks: deque[Callable[[], None]] = deque()
-        super().__init__(
+        context = PoolContext(
             stage,
             config,
+            report_owner=_raise,
             call_soon=self._callbacks.append,
             clock_ns=lambda: int(self.now_ms * 1e6),
             on_event=on_event,
-            quarantine=quarantine,
         )
-        self._make_worker = make_worker
-        self._fork_ms = fork_ms
-        self._incarnations: dict[int, _Incarnation] = {}
+        self.inline: InlineWorkers
+
+        def run(workers: WorkerSet) -> InlineWorkers:
+            self.inline = InlineWorkers(workers, context, make_worker, fork_ms)
+            return self.inline
+
+        super().__init__(context, WorkerSet(context, _NobodyWaits(), run, quarantine=self.quarantine))
         self._driver: asyncio.TimerHandle | None = None
 
     # By hand
@@ -96,12 +199,7 @@ class InlinePool(ChannelPool):
     def step_workers(self, now_ms: float) -> bool:
         """One ``poll`` of every worker that is neither hung nor still being started."""
         self.now_ms = now_ms
-        is_busy = False
-        for handle in self.all_handles():
-            incarnation = self._incarnations.get(handle.index)
-            if incarnation is not None and not incarnation.is_hung and now_ms >= incarnation.born_ms:
-                is_busy = self._poll(handle, incarnation, now_ms) or is_busy
-        return is_busy
+        return self.inline.step(now_ms)
 
     def step_server(self, now_ms: float) -> bool:
         """One turn of the loop: callbacks, deaths, results, sweep."""
@@ -109,44 +207,47 @@ class InlinePool(ChannelPool):
         is_busy = bool(self._callbacks)
         for _ in range(len(self._callbacks)):
             self._callbacks.popleft()()
-        for handle in self.all_handles():
+        for handle in self.workers.all_handles():
             if handle.end is None:
                 continue
-            if handle.index not in self._incarnations:
-                self.bury(handle, "worker_lost")
+            if not self.inline.is_alive(handle):
+                self.workers.bury(handle, "worker_lost")
                 is_busy = True
             else:
-                self.drain(handle)
-        if not self._is_stopping:
-            self.sweep()
+                self.workers.drain(handle)
+        if not self.context.is_stopping:
+            self.workers.sweep()
         return is_busy
 
     # Faults
 
     def crash(self, index: int) -> None:
         """The worker dies now; the server learns of it in its next turn."""
-        incarnation = self._incarnations.pop(index, None)
-        if incarnation is not None:
-            incarnation.end.close()
+        self.inline.crash(index)
 
     def hang(self, index: int) -> None:
         """The worker stops moving, and beating, until the pool kills it."""
-        self._incarnations[index].is_hung = True
+        self.inline.hang(index)
 
     # Pool
 
+    def start_workers(self) -> None:
+        """Start them all, without a loop."""
+        for handle in self.workers.handles:
+            self.inline.spawn(handle)
+
     async def start(self) -> None:
         """Raises ConfigError when a worker cannot be made."""
-        for handle in self.handles:
-            self.spawn(handle)
+        self.start_workers()
 
     async def stop(self) -> None:
-        self._is_stopping = True
+        """See ``Pool``."""
+        self.context.begin_stop()
         if self._driver is not None:
             self._driver.cancel()
-        for handle in self.all_handles():
-            self.end_worker(handle)
-            self.bury(handle, "worker_lost")
+        for handle in self.workers.all_handles():
+            self.inline.kill(handle)
+            self.workers.bury(handle, "worker_lost")
 
     def drive(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the loop step the pool, on the loop's clock, until ``stop``."""
@@ -156,33 +257,6 @@ class InlinePool(ChannelPool):
                 break
         self._driver = loop.call_later(DRIVE_MS / 1000, self.drive, loop)
 
-    def spawn(self, handle: WorkerHandle) -> None:
-        server = self.begin(handle)
-        end = WorkerEnd.attach(server.worker_fds(), clock_ns=self._clock_ns)
-        server.close_worker_fds()
-        server.rearm()
-        self._incarnations[handle.index] = _Incarnation(end, self.now_ms + self._fork_ms)
 
-    def end_worker(self, handle: WorkerHandle) -> None:
-        self.crash(handle.index)
-
-    # Inside
-
-    def _poll(self, handle: WorkerHandle, incarnation: _Incarnation, now_ms: float) -> bool:
-        try:
-            if incarnation.worker is None:
-                incarnation.worker = self._make_worker(incarnation.end)
-                incarnation.worker.start()
-                return True
-            return incarnation.worker.poll(now_ms)
-        except ValueError as error:
-            if handle.state is not WorkerState.STARTING:
-                raise
-            raise engine_error(self.stage, str(error)) from error
-        except SimulatedDeath:
-            self.report("worker_exited", handle, status=-9)
-        except MemoryError:
-            incarnation.end.try_send(ResultKind.FAILED, 0, 0, 0, encode(OUT_OF_MEMORY))
-            self.report("worker_exited", handle, status=71)
-        self.crash(handle.index)
-        return True
+def _raise(error: Exception) -> None:
+    raise error

@@ -11,19 +11,19 @@ for the end of processes it has told to end.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from collections.abc import Callable
 
 import msgspec
 
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError, engine_error
 from voiceserver.pool import OnEvent, ignore_event
-from voiceserver.pool.channel_pool import ChannelPool
-from voiceserver.pool.quarantine import Quarantine
-from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
+from voiceserver.pool.pool_context import PoolContext
+from voiceserver.pool.worker_pool import WorkerPool
 from voiceserver.pool.worker_processes import WorkerProcesses
+from voiceserver.pool.worker_set import WorkerSet
 from voiceserver_workers import registry
-from voiceserver_workers.ipc.messages import CONTROL_STREAM, RequestKind, WorkerSpec
 from voiceserver_workers.ipc.platform import PORTABLE, Platform, choose_platform
 
 SWEEP_MS = 50.0
@@ -34,7 +34,7 @@ STOP_GRACE_MS = 1_000.0
 MIN_STEP_TIMEOUT_MS = 300
 
 
-class ProcessPool(ChannelPool):
+class ProcessPool(WorkerPool):
     """The workers of one stage. ``platform``: for tests. ``output_fd``: their stdout and stderr; None: those of this process.
 
     on_event(name, fields): worker_ready, worker_lost, worker_hung, worker_stopped, worker_exited, quarantined, bad_engine,
@@ -47,130 +47,109 @@ class ProcessPool(ChannelPool):
         config: StageConfig,
         *,
         on_event: OnEvent = ignore_event,
-        quarantine: Quarantine | None = None,
         platform: Platform | None = None,
         output_fd: int | None = None,
     ) -> None:
         platform = platform or choose_platform()
         if config.step_timeout_ms < MIN_STEP_TIMEOUT_MS:
             config = msgspec.structs.replace(config, step_timeout_ms=MIN_STEP_TIMEOUT_MS)
-        super().__init__(
-            stage, config, call_soon=self._soon, on_event=on_event, quarantine=quarantine, platform=platform
+        context = PoolContext(
+            stage,
+            config,
+            report_owner=self._report_owner,
+            call_soon=self._soon,
+            clock_ns=time.monotonic_ns,
+            on_event=on_event,
         )
-        spec = WorkerSpec(
-            config.engine,
-            config.params,
-            config.max_batch_size,
-            config.max_wait_ms,
-            config.step_timeout_ms,
-            is_portable=platform is PORTABLE,
-        )
-        self._processes = WorkerProcesses(self, spec, config.stall_timeout_ms, output_fd)
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._first_answer: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._first_answer = _FirstAnswer(stage)
+        self._processes: WorkerProcesses
 
-    # Pool
+        def run(workers: WorkerSet) -> WorkerProcesses:
+            self._processes = WorkerProcesses(
+                workers, context, is_portable=platform is PORTABLE, output_fd=output_fd
+            )
+            return self._processes
+
+        workers = WorkerSet(context, self._first_answer, run, platform=platform)
+        super().__init__(context, workers)
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Returns when the first worker is ready, or after 60 s of loading. Raises ConfigError."""
         try:
-            registry.check(self._config.engine)
+            registry.check(self.context.config.engine)
         except registry.EngineLookupError as error:
             raise ConfigError(f"stages.{self.stage}.engine", str(error)) from error
         self._loop = asyncio.get_running_loop()
-        self._call_soon = self._loop.call_soon
-        for handle in self.all_handles():
-            handle.call_soon = self._loop.call_soon
-        self._first_answer = self._loop.create_future()
+        self.workers.use(self._loop.call_soon)
         self._processes.start(self._loop)
-        for handle in self.handles:
-            self.spawn(handle)
-        self._sweep_again()
+        for handle in self.workers.handles:
+            self._processes.spawn(handle)
+        self._sweep()
         try:
-            await asyncio.wait_for(asyncio.shield(self._first_answer), FIRST_ANSWER_MS / 1000)
-        except TimeoutError:
-            return  # still loading, and is_ready will tell
+            await self._first_answer.wait(FIRST_ANSWER_MS)
         except ConfigError:
             await self.stop()
             raise
-        finally:
-            self._first_answer = None
 
     async def stop(self) -> None:
-        if self._is_stopping:
+        """See ``Pool``."""
+        if self.context.is_stopping:
             return
-        self._is_stopping = True
+        self.context.begin_stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._first_answer is not None:
-            self._first_answer.cancel()
-        for handle in self.all_handles():
-            if handle.end is not None:
-                handle.try_send(RequestKind.CLOSE, CONTROL_STREAM, 0, 0)
-                handle.ring()
+        self._first_answer.cancel()
+        self.workers.ask_to_end()
         await self._processes.wait_for_ends(STOP_GRACE_MS)
-        for handle in self.all_handles():
-            if handle.end is not None:
-                self.end_worker(handle)
-                self.bury(handle, "worker_lost")
+        self.workers.end_all()
         await self._processes.close()
 
     def forkserver_pid(self) -> int | None:
         """``None`` while there is none."""
         return self._processes.forkserver_pid
 
-    # Workers
+    def _sweep(self) -> None:
+        if not self.context.is_stopping:
+            self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep)
+            self.workers.sweep()
 
-    def spawn(self, handle: WorkerHandle) -> None:
-        self._processes.spawn(handle)
-
-    def end_worker(self, handle: WorkerHandle) -> None:
-        self._processes.kill(handle)
-
-    def bury(self, handle: WorkerHandle, reason: Any) -> None:
-        is_alive = handle.end is not None
-        self._processes.forget(handle)
-        super().bury(handle, reason)
-        if is_alive and not self._is_stopping and handle.respawn_ms <= self._now_ms():
-            self._loop.call_soon(self._respawn, handle)
-
-    def is_hung(self, handle: WorkerHandle, now_ns: int, *, is_silent: bool) -> bool:
-        return self._processes.is_hung(handle, now_ns, is_silent=is_silent)
-
-    def on_ready(self, handle: WorkerHandle) -> None:
-        super().on_ready(handle)
-        if self._first_answer is not None and not self._first_answer.done():
-            self._first_answer.set_result(None)
-
-    def on_bad_engine(self, handle: WorkerHandle | None, message: str) -> None:
-        super().on_bad_engine(handle, message)
-        error = engine_error(self.stage, message) if handle else engine_error(self.stage, message, "engine")
-        if self._first_answer is not None and not self._first_answer.done():
-            self._first_answer.set_exception(error)
-
-    def sweep(self) -> None:
-        now_ns = self._clock_ns()
-        for handle in self.all_handles():
-            is_loading = handle.state is WorkerState.STARTING and handle.end is not None
-            if is_loading and self._processes.is_stuck(handle, now_ns):
-                self._hang(handle)
-        super().sweep()
-        if not self._is_stopping:
-            self._processes.look()
-
-    def on_owner_error(self, error: Exception) -> None:
-        self._loop.call_exception_handler({"message": f"{self.stage}: an owner failed", "exception": error})
-
-    # Inside
-
-    def _soon(self, callback: Any) -> None:
+    def _soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)
 
-    def _respawn(self, handle: WorkerHandle) -> None:
-        if handle.state is WorkerState.BACKOFF and not self._is_stopping:
-            self.spawn(handle)
+    def _report_owner(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": f"{self.stage}: an owner failed", "exception": error})
 
-    def _sweep_again(self) -> None:
-        if not self._is_stopping:
-            self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep_again)
-            self.sweep()
+
+class _FirstAnswer:
+    """The first word of an engine: it can be used, or why not."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._answer: asyncio.Future[None] | None = None
+
+    async def wait(self, timeout_ms: float) -> None:
+        """Returns when a worker is ready, and when the time is over: ``is_ready`` will tell. Raises ConfigError."""
+        self._answer = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._answer), timeout_ms / 1000)
+        except TimeoutError:
+            return
+        finally:
+            self._answer = None
+
+    def cancel(self) -> None:
+        if self._answer is not None:
+            self._answer.cancel()
+
+    def on_ready(self) -> None:
+        """See ``Starter``."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    def on_bad_engine(self, message: str, *, is_made: bool) -> None:
+        """See ``Starter``."""
+        error = engine_error(self._stage, message, "params" if is_made else "engine")
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)

@@ -13,13 +13,13 @@ from enum import Enum
 from typing import Protocol
 
 from voiceserver.pool import LossReason, StreamOwner, WorkerStats
-from voiceserver_workers.ipc.channel import FlightState, ServerEnd
+from voiceserver.pool.worker_meter import WorkerMeter
+from voiceserver_workers.ipc.channel import ServerEnd
 from voiceserver_workers.ipc.messages import RequestKind, StreamParams
 
 HEALTHY_MS = 1_000.0  # a worker that lived so long starts with a clean record
 FIRST_BACKOFF_MS = 50.0
 MAX_BACKOFF_MS = 5_000.0
-_SMOOTHING = 0.3
 
 
 class WorkerState(Enum):
@@ -30,32 +30,45 @@ class WorkerState(Enum):
     BACKOFF = "backoff"
 
 
+class WorkerLife:
+    """The incarnation of a worker, and when the next one is due. ``crashes``: in a row, without a healthy life between them."""
+
+    __slots__ = ("crashes", "generation", "idle_since_ms", "last_words", "pid", "respawn_ms", "started_ms")
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.pid = 0
+        self.started_ms = 0.0
+        self.idle_since_ms = 0.0
+        self.last_words = ""
+        self.crashes = 0
+        self.respawn_ms = 0.0
+
+    def begin(self, now_ms: float) -> None:
+        self.pid = 0
+        self.started_ms = self.idle_since_ms = now_ms
+        self.last_words = ""
+
+    def finish(self, now_ms: float) -> None:
+        """The first death is an accident: back at once. Then it takes longer each time."""
+        self.crashes = self.crashes + 1 if now_ms - self.started_ms < HEALTHY_MS else 1
+        backoff_ms = FIRST_BACKOFF_MS * 2 ** min(self.crashes - 2, 16) if self.crashes > 1 else 0.0
+        self.respawn_ms = now_ms + min(MAX_BACKOFF_MS, backoff_ms)
+
+
 class WorkerHandle:
-    """One place for a worker."""
+    """One place for a worker. ``is_trial``: only for streams that were near a crash; there while it is needed."""
 
     __slots__ = (
-        "_heartbeat_seen",
-        "_items_before",
-        "_step_ns_before",
-        "_steps_before",
-        "_steps_seen",
-        "_step_ns_seen",
         "call_soon",
         "clock_ns",
-        "crashes",
         "end",
-        "generation",
-        "idle_since_ms",
         "index",
         "is_bell_due",
         "is_trial",
-        "last_words",
-        "longest_step_ms",
+        "life",
         "max_streams",
-        "pid",
-        "respawn_ms",
-        "service_ms",
-        "started_ms",
+        "meter",
         "state",
         "streams",
         "try_send",
@@ -72,61 +85,53 @@ class WorkerHandle:
         is_trial: bool = False,
     ) -> None:
         self.index = index
-        self.is_trial = is_trial  # only for streams that were near a crash; there while it is needed
-        self.idle_since_ms = 0.0
+        self.is_trial = is_trial
         self.call_soon = call_soon
         self.clock_ns = clock_ns
         self.state = WorkerState.DEAD
-        self.generation = 0
-        self.pid = 0
+        self.life = WorkerLife()
+        self.meter = WorkerMeter()
         self.end: ServerEnd | None = None
         self.streams: dict[int, WorkerStream] = {}
         self.wants_room: dict[int, WorkerStream] = {}
         self.unsent_closes: deque[int] = deque()
         self.is_bell_due = False
         self.max_streams = 0
-        self.crashes = 0  # in a row, without a healthy life between them
-        self.started_ms = 0.0
-        self.respawn_ms = 0.0
-        self.last_words = ""
-        self.service_ms = 0.0
-        self.longest_step_ms = 0.0  # that ended, ever
-        self._steps_before = self._items_before = self._step_ns_before = 0
-        self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
+
+    @property
+    def pid(self) -> int:
+        return self.life.pid
+
+    @property
+    def generation(self) -> int:
+        return self.life.generation
 
     def begin(self, end: ServerEnd, now_ms: float) -> None:
         """A new incarnation: STARTING."""
         self.end = end
         self.try_send = end.try_send
         self.state = WorkerState.STARTING
-        self.pid = 0
-        self.started_ms = self.idle_since_ms = now_ms
-        self.last_words = ""
-        self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
+        self.life.generation += 1
+        self.life.begin(now_ms)
+        self.meter.begin()
 
     def finish(self, now_ms: float) -> None:
         """The worker is gone: free its channel and say when to start the next one."""
         end = self.end
         if end is None:
             return
-        flight = end.flight()
-        self._steps_before += flight.steps
-        self._items_before += flight.items
-        self._step_ns_before += flight.step_ns_total
+        self.meter.finish(end.flight())
         self.end = None
         end.close()
         self.wants_room.clear()
         self.unsent_closes.clear()
         self.state = WorkerState.BACKOFF
-        self.crashes = self.crashes + 1 if now_ms - self.started_ms < HEALTHY_MS else 1
-        # The first death is an accident: back at once.
-        backoff_ms = FIRST_BACKOFF_MS * 2 ** min(self.crashes - 2, 16) if self.crashes > 1 else 0.0
-        self.respawn_ms = now_ms + min(MAX_BACKOFF_MS, backoff_ms)
+        self.life.finish(now_ms)
 
     def put_off(self, respawn_ms: float) -> None:
         """It could not be started now."""
         self.state = WorkerState.BACKOFF
-        self.respawn_ms = respawn_ms
+        self.life.respawn_ms = respawn_ms
 
     def has_place(self) -> bool:
         return self.state is WorkerState.READY and (
@@ -144,6 +149,13 @@ class WorkerHandle:
             self.is_bell_due = True
             self.call_soon(self.ring)
 
+    def close_stream(self, stream: int) -> None:
+        """Send CLOSE, now or when there is room."""
+        self.wants_room.pop(stream, None)
+        if self.unsent_closes or not self.try_send(RequestKind.CLOSE, stream, 0, 0, b"", self.clock_ns()):
+            self.unsent_closes.append(stream)
+        self.ring_soon()
+
     def push_closes(self) -> None:
         """Send the CLOSE records that found the ring full."""
         while self.unsent_closes and self.try_send(RequestKind.CLOSE, self.unsent_closes[0], 0, 0):
@@ -151,17 +163,8 @@ class WorkerHandle:
             self.ring_soon()
 
     def is_silent(self, now_ns: int, quiet_ns: int) -> bool:
-        """No beat for ``quiet_ns``, or a step past its deadline, and seen so twice without a sign of life between:
-        after a pause of the whole machine everybody gets a chance to move first."""
-        end = self.end
-        if end is None:
-            return False
-        flight = end.flight()
-        is_stepping = flight.state is FlightState.STEPPING
-        is_late = now_ns > (flight.deadline_ns if is_stepping else flight.heartbeat_ns + quiet_ns)
-        was_late = self._heartbeat_seen == flight.heartbeat_ns
-        self._heartbeat_seen = flight.heartbeat_ns if is_late else 0
-        return is_late and was_late
+        """See ``WorkerMeter``."""
+        return self.end is not None and self.meter.is_silent(self.end.flight(), now_ns, quiet_ns)
 
     @property
     def beat_ns(self) -> int:
@@ -169,23 +172,13 @@ class WorkerHandle:
         return self.end.flight().heartbeat_ns if self.end is not None else 0
 
     def measure(self) -> None:
-        """Update the moving average of a step's time, and the longest."""
-        if self.end is None:
-            return
-        flight = self.end.flight()
-        steps = flight.steps - self._steps_seen
-        if steps > 0:
-            step_ms = (flight.step_ns_total - self._step_ns_seen) / steps / 1e6
-            self.longest_step_ms = max(self.longest_step_ms, step_ms)
-            self.service_ms += (step_ms - self.service_ms) * (_SMOOTHING if self.service_ms else 1.0)
-            self._steps_seen, self._step_ns_seen = flight.steps, flight.step_ns_total
+        """Update the times of a step."""
+        if self.end is not None:
+            self.meter.measure(self.end.flight())
 
     def totals(self) -> tuple[int, int]:
         """``(steps, items)`` over all incarnations."""
-        if self.end is None:
-            return self._steps_before, self._items_before
-        flight = self.end.flight()
-        return self._steps_before + flight.steps, self._items_before + flight.items
+        return self.meter.totals(self.end)[:2]
 
     def stats(self) -> WorkerStats:
         queued, age_ms = 0, 0.0
@@ -193,8 +186,7 @@ class WorkerHandle:
             queued = self.end.queued()
             oldest_ns = self.end.oldest_sent_ns()
             age_ms = max(0.0, (self.clock_ns() - oldest_ns) / 1e6) if oldest_ns else 0.0
-        steps, items = self.totals()
-        busy_ns = self._step_ns_before + (self.end.flight().step_ns_total if self.end is not None else 0)
+        steps, items, busy_ms = self.meter.totals(self.end)
         return WorkerStats(
             self.index,
             self.pid,
@@ -205,8 +197,8 @@ class WorkerHandle:
             age_ms,
             steps,
             items,
-            self.service_ms,
-            busy_ns / 1e6,
+            self.meter.service_ms,
+            busy_ms,
         )
 
 

@@ -13,14 +13,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from voiceserver.pool import LossReason
 from voiceserver.pool.forkservers import ForkServers
 from voiceserver.pool.hang_detector import HangDetector, Limits
+from voiceserver.pool.pool_context import PoolContext
 from voiceserver.pool.worker_handle import WorkerHandle, WorkerState
+from voiceserver.pool.worker_set import WorkerSet
 from voiceserver_workers.ipc.channel import ServerEnd
 from voiceserver_workers.ipc.messages import WorkerSpec
 
@@ -29,25 +29,6 @@ LOAD_TIMEOUT_MS: Final = 300_000.0
 NO_CHANNEL_RETRY_MS: Final = 1_000.0
 # Without a beat, after which the kernel is asked what became of a worker.
 SUSPICIOUS_MS: Final = 150.0
-
-
-class WorkerPool(Protocol):
-    """Whose workers they are; ``ProcessPool`` is one."""
-
-    def all_handles(self) -> Sequence[WorkerHandle]: ...
-
-    def begin(self, handle: WorkerHandle) -> ServerEnd:
-        """A fresh channel. Raises OSError."""
-
-    def drain(self, handle: WorkerHandle) -> None: ...
-
-    def bury(self, handle: WorkerHandle, reason: LossReason) -> None: ...
-
-    def on_bad_engine(self, handle: WorkerHandle | None, message: str) -> None:
-        """The engine cannot be made. None: not even its module can be loaded."""
-
-    def report(self, event: str, handle: WorkerHandle | None, **fields: object) -> None:
-        """For logs and metrics."""
 
 
 @dataclass(slots=True)
@@ -62,15 +43,28 @@ class _Process:
 
 
 class WorkerProcesses:
-    """``spec``: of each worker. stall_timeout_ms: see ``hang_detector``. output_fd: see ``ForkServerHandle``. ``start`` comes
-    first, on the loop to be used."""
+    """The ``Runner`` of ``workers``. is_portable: without what only Linux has. output_fd: see ``ForkServerHandle``. ``start``
+    comes first, on the loop to be used."""
 
     def __init__(
-        self, pool: WorkerPool, spec: WorkerSpec, stall_timeout_ms: float, output_fd: int | None = None
+        self,
+        workers: WorkerSet,
+        context: PoolContext,
+        *,
+        is_portable: bool,
+        output_fd: int | None = None,
     ) -> None:
-        self._pool = pool
-        self._spec = spec
-        self._stall_timeout_ms = stall_timeout_ms
+        config = context.config
+        self._workers = workers
+        self._context = context
+        self._spec = WorkerSpec(
+            config.engine,
+            config.params,
+            config.max_batch_size,
+            config.max_wait_ms,
+            config.step_timeout_ms,
+            is_portable=is_portable,
+        )
         self._output_fd = output_fd
         self._loop: asyncio.AbstractEventLoop
         self._forkservers: ForkServers
@@ -80,7 +74,7 @@ class WorkerProcesses:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the forkserver; workers can be asked for at once, and come when it has loaded the engine."""
         self._loop = loop
-        self._hang_detectors = [HangDetector(self._spec.step_timeout_ms) for _ in self._pool.all_handles()]
+        self._hang_detectors = [HangDetector(self._spec.step_timeout_ms) for _ in self._workers.all_handles()]
         self._forkservers = ForkServers(loop, self, self._spec, self._output_fd)
         self._forkservers.start()
 
@@ -101,15 +95,15 @@ class WorkerProcesses:
                 request = [*end.worker_fds(), theirs.fileno()]
                 is_asked = self._forkservers.fork(self._request(handle), request)
         except OSError as error:
-            self._pool.report("no_channel", handle, error=str(error))
+            self._context.report("no_channel", handle, error=str(error))
             handle.put_off(time.monotonic_ns() / 1e6 + NO_CHANNEL_RETRY_MS)
             return
         end.close_worker_fds()
-        self._loop.add_reader(end.result_fd(), self._pool.drain, handle)
+        self._loop.add_reader(end.result_fd(), self._workers.drain, handle)
         if not is_asked:
             self._loop.call_soon(self.on_unborn, self._request(handle))
         elif end.rearm():  # the worker was ready before we listened, and rings for a sleeper only
-            self._loop.call_soon(self._pool.drain, handle)
+            self._loop.call_soon(self._workers.drain, handle)
 
     def kill(self, handle: WorkerHandle) -> None:
         """Does not wait, and does not bury."""
@@ -126,6 +120,7 @@ class WorkerProcesses:
         """The worker of this handle is dead, and its channel about to be closed. Idempotent."""
         if handle.end is not None:
             self._loop.remove_reader(handle.end.result_fd())
+            self._loop.call_soon(self._respawn_if_due, handle)
         process = self._processes.pop(handle.index, None)
         if process is None:
             return
@@ -142,19 +137,19 @@ class WorkerProcesses:
         if not handle.pid or quiet_ms < SUSPICIOUS_MS:
             return is_silent
         # What any worker of the stage has shown of the engine counts, also for one that is new.
-        handles = self._pool.all_handles()
+        handles = self._workers.all_handles()
         steps = max(one.totals()[0] for one in handles)
-        longest_ms = max(one.longest_step_ms for one in handles)
-        limits = Limits.of(steps, longest_ms, self._stall_timeout_ms)
+        longest_ms = max(one.meter.longest_step_ms for one in handles)
+        limits = Limits.of(steps, longest_ms, self._context.config.stall_timeout_ms)
         found = self._hang_detectors[handle.index].feel(handle.pid, handle.beat_ns, quiet_ms, limits)
         return found in ("stopped", "stalled", "spinning") or (is_silent and found != "starved")
 
     def is_stuck(self, handle: WorkerHandle, now_ns: int) -> bool:
         """The verdict on a worker that loads its engine: it is stopped, or takes too long."""
-        loads_ms = now_ns / 1e6 - handle.started_ms
+        loads_ms = now_ns / 1e6 - handle.life.started_ms
         if not handle.pid or loads_ms < SUSPICIOUS_MS:
             return False
-        began_ns = int(handle.started_ms * 1e6)
+        began_ns = int(handle.life.started_ms * 1e6)
         verdict = self._hang_detectors[handle.index].feel(handle.pid, began_ns, loads_ms)
         return verdict == "stopped" or loads_ms > LOAD_TIMEOUT_MS
 
@@ -176,13 +171,13 @@ class WorkerProcesses:
 
     def on_can_fork(self) -> None:
         """See ``WorkerOwner``."""
-        for handle in self._pool.all_handles():
+        for handle in self._workers.all_handles():
             if handle.state is WorkerState.STARTING and handle.end is None:
                 self.spawn(handle)
 
     def on_preload_failed(self, message: str) -> None:
         """See ``WorkerOwner``."""
-        self._pool.on_bad_engine(None, message)
+        self._workers.on_bad_engine(None, message)
 
     def on_forked(self, request: int, pid: int, pidfd: int | None) -> None:
         """See ``WorkerOwner``."""
@@ -192,7 +187,7 @@ class WorkerProcesses:
             if pidfd is not None:
                 os.close(pidfd)
             return
-        process.pid = handle.pid = pid
+        process.pid = handle.life.pid = pid
         process.pidfd = pidfd
         process.sentinel_fd = process.lifeline.fileno() if pidfd is None else pidfd
         self._loop.add_reader(process.sentinel_fd, self._on_death, handle, process.generation)
@@ -201,22 +196,22 @@ class WorkerProcesses:
         """See ``WorkerOwner``. Like every worker that dies young, it is tried again after a while."""
         handle, process = self._asked_for(request)
         if process is not None:
-            self._pool.report("fork_failed", handle, error=message)
-            self._pool.bury(handle, "worker_lost")
+            self._context.report("fork_failed", handle, error=message)
+            self._workers.bury(handle, "worker_lost")
 
     def on_unborn(self, request: int) -> None:
         """See ``WorkerOwner``."""
         handle, process = self._asked_for(request)
         if process is not None and process.sentinel_fd is None:
-            self._pool.bury(handle, "worker_lost")
+            self._workers.bury(handle, "worker_lost")
 
     def on_exited(self, pid: int, status: int) -> None:
         """See ``WorkerOwner``."""
-        self._pool.report("worker_exited", None, pid=pid, status=status)
+        self._context.report("worker_exited", None, pid=pid, status=status)
 
     def on_forkserver_lost(self, reason: str) -> None:
         """See ``WorkerOwner``."""
-        self._pool.report("forkserver_lost", None, reason=reason)
+        self._context.report("forkserver_lost", None, reason=reason)
 
     # Inside
 
@@ -224,7 +219,7 @@ class WorkerProcesses:
         """A channel for the handle's next process. Owns the lifeline. Raises OSError."""
         try:
             lifeline.setblocking(False)
-            end = self._pool.begin(handle)
+            end = self._workers.begin(handle)
         except OSError:
             lifeline.close()
             raise
@@ -240,8 +235,13 @@ class WorkerProcesses:
         generation, index = divmod(request, len(self._hang_detectors))
         process = self._processes.get(index)
         is_current = process is not None and process.generation == generation
-        return self._pool.all_handles()[index], process if is_current else None
+        return self._workers.all_handles()[index], process if is_current else None
+
+    def _respawn_if_due(self, handle: WorkerHandle) -> None:
+        """At once after a first death; the others wait for the sweep."""
+        if handle.life.respawn_ms <= self._context.now_ms():
+            self._workers.respawn(handle)
 
     def _on_death(self, handle: WorkerHandle, generation: int) -> None:
         if handle.generation == generation:
-            self._pool.bury(handle, "worker_lost")
+            self._workers.bury(handle, "worker_lost")

@@ -55,8 +55,7 @@ class Bench:
         self.now_ms = 1_000.0
         for one in (self.own, self.lighter):
             one.now_ms = self.now_ms
-            for handle in one.handles:
-                one.spawn(handle)
+            one.start_workers()
         self.settle()
 
     def settle(self) -> None:

@@ -73,8 +73,7 @@ class Bench:
     def __init__(self) -> None:
         self.pool = InlinePool("reply", worker_of(PLACES))
         self.pool.now_ms = self.now_ms = 1_000.0
-        for handle in self.pool.handles:
-            self.pool.spawn(handle)
+        self.pool.start_workers()
         self.settle()
         self.served: list[Caller] = []
 
@@ -304,8 +303,7 @@ def test_a_recording_gives_its_place_back_at_the_end_of_a_turn_and_gets_it_again
     """With a real pool: the stream is closed when the turn's last word is told, and opened anew behind those who waited."""
     pool = InlinePool("stt", lambda end: Worker(Deaf(), end, BatchLimits(8)), STT)
     pool.now_ms = now_ms = 1_000.0
-    for handle in pool.handles:
-        pool.spawn(handle)
+    pool.start_workers()
 
     def settle() -> None:
         nonlocal now_ms

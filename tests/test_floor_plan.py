@@ -72,9 +72,6 @@ def test_packages_import_only_what_stands_below_them() -> None:
     assert upward == []
 
 
-@pytest.mark.xfail(
-    reason="circles are left in session and transport; remove this mark with the last", strict=True
-)
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert in_circles({name: imports_of(name, path) for name, path in MODULES.items()}) == []
 

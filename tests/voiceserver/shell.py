@@ -195,7 +195,7 @@ class Shell:
         one, none = StageConfig(engine="answered"), StageConfig(engine="none")
         names = ("vad", "stt", "reply", "tts")
         self.config = Config(
-            server=ServerConfig(check_laws=True, **server),
+            server=ServerConfig(**{"check_laws": True, **server}),
             session=session,
             backpressure=limits,
             twilio=twilio,

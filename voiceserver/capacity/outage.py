@@ -97,19 +97,19 @@ def tell(session: SessionState, missing: MissingStage | None, *, is_back: bool =
         stage, session.gone = session.gone, ""
         # A busy session is told when its own delay is over.
         if stage and (session.busy_monitor is None or not session.busy_monitor.is_busy):
-            session.emit(ServerReady(stage=stage, credit_ms=round(session.credit_ms, 1)))
+            session.outgoing.emit(ServerReady(stage=stage, credit_ms=round(session.credit_ms, 1)))
         return
     delays = [] if is_back else deadlines.delays(session)
     if session.place is not None or any(w.stage == missing.stage and w.step != "degraded" for w in delays):
         return
     is_first, session.gone = not session.gone, missing.stage
-    session.emit(missing.signal(session.credit_ms))
+    session.outgoing.emit(missing.signal(session.credit_ms))
     if (
         is_first
         and session.options.audible_busy
         and (session.reply is None or not session.reply.samples_sent)
     ):
-        session.emit(BusyCue(cue="busy"))
+        session.outgoing.emit(BusyCue(cue="busy"))
 
 
 def slices(callers: Sequence[_Caller]) -> Iterator[Sequence[_Caller]]:

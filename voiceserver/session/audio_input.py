@@ -13,8 +13,9 @@ Where nothing detects turns (by hand, or no vad engine) audio passes straight th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from voiceserver.events.events import TurnDetection
+from voiceserver.events.events import Accounting, StageAccounting, TurnDetection
 from voiceserver.session.endpointing import Endpointer
 from voiceserver.session.outbox import PIECE as PIECE
 from voiceserver.session.outbox import Outbox
@@ -241,6 +242,35 @@ class AudioInput:
             dropped += self.outbox.shed(max(self.outbox.backlog - (excess - dropped), 0))
         return self.ms(dropped)
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.outbox.memory_bytes + self.capture.memory_bytes
+
+    def accounting(self, audio_stage: str) -> Accounting:
+        """``received = consumed + dropped + discarded`` in ms, exact to the sample. ``audio_stage``: that takes the capture.
+
+        Audio that vad consumed but that the stage shed or never got is not consumed: it moves to dropped or discarded. What is
+        still buffered counts as discarded; at close that is what it is.
+        """
+        outbox, capture, ms = self.outbox, self.capture, self.ms
+        late_dropped, late_discarded = capture.dropped, capture.discarded + capture.backlog
+        return Accounting(
+            received_ms=round(ms(outbox.received), 3),
+            consumed_ms=round(ms(outbox.consumed - late_dropped - late_discarded), 3),
+            dropped_ms=round(ms(outbox.dropped + late_dropped), 3),
+            discarded_ms=round(ms(outbox.discarded + outbox.backlog + late_discarded), 3),
+            stages={"vad": _of_stage(outbox, ms), audio_stage: _of_stage(capture, ms)},
+        )
+
     def check(self) -> None:
         self.outbox.check()
         self.capture.check()
+
+
+def _of_stage(outbox: Outbox, ms: Callable[[int], float]) -> StageAccounting:
+    return StageAccounting(
+        received_ms=round(ms(outbox.received), 3),
+        consumed_ms=round(ms(outbox.consumed), 3),
+        dropped_ms=round(ms(outbox.dropped), 3),
+        discarded_ms=round(ms(outbox.discarded + outbox.backlog), 3),
+    )

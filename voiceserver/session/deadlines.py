@@ -1,13 +1,15 @@
 """Where a session waits, and what it says about it: every wait has a deadline, every deadline ends in words.
 
-Three questions, asked on every change: what waits (``delays``), by when must something happen (``next_deadline_ms``), and
-is there something to say now (``evaluate``). Rule: a caller whose work is overdue hears of it at the next timer.
+Deadlines have names (``_DUE``). Each is lowered where its cause changes, and exact after each timer; the session's own is the
+earliest. What waits is in ``delays``, and ``evaluate`` says what there is to say of it now. Rule: a caller
+whose work is overdue hears of it at the next timer.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,7 +21,7 @@ from voiceserver.session.turns import abandon, false_interruption_due_ms
 
 if TYPE_CHECKING:
     from voiceserver.session.audio_input import AudioInput
-    from voiceserver.session.state import SessionState
+    from voiceserver.session.state import DueName, SessionState
 
 
 def delays(session: SessionState) -> list[StageDelay]:
@@ -87,25 +89,40 @@ def _silent_since_ms(session: SessionState, stage: str) -> float | None:
 # ------------------------------------------------------------------------------------------------------- deadlines
 
 
-def next_deadline_ms(session: SessionState) -> float:
-    waiting, busy_monitor, stage_streams = delays(session), session.busy_monitor, session.stage_streams
-    due_ms = min((delay.due_ms for delay in waiting), default=math.inf)
-    gate_ms = due_ms if busy_monitor is None else busy_monitor.deadline_ms(waiting)
-    return min(
-        session.close_by_ms,
-        hearing_due_ms(session),
-        gate_ms,
-        stage_streams.retry_ms if stage_streams is not None else math.inf,
-        answer_due_ms(session),
-        quiet_due_ms(session),
-        idle_due_ms(session),
-        false_interruption_due_ms(session),
-        filler.due_ms(session),
-    )
+def busy_due_ms(session: SessionState) -> float:
+    """When the caller must be told that something waits, or told again."""
+    waiting, busy_monitor = delays(session), session.busy_monitor
+    if busy_monitor is not None:
+        return busy_monitor.deadline_ms(waiting)
+    return min((delay.due_ms for delay in waiting), default=math.inf)
+
+
+def retry_due_ms(session: SessionState) -> float:
+    return session.stage_streams.retry_ms if session.stage_streams is not None else math.inf
+
+
+def exact(session: SessionState) -> dict[DueName, float]:
+    """All deadlines as they are now; one that is not set is left out."""
+    found = {name: due_ms(session) for name, due_ms in _DUE.items()}
+    found["close"] = session.deadlines.get("close", math.inf)
+    return {name: due_ms for name, due_ms in found.items() if due_ms < math.inf}
+
+
+def refresh(session: SessionState) -> None:
+    """Make each deadline exact. Between two timers they are only lowered, each where its cause changes."""
+    session.deadlines = exact(session)
+    session.deadline_ms = min(session.deadlines.values(), default=math.inf)
+
+
+def check(session: SessionState) -> None:
+    """Raises AssertionError for a deadline that was not lowered when its cause changed."""
+    for name, due_ms in exact(session).items():
+        if due_ms < session.deadline_ms:
+            raise AssertionError(f"{name} is due at {due_ms}, and the session at {session.deadline_ms}")
 
 
 def heard_due_ms(session: SessionState) -> float:  # hot
-    """``next_deadline_ms`` of a session that ``only_listens``."""
+    """The deadline of a session that ``only_listens``."""
     audio_input = session.audio_input
     if audio_input is None:
         return math.inf
@@ -144,11 +161,46 @@ def hearing_due_ms(session: SessionState) -> float:
     return session.hear_until_ms if is_limited else math.inf
 
 
+def filler_due_ms(session: SessionState) -> float:
+    """When the caller should hear the next filler."""
+    reply, fillers, busy_monitor = session.reply, session.settings.fillers, session.busy_monitor
+    if reply is None or fillers is None or not filler.is_wanted(reply):
+        return math.inf
+    is_taken = (
+        session.place is not None
+        or session.is_output_held
+        or (session.audio_input is not None and session.audio_input.capturing_turn > 0)
+        # Who is told aloud that the server is busy need not hear the same in other words.
+        or (session.options.audible_busy and busy_monitor is not None and busy_monitor.is_busy)
+    )
+    return math.inf if is_taken else filler.due_ms(reply, fillers)
+
+
+def say_filler(session: SessionState, now_ms: float) -> None:
+    """``filler_due_ms`` has come."""
+    reply, fillers = session.reply, session.settings.fillers
+    if reply is not None and fillers is not None:
+        text, pcm = fillers.audio(reply.fillers, reply.output_rate_hz, session.options.language)
+        session.speech_output.fill(reply, text, pcm, now_ms)
+
+
 def idle_due_ms(session: SessionState) -> float:
     detection = session.options.turn_detection
     if detection is None or detection.idle_timeout_ms is None or not session.is_open:
         return math.inf
     return session.idle_from_ms + detection.idle_timeout_ms
+
+
+_DUE: Final[Mapping[DueName, Callable[[SessionState], float]]] = {
+    "hear": hearing_due_ms,
+    "busy": busy_due_ms,
+    "retry": retry_due_ms,
+    "answer": answer_due_ms,
+    "quiet": quiet_due_ms,
+    "idle": idle_due_ms,
+    "resume": false_interruption_due_ms,
+    "filler": filler_due_ms,
+}
 
 
 def give_up_reply(session: SessionState, now_ms: float) -> None:
@@ -190,7 +242,7 @@ def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: fl
     if is_lighter or is_final_only:
         degradations = Degradation(now_ms, not is_final_only, is_lighter)
         session.the_stage_streams.serve_degraded(stage, degradations)
-        session.lower_deadline(now_ms)
+        session.lower_deadline("busy", now_ms)
         if is_lighter and session.busy_monitor is not None and session.busy_monitor.is_busy:
             announce(
                 session, _degradations(session, stage, degradations), now_ms
@@ -227,7 +279,7 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
         said = msgspec.structs.replace(said, degraded=degradations) if degradations else said
     else:
         session.gone = ""  # "ready" ends all that was told
-    session.emit(said)
+    session.outgoing.emit(said)
     if session.transcripts is not None:
         session.transcripts.skips_partials = "partials" in degraded(session)
     if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy or not said.is_late:
@@ -235,7 +287,7 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
     reply = session.reply
     if busy_monitor.cued_position != said.position and (reply is None or not reply.samples_sent):
         busy_monitor.cued_position = said.position
-        session.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
+        session.outgoing.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
 
 
 def _send_again(session: SessionState, stage: str) -> None:
@@ -279,4 +331,4 @@ def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None
         session.the_busy_monitor.dropped_ms += dropped_ms
         session.the_busy_monitor.dropped_stage = session.settings.audio_stage if is_late else "vad"
         evaluate(session, now_ms)
-        session.lower_deadline(next_deadline_ms(session))
+        refresh(session)

@@ -8,6 +8,7 @@ import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events.events import HistoryItem
+from voiceserver.events.memory import item_bytes
 
 # Far more than an LLM reads. Without it a client could keep the longest message that there may be in every item.
 MAX_CHARACTERS: Final = 1_000_000
@@ -42,6 +43,10 @@ class History:
     @property
     def items(self) -> tuple[HistoryItem, ...]:
         return tuple(self._items)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(map(item_bytes, self._items))
 
     def __contains__(self, key: str) -> bool:
         return bool(key) and any(one.key == key for one in self._items)

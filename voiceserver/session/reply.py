@@ -7,9 +7,11 @@ are passed over by count, audio of a sentence that was sent before by samples. N
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final, Literal, NamedTuple
 
 from voiceserver.events.events import HistoryItem, ReplyCreate, Timings
+from voiceserver.events.memory import OBJECT_BYTES, create_bytes, text_bytes
 from voiceserver.session.outbox import Outbox
 from voiceserver.session.spoken_text import SpokenText
 from voiceserver.session.text import count_words, join, split
@@ -296,6 +298,12 @@ class Reply:
             audio_ms=round((self.samples_sent - self.filler_samples) * 1000.0 / self.output_rate_hz, 1),
         )
 
+    @property
+    def memory_bytes(self) -> int:
+        calls = sum(OBJECT_BYTES + text_bytes(call.arguments) for call in self.tool_calls.values())
+        spoken = text_bytes(self.text) + sum(map(text_bytes, self.words.spoken)) + self.say.memory_bytes
+        return len(self.request) + spoken + calls + create_bytes(self.create)
+
     def history_items(self) -> list[HistoryItem]:
         items: list[HistoryItem] = []
         if self.words.sentences:
@@ -317,6 +325,14 @@ class Reply:
                 )
             )
         return items
+
+
+class ReplyQueue(deque[ReplyCreate]):
+    """Replies that wait for a transcript or for another reply."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(map(create_bytes, self))
 
 
 class Interrupted:

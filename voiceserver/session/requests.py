@@ -12,28 +12,28 @@ from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.events.tools import check_choice, check_tools, is_choice
 from voiceserver.events.voices import near_voices
-from voiceserver.session import preemptive, turns
+from voiceserver.session import deadlines, turns
 from voiceserver.session.history import check_key
 
 if TYPE_CHECKING:
-    from voiceserver.session.session import Session
+    from voiceserver.session.state import SessionState
 
 REPLY_QUEUE = 8
 _ALLOWED_WHILE_DRAINING = (ev.ReplyCancel, ev.ReplyPlayed, ev.SessionClose)
 
 
-def is_allowed_while_draining(session: Session, event: ev.ClientEvent, now_ms: float) -> bool:
+def is_allowed_while_draining(session: SessionState, event: ev.ClientEvent, now_ms: float) -> bool:
     """What ends something; nothing begins any more."""
     ends_turn = isinstance(event, ev.InputCommit) and session.is_finishing_turn(now_ms)
     return ends_turn or isinstance(event, _ALLOWED_WHILE_DRAINING)
 
 
-def handle(session: Session, event: ev.ClientEvent, now_ms: float) -> None:
+def handle(session: SessionState, event: ev.ClientEvent, now_ms: float) -> None:
     """Raises ProtocolError; the session is unchanged then."""
     _HANDLERS[type(event)](session, event, now_ms)
 
 
-def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
+def _update(session: SessionState, event: ev.SessionUpdate, now_ms: float) -> None:
     settings = session.settings
     changes = {
         name: value
@@ -69,7 +69,8 @@ def _update(session: Session, event: ev.SessionUpdate, now_ms: float) -> None:
         if audio_input.endpointer is None and audio_input.outbox.backlog:
             turns.hear_by_hand(session, audio_input, now_ms)
     session.options = msgspec.structs.replace(session.options, **changes)
-    session.emit(ev.SessionUpdated())
+    deadlines.refresh(session)
+    session.outgoing.emit(ev.SessionUpdated())
 
 
 def _upon(change: ev.TurnDetectionChange, base: ev.TurnDetection) -> ev.TurnDetection:
@@ -85,7 +86,7 @@ def _upon(change: ev.TurnDetectionChange, base: ev.TurnDetection) -> ev.TurnDete
     return after
 
 
-def _settle_tools(session: Session, changes: dict[str, Any]) -> None:
+def _settle_tools(session: SessionState, changes: dict[str, Any]) -> None:
     """The tools and the choice among them fit together, whichever of the two changes."""
     tools = changes.get("tools", session.options.tools)
     if "tools" in changes:
@@ -105,45 +106,47 @@ def _check_voice(voice: str, voices: frozenset[str]) -> None:
         )
 
 
-def _commit(session: Session, event: ev.InputCommit, now_ms: float) -> None:
+def _commit(session: SessionState, event: ev.InputCommit, now_ms: float) -> None:
     utterance = turns.end_turn(session, "commit", now_ms, creates_reply=event.creates_reply)
     if utterance is None:
         raise ProtocolError("input_empty", "there is no audio to commit")
 
 
-def _clear(session: Session, event: ev.InputClear, now_ms: float) -> None:
+def _clear(session: SessionState, event: ev.InputClear, now_ms: float) -> None:
     audio_input, transcripts = session.audio_input, session.transcripts
     if audio_input is not None and transcripts is not None and audio_input.capturing_turn:
+        turns.allow(session, "cancel")
         transcripts.forget(audio_input.capturing_turn)
         audio_input.capture.discard_turn(audio_input.capturing_turn)
         session.the_stage_streams.reset(session.settings.audio_stage)
         audio_input.clear()
-        preemptive.drop(session)
-    session.emit(ev.InputCleared())
+        turns.drop_preemptive(session)
+    session.outgoing.emit(ev.InputCleared())
 
 
-def _append(session: Session, event: ev.ItemAppend, now_ms: float) -> None:
+def _append(session: SessionState, event: ev.ItemAppend, now_ms: float) -> None:
     check_key(event.item.key, "item.key")
     history, after_key = session.speech_output.history, event.after_key
     is_gone = event.may_be_gone and after_key != "root" and after_key not in history
     history.append(event.item, "" if is_gone else after_key)
 
 
-def _delete(session: Session, event: ev.ItemDelete, now_ms: float) -> None:
+def _delete(session: SessionState, event: ev.ItemDelete, now_ms: float) -> None:
     history = session.speech_output.history
     if not event.may_be_gone or event.key in history:
         history.delete(event.key)
 
 
-def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
+def _create(session: SessionState, event: ev.ReplyCreate, now_ms: float) -> None:
     hears = session.settings.audio_stage == "reply"
     event = _with_tools(session, event)
     if "reply" not in session.settings.stages or (
         hears and (event.is_out_of_band or event.items is not None)
     ):
         raise ProtocolError("reply_unavailable", "this server has no reply engine that takes text")
-    if session.reply is not None and not event.is_out_of_band:
-        raise ProtocolError("reply_active", f"the reply of turn {session.reply.turn} is still in progress")
+    reply = session.reply
+    if reply is not None and not event.is_out_of_band:
+        raise ProtocolError("reply_active", f"the reply of turn {reply.turn} is still in progress")
     if hears:
         if not turns.answer_held(session, event, now_ms):
             message = "this server's reply engine answers what was said, and no turn waits for an answer"
@@ -154,7 +157,7 @@ def _create(session: Session, event: ev.ReplyCreate, now_ms: float) -> None:
     session.enqueue_reply(event)
 
 
-def _with_tools(session: Session, event: ev.ReplyCreate) -> ev.ReplyCreate:
+def _with_tools(session: SessionState, event: ev.ReplyCreate) -> ev.ReplyCreate:
     tools = session.options.tools if event.tools is None else event.tools
     if event.tools is not None:
         check_tools(tools, "tools")
@@ -165,7 +168,7 @@ def _with_tools(session: Session, event: ev.ReplyCreate) -> ev.ReplyCreate:
     return event
 
 
-def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
+def _cancel(session: SessionState, event: ev.ReplyCancel, now_ms: float) -> None:
     if session.reply is None and not session.queue:
         raise ProtocolError("reply_not_active", "no reply is in progress")
     if event.key and session.queue and any(one.key == event.key for one in session.queue):
@@ -174,22 +177,19 @@ def _cancel(session: Session, event: ev.ReplyCancel, now_ms: float) -> None:
         turns.stop_reply(session, "cancelled", now_ms)
 
 
-def _played(session: Session, event: ev.ReplyPlayed, now_ms: float) -> None:
+def _played(session: SessionState, event: ev.ReplyPlayed, now_ms: float) -> None:
     session.speech_output.receive_played(event.turn, event.played_ms, event.is_final)
     cut = session.interrupted
     if cut is not None and cut.reply.turn == event.turn:  # the client knows better where it was cut off
         cut.played_ms = min(event.played_ms, cut.reply.audio_ms)
+    deadlines.refresh(session)
 
 
-def _digit(session: Session, event: ev.Digit, now_ms: float) -> None:
-    session.emit(ev.DigitHeard(digit=event.digit))
+def _digit(session: SessionState, event: ev.Digit, now_ms: float) -> None:
+    session.outgoing.emit(ev.DigitHeard(digit=event.digit))
 
 
-def _close(session: Session, event: ev.SessionClose, now_ms: float) -> None:
-    session.begin_close(1000, "client", session.settings.close_timeout_ms, now_ms)
-
-
-def caller_is_idle(session: Session) -> None:
+def caller_is_idle(session: SessionState) -> None:
     """``idle_timeout_ms`` passed without speech after a reply: say so, and have the agent speak up."""
     detection = session.options.turn_detection
     clock_ms = (
@@ -197,12 +197,14 @@ def caller_is_idle(session: Session) -> None:
     )
     idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
     session.idle_from_ms = math.inf
-    session.emit(ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1)))
+    session.outgoing.emit(
+        ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1))
+    )
     if session.options.replies and session.reply is None:
         session.enqueue_reply(ev.ReplyCreate())
 
 
-_HANDLERS: dict[type[object], Callable[[Session, Any, float], None]] = {
+_HANDLERS: dict[type[object], Callable[[SessionState, Any, float], None]] = {
     ev.SessionUpdate: _update,
     ev.InputCommit: _commit,
     ev.InputClear: _clear,
@@ -212,5 +214,4 @@ _HANDLERS: dict[type[object], Callable[[Session, Any, float], None]] = {
     ev.ReplyCancel: _cancel,
     ev.ReplyPlayed: _played,
     ev.Digit: _digit,
-    ev.SessionClose: _close,
 }

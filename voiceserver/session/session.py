@@ -20,11 +20,11 @@ import math
 
 from voiceserver.errors import IllegalTransition, ProtocolError, Refusal
 from voiceserver.events import events as ev
-from voiceserver.session import deadlines, filler, preemptive, requests, turns
+from voiceserver.session import deadlines, requests, turns
 from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.busy import StageDelay
 from voiceserver.session.speech_output import failure_of
-from voiceserver.session.state import Phase, SessionState
+from voiceserver.session.state import STT, TTS, Phase, SessionState
 from voiceserver_workers.ipc.messages import Record, ResultKind, StreamParams, unpack_speech, unpack_turn
 
 __all__ = ["Phase", "Session"]
@@ -32,6 +32,8 @@ __all__ = ["Phase", "Session"]
 SPEECH = int(ResultKind.SPEECH)
 OPENED = int(ResultKind.OPENED)
 AUDIO = int(ResultKind.AUDIO)
+TEXT = int(ResultKind.TEXT)
+DONE = int(ResultKind.DONE)
 OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
 HEARING_SHARE = 0.5  # of the time to drain: in it a caller may end the sentence; the rest is for the answer
 
@@ -52,10 +54,11 @@ class Session(SessionState):
         if phase not in PHASES[self.phase]:
             raise IllegalTransition(f"a session cannot go from {self.phase.value} to {phase.value}")
         self.phase = phase
+        self.is_closed = phase is CLOSED
 
     def open(self, now_ms: float) -> None:
         self._move(Phase.OPEN)
-        self.emit(
+        self.outgoing.emit(
             ev.SessionReady(
                 session_id=self.session_id,
                 input_rate_hz=self.input_rate_hz,
@@ -76,7 +79,7 @@ class Session(SessionState):
         )
         if place is None or place.position != position:
             deadlines.announce(self, deadlines.delays(self)[0], now_ms)
-        self._after(now_ms)
+        self._after(now_ms, refreshes=True)
 
     def admitted(self, now_ms: float) -> None:
         """The caller may talk now; what it said while waiting is taken first."""
@@ -84,14 +87,14 @@ class Session(SessionState):
             self.place = None
             if self.reply is not None:
                 self.reply.progress_ms = now_ms
-            self._after(now_ms)
+            self._after(now_ms, refreshes=True)
 
     def drain(self, within_ms: float, now_ms: float) -> None:
         """The server is going: say so, finish the turn, close with 1012."""
         if self.phase in (Phase.OPEN, Phase.DRAINING):
-            self.emit(ev.ServerDraining(deadline_ms=round(within_ms, 1)))
+            self.outgoing.emit(ev.ServerDraining(deadline_ms=round(within_ms, 1)))
             if self.options.audible_busy and self.reply is None:
-                self.emit(ev.BusyCue(cue="draining"))
+                self.outgoing.emit(ev.BusyCue(cue="draining"))
             if self.audio_input is not None:
                 self.hear_until_ms = now_ms + within_ms * HEARING_SHARE
             self.begin_close(1012, "draining", within_ms, now_ms)
@@ -100,13 +103,13 @@ class Session(SessionState):
         """Finish the turn in progress, take no more audio, close at ``within_ms`` from now at the latest."""
         self._move(Phase.DRAINING)
         self.close_code, self.close_reason = code, reason
-        self.close_by_ms = min(self.close_by_ms, now_ms + within_ms)
-        self._after(now_ms)
+        self.lower_deadline("close", now_ms + within_ms)
+        self._after(now_ms, refreshes=True)
 
     def _close_when_done(self, now_ms: float) -> None:
         audio_input = self.audio_input
         turns.drop_held(self)
-        if now_ms < self.close_by_ms and self.place is None:  # who waits for a place is kept no longer
+        if now_ms < self.deadlines["close"] and self.place is None:  # who waits for a place is kept no longer
             if audio_input is not None and audio_input.capturing_turn:
                 if now_ms < self.hear_until_ms or (
                     self.hear_until_ms == -math.inf and audio_input.outbox.backlog
@@ -131,8 +134,11 @@ class Session(SessionState):
             self.audio_input.capture.discard()
             self.audio_input.outbox.discard()
         self.queue = self.transcripts = self.interrupted = self.place = self.preemptive_reply = None
-        self.emit(ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting()))
+        self.outgoing.emit(
+            ev.SessionClosing(reason=self.close_reason or "closed", accounting=self.accounting())
+        )
         self._move(Phase.CLOSED)
+        self.deadlines = {}
         self.deadline_ms = math.inf
         self.is_settled = False
         self._check()
@@ -170,13 +176,13 @@ class Session(SessionState):
         """End the session for a reason that the caller is told."""
         if self.phase is not Phase.CLOSED:
             is_retryable = close_code in (1012, 1013)
-            self.emit(
+            self.outgoing.emit(
                 ev.ErrorEvent(
                     code=code, message=message, retryable=is_retryable, retry_after_ms=retry_after_ms
                 )
             )
             if self.options.audible_busy:
-                self.emit(ev.BusyCue(cue="failed"))
+                self.outgoing.emit(ev.BusyCue(cue="failed"))
             self.close_code, self.close_reason = close_code, code
             self._close(now_ms)
 
@@ -202,10 +208,12 @@ class Session(SessionState):
         if not audio_input.outbox.backlog:
             due_ms = now_ms + self.settings.backpressure.busy_after_ms
             if due_ms < self.deadline_ms:
-                self.deadline_ms = due_ms
+                self.lower_deadline("busy", due_ms)
         audio_input.receive(pcm, now_ms)
         if audio_input.endpointer is None and turns.hear_by_hand(self, audio_input, now_ms):
             self.is_settled = False
+            if not self.is_well:
+                deadlines.refresh(self)
         if (audio_input.outbox.backlog + audio_input.capture.backlog) * 2 > audio_input.limit:
             deadlines.bound(self, audio_input, now_ms)
         if self.settings.check_laws:
@@ -219,6 +227,9 @@ class Session(SessionState):
             raise ProtocolError(
                 "session_draining", "the session is ending: only cancel, played and close are taken"
             )
+        if type(event) is ev.SessionClose:
+            self.begin_close(1000, "client", self.settings.close_timeout_ms, now_ms)
+            return
         requests.handle(self, event, now_ms)
         self._after(now_ms)
 
@@ -232,14 +243,17 @@ class Session(SessionState):
                 return
             self._receive_vad(audio_input, record, now_ms)
             if not self.outgoing and self.phase is OPEN and self.is_well:
+                if self.settings.check_laws:
+                    self._check()
                 return
+            self.lower_deadline("busy", deadlines.heard_due_ms(self))  # what is captured may be old
         elif stage == self.settings.audio_stage:
             if audio_input is not None:
                 is_alone = self.is_settled and turns.is_partial(self, audio_input, stage, record)
                 turns.receive_hearing(self, audio_input, stage, record, now_ms)
+                # What is left may have waited for longer: speech counts as waiting only since it was found.
+                self.lower_deadline("busy", deadlines.heard_due_ms(self))
                 if is_alone:
-                    # What is left may have waited for longer: speech counts as waiting only since it was found.
-                    self.lower_deadline(deadlines.heard_due_ms(self))
                     return
         else:
             self._receive_answer(stage, record, now_ms)
@@ -262,31 +276,37 @@ class Session(SessionState):
             _, at_ms, probability = unpack_turn(record.payload)
             for decision in audio_input.endpointer.receive_turn(at_ms, probability):
                 turns.decide(self, audio_input, decision, now_ms)
-            self.lower_deadline(deadlines.quiet_due_ms(self))
+            self.lower_deadline("quiet", deadlines.quiet_due_ms(self))
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
-            self.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
+            self.outgoing.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
         audio_input.consume(record.seq)
-        if self.settings.check_laws:
-            self._check()
 
     def _receive_answer(self, stage: str, record: Record, now_ms: float) -> None:
-        reply = self.reply
-        if self.stage_streams is not None and self.stage_streams.is_reset(stage):
+        speech_output = self._speech_output
+        if self.stage_streams is not None and stage in self.stage_streams.cancelled:
             return
-        if reply is None:
+        reply = speech_output.reply if speech_output is not None else None
+        if speech_output is None or reply is None:
             if self.preemptive_reply is not None:
-                preemptive.receive(self, self.preemptive_reply, stage, record, now_ms)
+                found = self.preemptive_reply
+                if record.turn == found.turn and not found.hold(stage, record, now_ms):
+                    turns.drop_preemptive(self)
             return
-        if stage == "tts":
-            self.speech_output.receive_tts(record, now_ms)
+        if stage == TTS:
+            speech_output.receive_tts(record, now_ms)
         else:
-            self.speech_output.receive_reply(record, now_ms)
-        if record.kind == ResultKind.FAILED and self.reply is not reply:
-            turns.abandon(self, reply)
+            speech_output.receive_reply(record, now_ms)
+            if record.kind == TEXT or record.kind == DONE:  # tts may have something to say
+                self.lower_deadline("busy", now_ms + self.settings.backpressure.busy_after_ms)
+        if speech_output.reply is not reply:
+            turns.reply_done(self, reply)
+            if record.kind == ResultKind.FAILED:
+                turns.abandon(self, reply)
 
-    def _after(self, now_ms: float) -> None:
-        """What follows from any change: replies that waited, recovery, the end of a draining session, the next deadline."""
+    def _after(self, now_ms: float, *, refreshes: bool = False) -> None:
+        """What follows from any change: replies that waited, recovery, the end of a draining session. ``refreshes``: the causes
+        of deadlines have changed in a way that is not followed one by one."""
         self.is_settled = False
         if self.phase is CLOSED:
             return
@@ -301,26 +321,40 @@ class Session(SessionState):
             and not self.transcripts
         ):
             self.idle_from_ms = max(now_ms, speech_output.playing_until_ms)
+            self.lower_deadline("idle", deadlines.idle_due_ms(self))
         if self.busy_monitor is not None and self.busy_monitor.is_busy:
             deadlines.evaluate(self, now_ms)
+            refreshes = True
+        elif self.stage_streams is not None and not self.stage_streams.is_well:
+            refreshes = True
+        if self.settings.fillers is not None:
+            self.lower_deadline("filler", deadlines.filler_due_ms(self))
         if self.phase is Phase.DRAINING:
             self._close_when_done(now_ms)
-        if not self.is_closed:
-            self.lower_deadline(deadlines.next_deadline_ms(self))
+        if refreshes and not self.is_closed:
+            deadlines.refresh(self)
         if self.settings.check_laws:
             self._check()
 
     # ------------------------------------------------------------------------------------------------ streams
 
-    def stages_wanted(self) -> list[str]:  # hot
-        """Stages that need a stream now and have none."""
-        if (self.audio_input is None and self._speech_output is None) or self.place is not None:
-            return []
-        return self.the_stage_streams.wanted(self.wants)
+    def streams_to_change(self) -> tuple[list[str], list[str]]:  # hot
+        """Stages whose stream has nothing more to do, or the wrong thing; and stages that need a stream and have none."""
+        demand, stage_streams = self.demand(), self.stage_streams
+        if stage_streams is None:
+            if not demand or self.place is not None:
+                return [], []
+            stage_streams = self.the_stage_streams
+        unwanted, wanted = stage_streams.to_change(demand)
+        return unwanted, wanted if self.place is None else []
 
-    def stages_unwanted(self) -> list[str]:  # hot
+    def stages_wanted(self) -> list[str]:
+        """Stages that need a stream now and have none."""
+        return self.streams_to_change()[1]
+
+    def stages_unwanted(self) -> list[str]:
         """Stages whose stream has nothing more to do, or the wrong thing."""
-        return self.stage_streams.unwanted(self.wants) if self.stage_streams is not None else []
+        return self.streams_to_change()[0]
 
     def stages_with_requests(self) -> list[str]:  # hot
         """Stages with an open stream and something unsent."""
@@ -348,17 +382,18 @@ class Session(SessionState):
     def stream_opened(self, stage: str, now_ms: float, *, is_lighter: bool = False) -> None:
         """``is_lighter``: on the stage's lighter engine."""
         self.is_settled = False
-        stage_streams = self.the_stage_streams
-        stage_streams.opened(stage)
-        deadlines.note_service(self, stage, is_lighter, now_ms)
-        outbox = self.outbox_of(stage)
-        if outbox is not None and stage_streams.stream_loss(stage) is not None and not outbox.has_unsent():
+        stage_streams = self.stage_streams or self.the_stage_streams
+        was_lost = stage_streams.opened(stage)
+        if is_lighter or stage == STT:
+            deadlines.note_service(self, stage, is_lighter, now_ms)
+        outbox = self.outbox_of(stage) if was_lost else None
+        if outbox is not None and not outbox.has_unsent():
             stage_streams.found(stage, outbox.consumed_seq)
             self._after(now_ms)
 
     def stream_closed(self, stage: str) -> None:
         if self.the_stage_streams.closed(stage) and self.phase is not CLOSED:
-            self.lower_deadline(0.0)  # served in full again: say so at the next timer
+            self.lower_deadline("busy", 0.0)  # served in full again: say so at the next timer
         outbox = self.outbox_of(stage)
         if outbox is not None:
             outbox.rewind()
@@ -368,7 +403,7 @@ class Session(SessionState):
             self._quarantine(stage, now_ms)
             return
         self.the_stage_streams.refuse(stage, refusal, now_ms)
-        self.lower_deadline(self.the_stage_streams.retry_ms)
+        self.lower_deadline("retry", self.the_stage_streams.retry_ms)
 
     def retry(self, stage: str) -> None:
         """The pool says that there may be room."""
@@ -390,10 +425,10 @@ class Session(SessionState):
             self._quarantine(stage, now_ms)
             return
         if self.preemptive_reply is not None and stage in ("reply", "tts"):
-            preemptive.drop(self)
+            turns.drop_preemptive(self)
         if self.needs(stage):
             deadlines.lose(self, stage, reason, now_ms)
-            self._after(now_ms)
+            self._after(now_ms, refreshes=True)
 
     # ----------------------------------------------------------------------------------------- time and pressure
 
@@ -405,20 +440,19 @@ class Session(SessionState):
             return
         if self.reply is not None:
             self.reply.progress_ms = now_ms
-            self._after(now_ms)
-        self.lower_deadline(deadlines.quiet_due_ms(self))
+        self._after(now_ms, refreshes=True)
 
     def handle_timer(self, now_ms: float) -> None:
         """Call at ``deadline_ms`` or later; earlier calls do no harm."""
         if self.phase is CLOSED:
             return
-        self.deadline_ms = math.inf
         if self.is_settled and self.only_listens:
             # Audio comes all the time, so this is what nearly all timers find: it was taken, and newer audio waits.
             due_ms = deadlines.heard_due_ms(self)
-            if self.settings.check_laws and due_ms != deadlines.next_deadline_ms(self):
-                raise AssertionError(f"due at {deadlines.next_deadline_ms(self)}, and not at {due_ms}")
+            if self.settings.check_laws and due_ms != min(deadlines.exact(self).values(), default=math.inf):
+                raise AssertionError(f"due at {deadlines.exact(self)}, and not at {due_ms}")
             if now_ms < due_ms:
+                self.deadlines = {"busy": due_ms}
                 self.deadline_ms = due_ms
                 return
         deadlines.evaluate(self, now_ms)
@@ -426,8 +460,8 @@ class Session(SessionState):
             self.stage_streams.retry_due(now_ms)
         if now_ms >= deadlines.answer_due_ms(self):
             deadlines.give_up_reply(self, now_ms)
-        if now_ms >= filler.due_ms(self):
-            filler.say(self, now_ms)
+        if now_ms >= deadlines.filler_due_ms(self):
+            deadlines.say_filler(self, now_ms)
         if now_ms >= turns.false_interruption_due_ms(self):
             turns.settle_interruption(self, now_ms)
         quiet_due_ms = deadlines.quiet_due_ms(self)
@@ -435,17 +469,13 @@ class Session(SessionState):
             turns.end_quiet(self, quiet_due_ms, now_ms)
         if now_ms >= deadlines.idle_due_ms(self):
             requests.caller_is_idle(self)
-        self._after(now_ms)
+        self._after(now_ms, refreshes=True)
 
     # ------------------------------------------------------------------------------------------------ outputs
 
     def events_to_send(self) -> list[ev.ServerEvent]:  # hot
         """Take the events that are to be said, in order."""
-        if not self.outgoing:
-            return []
-        taken = self.outgoing[:]
-        self.outgoing.clear()
-        return taken
+        return self.outgoing.take() if self.outgoing else []
 
     def _make_audio_input(self) -> AudioInput:
         detection = self.options.turn_detection if "vad" in self.settings.stages else None
@@ -458,5 +488,7 @@ class Session(SessionState):
         return audio_input
 
     def _check(self) -> None:
+        if self.phase is not CLOSED:
+            deadlines.check(self)
         if self.audio_input is not None:
             self.audio_input.check()

@@ -9,6 +9,7 @@ import msgspec
 
 from voiceserver.config.schema import BackpressureConfig, Config
 from voiceserver.events.events import MAX_TURN_MS, Tool, TurnDetection
+from voiceserver.events.memory import text_bytes, tool_bytes
 
 
 def normalise(text: str) -> str:
@@ -45,6 +46,11 @@ class SessionOptions(msgspec.Struct, frozen=True):
     temperature: float | None = None
     audible_busy: bool = False
 
+    def memory_bytes(self, common: SessionOptions) -> int:
+        """What these options keep that ``common`` does not."""
+        own = text_bytes(self.instructions) if self.instructions is not common.instructions else 0
+        return own + (sum(map(tool_bytes, self.tools)) if self.tools is not common.tools else 0)
+
 
 class FillerAudio(Protocol):
     """What callers hear while a reply is late: one after the other, each after ``after_ms`` of silence."""
@@ -78,6 +84,11 @@ class SessionSettings(msgspec.Struct, frozen=True):
     fillers: FillerAudio | None = None
     max_manual_turn_ms: float = MAX_TURN_MS
     check_laws: bool = False
+
+    def has_words(self, text: str) -> bool:
+        """Whether somebody said something in it: more than a backchannel."""
+        words = normalise(text)
+        return bool(words) and words not in self.backchannels
 
     @property
     def can_hear(self) -> bool:

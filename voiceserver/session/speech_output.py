@@ -23,8 +23,8 @@ from voiceserver.events.events import (
     ReplyStarted,
     ReplyText,
     ReplyToolCall,
-    ServerEvent,
 )
+from voiceserver.session.event_queue import EventQueue
 from voiceserver.session.history import History
 from voiceserver.session.reply import Ending, Reason, Reply, ToolCall
 from voiceserver.session.sentences import spoken_pieces
@@ -59,11 +59,11 @@ class SpeechOutput:
         "samples_sent",
     )
 
-    def __init__(self, events: list[ServerEvent], history: History, output_rate_hz: int) -> None:
+    def __init__(self, events: EventQueue, history_items: int, output_rate_hz: int) -> None:
         self._events = events
         self.output_rate_hz = output_rate_hz  # of the next reply
         self.language = ""  # of the next reply, BCP 47; "" unknown
-        self.history = history
+        self.history = History(history_items)
         self.reply: Reply | None = None
         self._playing: Reply | None = None  # the last reply that had audio
         self._cut: Reply | None = (
@@ -102,13 +102,19 @@ class SpeechOutput:
         """Those in memory: the one in progress, the last that was heard, the last that was cut off; one may be there twice."""
         return [reply for reply in (self.reply, self._playing, self._cut) if reply is not None]
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of the history, and of each reply that is kept."""
+        replies = {id(reply): reply for reply in self.kept_replies}
+        return self.history.memory_bytes + sum(reply.memory_bytes for reply in replies.values())
+
     def _begin(self, turn: int, create: ReplyCreate, speaks: bool, now_ms: float) -> Reply:
         reply = Reply(turn, create, speaks, self.output_rate_hz, now_ms, self.language)
         reply.plays_from_ms = self.playing_until_ms
         self.reply = reply
         self.replies += 1
         started = ReplyStarted(turn=turn, key=create.key, speaks=speaks, is_out_of_band=create.is_out_of_band)
-        self._events.append(started)
+        self._events.emit(started)
         return reply
 
     # ------------------------------------------------------------------------------------------------ results
@@ -172,7 +178,7 @@ class SpeechOutput:
 
     def _show(self, reply: Reply, text: str) -> None:
         if text:
-            self._events.append(ReplyText(turn=reply.turn, text=text))
+            self._events.emit(ReplyText(turn=reply.turn, text=text))
 
     def _audio(self, reply: Reply, sentence: int, pcm: bytes, now_ms: float) -> None:  # hot
         pcm = reply.receive_audio(sentence, pcm, now_ms)
@@ -185,14 +191,14 @@ class SpeechOutput:
         self.fillers += 1
         reply.receive_filler(len(pcm) >> 1, now_ms)
         audio_ms = round(len(pcm) * 500.0 / reply.output_rate_hz, 1)
-        self._events.append(ReplyFiller(turn=reply.turn, text=text, audio_ms=audio_ms))
+        self._events.emit(ReplyFiller(turn=reply.turn, text=text, audio_ms=audio_ms))
         self._send(reply, pcm)
 
     def _send(self, reply: Reply, pcm: bytes) -> None:  # hot
         if self._playing is not reply:
             self._playing = reply
             self._played_ms = None
-        self._events.append(ReplyAudio(turn=reply.turn, pcm=pcm))
+        self._events.emit(ReplyAudio(turn=reply.turn, pcm=pcm))
 
     def _tool(self, reply: Reply, payload: bytes) -> None:
         delta = decode_tool_piece(payload)
@@ -203,7 +209,7 @@ class SpeechOutput:
         arguments = call.receive(delta.arguments)
         if not arguments and not is_new:
             return
-        self._events.append(
+        self._events.emit(
             ReplyToolCall(
                 turn=reply.turn,
                 index=delta.index,
@@ -257,7 +263,7 @@ class SpeechOutput:
         played_ms = self.played_ms(now_ms)
         self._playing, self._cut = None, playing
         self.history.cut(playing.turn, playing.heard_text(played_ms))
-        self._events.append(PlaybackStop(turn=playing.turn, played_ms=round(played_ms, 1)))
+        self._events.emit(PlaybackStop(turn=playing.turn, played_ms=round(played_ms, 1)))
 
     def _finish(
         self, reply: Reply, reason: Reason, code: str = "", message: str = "", heard_ms: float | None = None
@@ -266,7 +272,7 @@ class SpeechOutput:
         for index, call in sorted(reply.tool_calls.items()):
             if reason in ("completed", "limited"):
                 done = ReplyToolCall(reply.turn, index, call.call_id, call.name, call.arguments, is_done=True)
-                self._events.append(done)
+                self._events.emit(done)
         text = reply.text if heard_ms is None else reply.heard_text(heard_ms)
         if not reply.create.is_out_of_band:
             items = reply.history_items() if reason in ("completed", "limited") else []
@@ -280,7 +286,7 @@ class SpeechOutput:
                 self.history.record(item)
         reply.ask.discard()
         reply.say.discard()
-        self._events.append(
+        self._events.emit(
             ReplyDone(
                 turn=reply.turn,
                 reason=reason,
@@ -302,9 +308,10 @@ class SpeechOutput:
         playing = self._playing
         if playing is None or not playing.samples_sent:
             return -math.inf
-        if self._played_ms is not None and self._played_ms >= playing.audio_ms:
+        audio_ms = playing.audio_ms
+        if self._played_ms is not None and self._played_ms >= audio_ms:
             return -math.inf
-        return playing.plays_until_ms
+        return playing.plays_from_ms + audio_ms
 
     @property
     def answers_until_ms(self) -> float:

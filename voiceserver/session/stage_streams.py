@@ -7,7 +7,7 @@ afresh: that is how work in progress is cancelled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -36,37 +36,42 @@ class Degradation(NamedTuple):
 
 
 class StageStreams:
-    __slots__ = ("_degradations", "_lost", "_opened", "_refused", "_reset", "_stages")
+    __slots__ = ("_degradations", "_lost", "_opened", "_refused", "cancelled", "_stages")
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         self._stages = stages
         self._opened: tuple[str, ...] = ()
         self._refused: dict[str, tuple[Refusal, float]] = {}
-        self._reset: tuple[str, ...] = ()
+        self.cancelled: tuple[str, ...] = ()  # what still comes from them is of work that was cancelled
         self._lost: dict[str, StreamLoss] | None = None
         self._degradations: dict[str, Degradation] | None = None
 
-    def wanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
-        opened, refused = self._opened, self._refused
-        return [
-            stage for stage in self._stages if stage not in opened and stage not in refused and needs(stage)
-        ]
-
-    def unwanted(self, needs: Callable[[str], bool]) -> list[str]:  # hot
-        reset = self._reset
-        return [stage for stage in self._opened if stage in reset or not needs(stage)]
+    def to_change(self, demand: Container[str]) -> tuple[list[str], list[str]]:  # hot
+        """Stages whose stream is of no use (not in ``demand``, or reset), and stages of ``demand`` that have no stream and were
+        refused none."""
+        opened, refused, reset = self._opened, self._refused, self.cancelled
+        unwanted, wanted = [], []
+        for stage in opened:
+            if stage in reset or stage not in demand:
+                unwanted.append(stage)
+        for stage in self._stages:
+            if stage in demand and stage not in opened and stage not in refused:
+                wanted.append(stage)
+        return unwanted, wanted
 
     def sendable(self, outbox_of: Callable[[str], Outbox | None]) -> list[str]:  # hot
         ready = []
         for stage in self._opened:
             outbox = outbox_of(stage)
-            if outbox is not None and outbox.has_unsent() and stage not in self._reset:
+            if outbox is not None and outbox.has_unsent() and stage not in self.cancelled:
                 ready.append(stage)
         return ready
 
-    def opened(self, stage: str) -> None:
+    def opened(self, stage: str) -> bool:
+        """The stage has a stream. True if it had lost one."""
         self._opened = (*self._opened, stage)
         self._refused.pop(stage, None)
+        return self._lost is not None and stage in self._lost
 
     def is_opened(self, stage: str) -> bool:
         return stage in self._opened
@@ -89,8 +94,9 @@ class StageStreams:
         was_degraded = self._degradations is not None and self._degradations.pop(stage, None) is not None
         if not self._degradations:
             self._degradations = None
-        self._opened = tuple(one for one in self._opened if one != stage)
-        self._reset = tuple(one for one in self._reset if one != stage)
+        self._opened = _without(self._opened, stage)
+        if self.cancelled:
+            self.cancelled = _without(self.cancelled, stage)
         return was_degraded
 
     def lose(self, stage: str, stream_loss: StreamLoss) -> None:
@@ -116,12 +122,8 @@ class StageStreams:
 
     def reset(self, stage: str) -> None:
         """What the stage is doing for this session is worthless now."""
-        if stage in self._opened and stage not in self._reset:
-            self._reset = (*self._reset, stage)
-
-    def is_reset(self, stage: str) -> bool:  # hot
-        """What still comes from the stage is of work that was cancelled."""
-        return stage in self._reset
+        if stage in self._opened and stage not in self.cancelled:
+            self.cancelled = (*self.cancelled, stage)
 
     def refuse(self, stage: str, refusal: Refusal, now_ms: float) -> None:
         self._refused[stage] = (refusal, now_ms + RETRY_OPEN_MS)
@@ -140,4 +142,13 @@ class StageStreams:
 
     @property
     def retry_ms(self) -> float:
+        if not self._refused:
+            return math.inf
         return min((retry_ms for _, retry_ms in self._refused.values()), default=math.inf)
+
+
+def _without(stages: tuple[str, ...], stage: str) -> tuple[str, ...]:
+    if stage not in stages:
+        return stages
+    at = stages.index(stage)
+    return stages[:at] + stages[at + 1 :]

@@ -7,20 +7,21 @@ it, so that an idle session stays small.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Mapping
 from enum import Enum
-from typing import Literal
+from types import MappingProxyType
+from typing import Final, Literal
 
 from voiceserver.events import events as ev
 from voiceserver.session.audio_input import AudioInput
-from voiceserver.session.books import accounting
 from voiceserver.session.busy import BusyMonitor, StageDelay
-from voiceserver.session.history import History
+from voiceserver.session.event_queue import EventQueue
 from voiceserver.session.outbox import Outbox
 from voiceserver.session.preemptive import PreemptiveReply
-from voiceserver.session.reply import Interrupted, Reply
+from voiceserver.session.reply import Interrupted, Reply, ReplyQueue
 from voiceserver.session.settings import ServerSnapshot, SessionSettings
 from voiceserver.session.speech_output import SpeechOutput
+from voiceserver.session.stage import ROWS, Stage
 from voiceserver.session.stage_streams import StageStreams
 from voiceserver.session.transcripts import Transcripts
 from voiceserver_workers.ipc.messages import StreamParams
@@ -33,25 +34,29 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+# What a session that waits for nothing has, in place of a dictionary of its own.
+_NO_DEADLINES: Final[Mapping[DueName, float]] = MappingProxyType({})
+DueName = Literal["close", "hear", "busy", "retry", "answer", "quiet", "idle", "resume", "filler"]
+VAD, STT, REPLY, TTS = Stage.VAD, Stage.STT, Stage.REPLY, Stage.TTS
 OPEN, CLOSED = Phase.OPEN, Phase.CLOSED  # a look-up on an Enum costs more than the rest of a test
 
 
 class SessionState:
     __slots__ = (
         "_speech_output",
-        "close_by_ms",
         "close_code",
         "close_reason",
         "deadline_ms",
+        "deadlines",
         "audio_input",
         "server_snapshot",
         "busy_monitor",
         "gone",
         "preemptive_reply",
-        "preemptive_count",
         "hear_until_ms",
         "idle_from_ms",
         "input_rate_hz",
+        "is_closed",
         "key",
         "interrupted",
         "is_output_held",
@@ -92,11 +97,14 @@ class SessionState:
         self.options = settings.options
         self.server_snapshot = server_snapshot
         self.phase = Phase.OPENING
+        self.is_closed = False
         self.close_code = 1000
         self.close_reason = ""
-        self.close_by_ms = math.inf
         self.hear_until_ms = -math.inf  # of a server that is going: the turn in progress may be spoken out
-        self.deadline_ms = math.inf  # never later than the next time handle_timer has something to do
+        self.deadlines: Mapping[DueName, float] = (
+            _NO_DEADLINES  # lowered where the cause changes; exact after each timer
+        )
+        self.deadline_ms = math.inf  # the earliest of them
         self.idle_from_ms = math.inf  # since when neither side has said anything
         self.turn = 0
         self.last_speech_turn = 0
@@ -105,7 +113,7 @@ class SessionState:
         self.is_resting = False  # nobody is connected: streams with nothing to do are for others
         # Nothing but audio came or went since the shell last asked for the stages wanted and unwanted.
         self.is_settled = False
-        self.outgoing: list[ev.ServerEvent] = []
+        self.outgoing = EventQueue()
         self.audio_input: AudioInput | None = None
         self.transcripts: Transcripts | None = None
         self.stage_streams: StageStreams | None = None
@@ -114,13 +122,8 @@ class SessionState:
         self.place: StageDelay | None = None  # in the waiting room
         self.interrupted: Interrupted | None = None
         self.preemptive_reply: PreemptiveReply | None = None  # only while there is no reply
-        self.preemptive_count = 0  # of this turn
-        self.queue: deque[ev.ReplyCreate] | None = None  # they wait for a transcript or for another reply
+        self.queue: ReplyQueue | None = None  # they wait for a transcript or for another reply
         self._speech_output: SpeechOutput | None = None
-
-    @property
-    def is_closed(self) -> bool:
-        return self.phase is Phase.CLOSED
 
     @property
     def is_open(self) -> bool:
@@ -137,6 +140,7 @@ class SessionState:
 
     @property
     def stage_of_turn(self) -> Literal["idle", "listening", "thinking", "speaking"]:
+        """In which state of ``turn_table`` the conversation is."""
         if self.audio_input is not None and self.audio_input.capturing_turn:
             return "listening"
         reply = self.reply
@@ -148,7 +152,7 @@ class SessionState:
     def speech_output(self) -> SpeechOutput:
         if self._speech_output is None:
             self._speech_output = SpeechOutput(
-                self.outgoing, History(self.settings.history_items), self.output_rate_hz
+                self.outgoing, self.settings.history_items, self.output_rate_hz
             )
         return self._speech_output
 
@@ -162,7 +166,7 @@ class SessionState:
 
     def enqueue_reply(self, create: ev.ReplyCreate) -> None:
         if self.queue is None:
-            self.queue = deque()
+            self.queue = ReplyQueue()
         self.queue.append(create)
 
     @property
@@ -172,69 +176,62 @@ class SessionState:
         return self.stage_streams
 
     def outbox_of(self, stage: str) -> Outbox | None:  # hot
-        audio_input = self.audio_input
-        if stage == "vad":
-            return audio_input.outbox if audio_input is not None else None
-        if stage == self.settings.audio_stage:
-            return audio_input.capture if audio_input is not None else None
-        reply = self.reply
-        if reply is not None:
-            return reply.ask if stage == "reply" else reply.say
-        preemptive_reply = self.preemptive_reply
-        if preemptive_reply is None:
+        row = ROWS[self.settings.audio_stage].get(stage)
+        if row is None:
             return None
-        return preemptive_reply.ask if stage == "reply" else preemptive_reply.say
+        if row.hears:
+            return row.outbox(self.audio_input) if self.audio_input is not None else None
+        answer: Reply | PreemptiveReply | None = self.preemptive_reply
+        if self._speech_output is not None and self._speech_output.reply is not None:
+            answer = self._speech_output.reply
+        return row.outbox(answer) if answer is not None else None
 
-    def wants(self, stage: str) -> bool:  # hot
-        """Whether the stage has something to do, be it that nobody waits for it yet."""
-        if self.needs(stage):
-            return True
-        return (
-            self.preemptive_reply is not None
-            and stage in ("reply", "tts")
-            and self.preemptive_reply.needs(stage)
-        )
-
-    def needs(self, stage: str) -> bool:  # hot
-        """Whether the caller waits for the stage."""
-        audio_input = self.audio_input
+    def demand(self) -> dict[str, bool]:  # hot
+        """The stages that have something to do. True: the caller waits for it; False: only a preemptive reply does."""
+        found: dict[str, bool] = {}
         if self.phase is CLOSED:
-            return False
-        if stage == "vad":
-            return (
-                audio_input is not None
-                and audio_input.endpointer is not None
-                and (not self.is_resting or audio_input.outbox.backlog > 0)
-            )
-        if stage == self.settings.audio_stage:
-            transcripts = self.transcripts
-            return (
-                audio_input is not None
-                and transcripts is not None
-                and bool(transcripts)
-                and (audio_input.capturing_turn > 0 or not audio_input.capture.is_empty)
-                and (not self.is_resting or audio_input.capture.backlog > 0 or transcripts.is_pending)
-            )
-        reply = self.reply
-        if reply is None:
-            return False
-        if stage == "reply":
-            return not reply.is_finished_asking
-        return reply.needs_tts
+            return found
+        settings, audio_input, transcripts = self.settings, self.audio_input, self.transcripts
+        if audio_input is not None:
+            if audio_input.endpointer is not None and (not self.is_resting or audio_input.outbox.backlog):
+                found[VAD] = True
+            if (
+                transcripts
+                and (audio_input.capturing_turn or not audio_input.capture.is_empty)
+                and (not self.is_resting or audio_input.capture.backlog or transcripts.is_pending)
+            ):
+                found[settings.audio_stage] = True
+        speech_output = self._speech_output
+        reply = speech_output.reply if speech_output is not None else None
+        if reply is not None:
+            if not reply.is_finished_asking and settings.audio_stage != REPLY:
+                found[REPLY] = True
+            if reply.needs_tts:
+                found[TTS] = True
+        elif self.preemptive_reply is not None:
+            if not self.preemptive_reply.is_finished_asking:
+                found.setdefault(REPLY, False)
+            if self.preemptive_reply.request_key.speaks:
+                found[TTS] = False
+        return found
+
+    def needs(self, stage: str) -> bool:
+        """Whether the caller waits for the stage."""
+        return self.demand().get(stage, False)
 
     def speaks(self, create: ev.ReplyCreate) -> bool:
-        return (self.options.speaks if create.speaks is None else create.speaks) and self.settings.can_speak
+        settings, wants = self.settings, self.options.speaks if create.speaks is None else create.speaks
+        return wants and (TTS in settings.stages or settings.audio_stage == REPLY)
 
     def voice_params(self) -> StreamParams:
         options = self.options
-        wanted: dict[str, str | int | float | bool] = {
-            "language": options.language,
-            "voice": options.voice,
-            "speed": options.speed,
-        }
-        wanted = {
-            name: value for name, value in wanted.items() if value and (name != "speed" or value != 1.0)
-        }
+        wanted: dict[str, str | int | float | bool] = {}
+        if options.language:
+            wanted["language"] = options.language
+        if options.voice:
+            wanted["voice"] = options.voice
+        if options.speed and options.speed != 1.0:
+            wanted["speed"] = options.speed
         return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
 
     @property
@@ -262,13 +259,16 @@ class SessionState:
             and self.preemptive_reply is None
             and self.interrupted is None
             and (detection is None or detection.idle_timeout_ms is None)
-            and self.close_by_ms == math.inf
+            and "close" not in self.deadlines
             and self.is_well
         )
 
-    def lower_deadline(self, deadline_ms: float) -> None:
-        if deadline_ms < self.deadline_ms:
-            self.deadline_ms = deadline_ms
+    def lower_deadline(self, name: DueName, due_ms: float) -> None:
+        """The cause of the deadline ``name`` has changed: it is due at ``due_ms`` or later."""
+        if due_ms < self.deadlines.get(name, math.inf):
+            self.deadlines = {**self.deadlines, name: due_ms}
+            if due_ms < self.deadline_ms:
+                self.deadline_ms = due_ms
 
     @property
     def the_busy_monitor(self) -> BusyMonitor:
@@ -289,11 +289,29 @@ class SessionState:
         lag_ms = self.audio_input.lag_ms if self.audio_input is not None else 0.0
         return max(self.settings.backpressure.max_backlog_ms - lag_ms, 0.0)
 
-    def emit(self, event: ev.ServerEvent) -> None:
-        self.outgoing.append(event)
-
     def accounting(self) -> ev.Accounting:
-        return accounting(self.audio_input, self.settings.audio_stage)
+        """What became of the caller's audio, in ms; see ``AudioInput.accounting``."""
+        if self.audio_input is None:
+            return ev.Accounting(0.0, 0.0, 0.0, 0.0)
+        return self.audio_input.accounting(self.settings.audio_stage)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what the session keeps in memory: audio, conversation, instructions and tools, and the replies that are made,
+        wait or may yet go on. What all sessions share is not counted."""
+        total = self.options.memory_bytes(self.settings.options)
+        if self.queue is not None:
+            total += self.queue.memory_bytes
+        if self.audio_input is not None:
+            total += self.audio_input.memory_bytes
+        if self.preemptive_reply is not None:
+            total += self.preemptive_reply.memory_bytes
+        if self._speech_output is not None:
+            total += self._speech_output.memory_bytes
+            kept = self._speech_output.kept_replies
+            if self.interrupted is not None and self.interrupted.reply not in kept:
+                total += self.interrupted.reply.memory_bytes
+        return total
 
     def counters(self) -> dict[str, float]:
         """Every counter of the session, for its closing log line."""

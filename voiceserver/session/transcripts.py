@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from voiceserver.events.events import ServerEvent, TranscriptFailed, TranscriptFinal, TranscriptPartial
+from voiceserver.events.events import TranscriptFailed, TranscriptFinal, TranscriptPartial
+from voiceserver.session.event_queue import EventQueue
 from voiceserver.session.speech_output import failure_of
 from voiceserver_workers.ipc.messages import Record, ResultKind
 
@@ -19,6 +20,7 @@ class Utterance:
         "endpointing_ms",
         "has_final",
         "partial",
+        "preemptive_count",
         "turn",
     )
 
@@ -30,12 +32,13 @@ class Utterance:
         self.endpointing_ms = 0.0
         self.creates_reply = False
         self.has_final = False
+        self.preemptive_count = 0  # preemptive replies that were begun at its pauses
 
 
 class Transcripts:
     __slots__ = ("_events", "_waiting", "held_turn", "is_silent", "skips_partials")
 
-    def __init__(self, events: list[ServerEvent]) -> None:
+    def __init__(self, events: EventQueue) -> None:
         self._events = events
         self._waiting: deque[Utterance] = deque()
         self.is_silent = False  # the client asked for no transcripts
@@ -75,7 +78,7 @@ class Transcripts:
         """There will be no transcript of ``turn``."""
         self.forget(turn)
         if not self.is_silent:
-            self._events.append(TranscriptFailed(turn=turn, code=code, message=message))
+            self._events.emit(TranscriptFailed(turn=turn, code=code, message=message))
 
     def find(self, turn: int) -> Utterance | None:  # hot
         for one in self._waiting:
@@ -99,14 +102,14 @@ class Transcripts:
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.forget(record.turn)
-            self._events.append(TranscriptFailed(turn=record.turn, code=code, message=message))
+            self._events.emit(TranscriptFailed(turn=record.turn, code=code, message=message))
         elif record.kind == ResultKind.FINAL and not utterance.has_final:
             utterance.has_final = True
             if is_last:
                 self.forget(record.turn)
             text = record.payload.decode(errors="replace").strip()
             if not self.is_silent:
-                self._events.append(TranscriptFinal(turn=utterance.turn, text=text))
+                self._events.emit(TranscriptFinal(turn=utterance.turn, text=text))
             return text
         return None
 
@@ -114,4 +117,4 @@ class Transcripts:
         if len(text) > len(utterance.partial) and text.startswith(utterance.partial):
             utterance.partial = text
             if not self.is_silent and not self.skips_partials:
-                self._events.append(TranscriptPartial(turn=utterance.turn, text=text))
+                self._events.emit(TranscriptPartial(turn=utterance.turn, text=text))

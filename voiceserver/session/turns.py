@@ -18,11 +18,17 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from voiceserver.events import events as ev
-from voiceserver.session import preemptive
 from voiceserver.session.endpointing import Decision, Pause, Resume, Start, Stop
+from voiceserver.session.preemptive import (
+    PREEMPTIVE_PER_TURN,
+    PreemptiveReply,
+    is_answerable,
+    request_key,
+)
 from voiceserver.session.reply import Interrupted, Reply
-from voiceserver.session.settings import normalise
+from voiceserver.session.reply_request import encode_again, encode_request, request_fields
 from voiceserver.session.transcripts import Transcripts, Utterance
+from voiceserver.session.turn_table import TURN, TurnEvent, TurnState, check_event, check_move
 from voiceserver_workers.ipc.messages import Record, ResultKind
 
 if TYPE_CHECKING:
@@ -36,12 +42,38 @@ _ANSWER: Final = ev.ReplyCreate()  # of whatever was said until it is its turn
 
 _PARTIAL: Final = frozenset({int(ResultKind.TEXT), int(ResultKind.CONSUMED)})
 
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def allow(session: SessionState, event: TurnEvent) -> TurnState:
+    """The state in which ``event`` happens. Raises IllegalTransition, before anything has changed."""
+    state = session.stage_of_turn
+    if event not in TURN[state]:
+        check_event(state, event)
+    return state
+
+
+def _moved(session: SessionState, before: TurnState, event: TurnEvent) -> None:
+    if session.settings.check_laws:
+        check_move(before, event, session.stage_of_turn)
+
+
+def reply_done(session: SessionState, reply: Reply) -> None:
+    """``reply`` has come to its end by itself."""
+    before: TurnState = "speaking" if reply.samples_sent else "thinking"
+    if session.audio_input is not None and session.audio_input.capturing_turn:
+        before = "listening"
+    check_event(before, "reply_done")
+    _moved(session, before, "reply_done")
+
+
 # ------------------------------------------------------------------------------------------------------ utterances
 
 
 def begin_turn(
     session: SessionState, audio_input: AudioInput, from_ms: float, decided_ms: float, now_ms: float
 ) -> float:
+    before = allow(session, "start")
     session.turn += 1
     session.last_speech_turn = session.turn
     if session.transcripts is None:
@@ -49,11 +81,15 @@ def begin_turn(
     session.transcripts.is_silent = not session.options.transcribes
     drop_held(session)
     session.transcripts.begin(session.turn)
-    preemptive.drop(session)
-    session.preemptive_count = 0
+    drop_preemptive(session)
     session.idle_from_ms = math.inf
-    session.lower_deadline(now_ms + session.settings.backpressure.busy_after_ms)
-    return audio_input.begin(session.turn, from_ms, decided_ms, now_ms)
+    begun_ms = audio_input.begin(session.turn, from_ms, decided_ms, now_ms)
+    session.lower_deadline("busy", now_ms + session.settings.backpressure.busy_after_ms)
+    session.lower_deadline("quiet", now_ms + session.settings.audio_grace_ms)
+    if session.hear_until_ms > -math.inf:
+        session.lower_deadline("hear", session.hear_until_ms)
+    _moved(session, before, "start")
+    return begun_ms
 
 
 def hear_by_hand(session: SessionState, audio_input: AudioInput, now_ms: float) -> bool:  # hot
@@ -105,14 +141,15 @@ def decide(session: SessionState, audio_input: AudioInput, decision: Decision, n
             audio_input.pause(decision.decided_ms, now_ms)
     elif isinstance(decision, Resume) and audio_input.is_paused:
         audio_input.resume(decision.decided_ms, now_ms)
-        preemptive.drop(session)
+        session.lower_deadline("busy", now_ms + session.settings.backpressure.busy_after_ms)
+        drop_preemptive(session)
 
 
 def start_speech(session: SessionState, audio_input: AudioInput, start: Start, now_ms: float) -> None:
     detection = session.options.turn_detection
     padding_ms = detection.prefix_padding_ms if detection is not None else 0
     begun_ms = begin_turn(session, audio_input, max(start.at_ms - padding_ms, 0.0), start.decided_ms, now_ms)
-    slot = len(session.outgoing)
+    mark = len(session.outgoing)
     interrupted = 0
     if detection is not None and detection.interrupts_reply and session.has_speech_output:
         heard = session.speech_output.heard(now_ms)
@@ -120,7 +157,7 @@ def start_speech(session: SessionState, audio_input: AudioInput, start: Start, n
         _remember_cut(session, heard)
     # speech.started explains the end of the reply, so it goes before it.
     started = ev.SpeechStarted(turn=session.turn, at_ms=round(begun_ms, 1), interrupted_turn=interrupted)
-    session.outgoing.insert(slot, started)
+    session.outgoing.emit_before(mark, started)
 
 
 def end_turn(
@@ -168,6 +205,7 @@ def end_speech(
 ) -> Utterance | None:
     transcripts, detection = session.transcripts, session.options.turn_detection
     assert transcripts is not None
+    before = allow(session, "stop")
     if creates_reply is None:
         creates_reply = detection is not None and detection.creates_reply
     hears_itself = session.settings.can_hear and session.settings.audio_stage == "reply"
@@ -179,11 +217,12 @@ def end_speech(
     utterance.endpointing_ms = round(stop.decided_ms - stop.at_ms + stop.quiet_ms, 1)
     utterance.creates_reply = creates_reply
     if audio_input.endpointer is not None or stop.reason == "max_turn":
-        session.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
-    session.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
+        session.outgoing.emit(ev.SpeechStopped(turn=turn, at_ms=round(stop.at_ms, 1), reason=stop.reason))
+    session.outgoing.emit(ev.InputCommitted(turn=turn, audio_ms=round(stop.decided_ms, 1)))
     if session.interrupted is not None and session.interrupted.by_turn == turn:
         session.interrupted.due_ms = now_ms + session.settings.false_interruption_ms
-        session.lower_deadline(session.interrupted.due_ms)
+        session.lower_deadline("resume", session.interrupted.due_ms)
+    session.lower_deadline("busy", now_ms + session.settings.backpressure.busy_after_ms)
     if not session.settings.can_hear:  # listeners: nobody transcribes
         audio_input.capture.commit_turn(turn)
         transcripts.forget(turn)
@@ -196,6 +235,7 @@ def end_speech(
         _drop_turn(session, turn)
     else:
         _give_up_oldest(session, audio_input, transcripts, now_ms)
+    _moved(session, before, "stop")
     return utterance
 
 
@@ -289,11 +329,14 @@ def receive_hearing(
         session.speech_output.receive_reply(record, now_ms)
         return
     utterance = transcripts.find(turn) if is_last else None
+    before = allow(session, "final") if utterance is not None else None
     text = transcripts.receive(record)
-    preemptive.receive_text(session, audio_input, record, now_ms)
+    if before is not None:
+        _moved(session, before, "final")
+    _receive_text(session, audio_input, record, now_ms)
     if utterance is not None:
         _finish_utterance(session, utterance, text, now_ms)
-        preemptive.drop(session)  # unless it was adopted
+        drop_preemptive(session)  # unless it was adopted
 
 
 def _change_engine(session: SessionState, stage: str) -> None:
@@ -313,8 +356,7 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
     """``text`` None: it could not be transcribed."""
     cut = session.interrupted
     if cut is not None and cut.since_turn <= utterance.turn:
-        words = normalise(text or "")
-        if words and words not in session.settings.backchannels:
+        if session.settings.has_words(text or ""):
             session.interrupted = None
             if cut.resumed is not None and cut.resumed is session.reply:
                 stop_reply(session, "interrupted", now_ms)
@@ -340,13 +382,14 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
 
 def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
     """End the reply in progress (or the playing of the last); its turn, 0 for none."""
-    reply = session.reply
+    reply, before = session.reply, allow(session, "cancel")
     turn = session.speech_output.stop(reason, now_ms)
     drop_queue(session, reason)
     if reply is not None:
         abandon(session, reply)
     if reason == "cancelled":
         session.interrupted = None
+    _moved(session, before, "cancel")
     return turn
 
 
@@ -357,7 +400,7 @@ def drop_queue(session: SessionState, reason: Literal["interrupted", "cancelled"
         if key and create.key != key:
             session.enqueue_reply(create)
         elif create.key:
-            session.emit(ev.ReplyDone(turn=0, reason=reason, key=create.key))
+            session.outgoing.emit(ev.ReplyDone(turn=0, reason=reason, key=create.key))
 
 
 def abandon(session: SessionState, reply: Reply) -> None:
@@ -377,6 +420,7 @@ def start_reply(
     session: SessionState, create: ev.ReplyCreate, now_ms: float, utterance: Utterance | None = None
 ) -> None:
     settings = session.settings
+    before = allow(session, "reply_started")
     if utterance is not None:
         turn = utterance.turn
     elif create.is_out_of_band:  # what the caller said is still to be answered
@@ -386,17 +430,25 @@ def start_reply(
         turn = _next_turn(session)
     session.replied_turn = max(session.replied_turn, turn)
     speaks = session.speaks(create)
-    hears = settings.audio_stage == "reply"
-    fields = (
-        {} if hears else preemptive.request_fields(session, turn, create, session.speech_output.history.items)
-    )
-    request = b"" if hears else preemptive.encode_request(session, fields)
-    preemptive_reply = preemptive.take(session, turn, fields, speaks, create)
-    session.speech_output.output_rate_hz = session.output_rate_hz
-    session.speech_output.language = session.options.language
-    reply = session.speech_output.start(turn, create, speaks, request, now_ms)
+    hears, speech_output = settings.audio_stage == "reply", session.speech_output
+    fields = {} if hears else request_fields(turn, create, session.options, speech_output.history.items)
+    request = b"" if hears else encode_request(fields, session.server_snapshot)
+    preemptive_reply = session.preemptive_reply
+    if preemptive_reply is not None:
+        key = request_key(fields, speaks, session.voice_params())
+        if preemptive_reply.answers(turn, key, create):
+            session.preemptive_reply = None
+        else:
+            drop_preemptive(session)
+            preemptive_reply = None
+    speech_output.output_rate_hz = session.output_rate_hz
+    speech_output.language = session.options.language
+    reply = speech_output.start(turn, create, speaks, request, now_ms)
     session.idle_from_ms = math.inf
     session.interrupted = None
+    wait_for_answer(session, now_ms)
+    if settings.check_laws:
+        _moved(session, before, "reply_started")
     if hears:
         reply.needs_tts = False
         reply.ask.mark_sent()
@@ -406,7 +458,13 @@ def start_reply(
         reply.endpointing_ms = utterance.endpointing_ms
         reply.stt_ms = round(now_ms - utterance.decided_ms, 2)
     if preemptive_reply is not None:
-        preemptive.adopt(session, reply, preemptive_reply, now_ms)
+        preemptive_reply.give_to(speech_output, reply, now_ms)
+
+
+def wait_for_answer(session: SessionState, now_ms: float) -> None:
+    """The caller waits for something new from now on."""
+    session.lower_deadline("busy", now_ms + session.settings.backpressure.busy_after_ms)
+    session.lower_deadline("answer", now_ms + session.settings.reply_timeout_ms)
 
 
 def _next_turn(session: SessionState) -> int:
@@ -416,6 +474,58 @@ def _next_turn(session: SessionState) -> int:
     if session.turn <= session.replied_turn or is_taken:
         session.turn += 1
     return session.turn
+
+
+# ---------------------------------------------------------------------------------------------- preemptive replies
+
+
+def _receive_text(session: SessionState, audio_input: AudioInput, record: Record, now_ms: float) -> None:
+    """A text of stt. If it says what was heard up to the pause that still lasts, the answer to it is begun."""
+    if record.kind != ResultKind.TEXT or not audio_input.answers_pause(record.turn, record.seq):
+        return
+    text = record.payload.decode(errors="replace").strip()
+    if not is_answerable(text, session.options, session.settings) or not _has_time(session):
+        return
+    user = ev.HistoryItem(role="user", text=text, turn=record.turn, key=f"user:{record.turn}")
+    history = session.speech_output.history.with_record(user)
+    fields = request_fields(record.turn, _ANSWER, session.options, history)
+    key = request_key(fields, session.speaks(_ANSWER), session.voice_params())
+    preemptive_reply = session.preemptive_reply
+    if preemptive_reply is not None:
+        if preemptive_reply.request_key == key:
+            return
+        drop_preemptive(session)
+    utterance = session.transcripts.find(record.turn) if session.transcripts is not None else None
+    if utterance is not None and utterance.preemptive_count < PREEMPTIVE_PER_TURN:
+        utterance.preemptive_count += 1
+        request = encode_request(fields, session.server_snapshot)
+        session.preemptive_reply = PreemptiveReply(
+            record.turn, key, request, session.options.language, now_ms
+        )
+
+
+def _has_time(session: SessionState) -> bool:
+    """Nothing else is owed to the caller, and nobody else needs the workers more."""
+    transcripts = session.transcripts
+    return (
+        session.is_open
+        and session.reply is None
+        and not session.queue
+        and session.place is None
+        and transcripts is not None
+        and not transcripts.is_pending
+        and not (session.busy_monitor is not None and session.busy_monitor.is_busy)
+        and session.server_snapshot.degrade_level == 0
+    )
+
+
+def drop_preemptive(session: SessionState) -> None:
+    """What the stages do for it is worthless; nobody hears of it."""
+    if session.preemptive_reply is not None:
+        session.preemptive_reply = None
+        session.is_settled = False
+        session.the_stage_streams.reset("reply")
+        session.the_stage_streams.reset("tts")
 
 
 # --------------------------------------------------------------------------------------------- false interruptions
@@ -471,13 +581,14 @@ def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
     rest; the sentences that it gave before are passed over by their number, as after a crash."""
     if cut.resumed is not None or session.reply is not None:
         return
-    preemptive.drop(session)
+    drop_preemptive(session)
     old = cut.reply
     texts = old.unheard_texts(cut.played_ms)
     if texts or (old.texts_received and not old.is_finished_asking):
         turn = _next_turn(session)
         session.replied_turn = max(session.replied_turn, turn)
-        request = b"" if old.is_finished_asking else preemptive.encode_again(old.request, turn)
+        request = b"" if old.is_finished_asking else encode_again(old.request, turn)
         cut.resumed = session.speech_output.resume(turn, old, texts, request, now_ms)
+        wait_for_answer(session, now_ms)
     elif not old.is_finished_asking:
         start_reply(session, msgspec.structs.replace(old.create, key=""), now_ms)

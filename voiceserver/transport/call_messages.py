@@ -20,7 +20,6 @@ from voiceserver.events.events import (
     ServerReady,
 )
 from voiceserver.session.session import Session
-from voiceserver.session.weight import session_bytes
 from voiceserver.transport.replay_buffer import ASK_BYTES, ReplayBuffer
 from voiceserver.wire import Audio, Codec, Frame
 from voiceserver.wire.decoding import event_id_of
@@ -319,7 +318,7 @@ class CallMessages:
     def memory_bytes(self) -> int:
         """About what the codec, the session and the messages that are kept cost."""
         kept = self._replay_buffer.memory_bytes if self._replay_buffer is not None else 0
-        return kept + self._codec.memory_bytes + session_bytes(self._session)
+        return kept + self._codec.memory_bytes + self._session.memory_bytes
 
 
 def name_of_violation(code: int) -> str:

@@ -36,7 +36,7 @@ class CallStreams:
         the results of the streams."""
         session = self._session
         while True:
-            unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
+            unwanted, wanted = session.streams_to_change()
             if not unwanted and not wanted:
                 break
             for stage in unwanted:
@@ -52,7 +52,7 @@ class CallStreams:
     def send_audio(self, now_ms: float) -> None:  # hot
         """Send what can be sent while the streams are those that are wanted."""
         session = self._session
-        if session.settings.check_laws and (session.stages_unwanted() or session.stages_wanted()):
+        if session.settings.check_laws and any(session.streams_to_change()):
             raise AssertionError("a settled session wants other streams than it has")
         if self._open is not None:
             for stage, stream in self._open.items():

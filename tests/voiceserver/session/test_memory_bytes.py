@@ -6,7 +6,6 @@ from tests.voiceserver.session_bench import RATE_HZ, Bench, settings_of
 from voiceserver.events import events as ev
 from voiceserver.events.memory import OBJECT_BYTES, item_bytes, text_bytes, tool_bytes
 from voiceserver.session.settings import SessionOptions
-from voiceserver.session.weight import session_bytes
 
 WIDE = "\u4f60"
 
@@ -21,26 +20,26 @@ def test_a_character_costs_one_byte_or_the_most_that_it_may() -> None:
 def test_what_all_sessions_share_is_not_counted_and_what_is_their_own_is() -> None:
     common = SessionOptions(turn_detection=None, instructions="x" * 1_000, tools=(ev.Tool(name="t"),))
     bench = Bench(settings_of(options=common))
-    assert session_bytes(bench.session) == 0
+    assert bench.session.memory_bytes == 0
     bench.do(ev.SessionUpdate(instructions="y" * 500))
-    assert session_bytes(bench.session) == 500
+    assert bench.session.memory_bytes == 500
     bench.do(ev.SessionUpdate(tools=(ev.Tool(name="abc"),)))
-    assert session_bytes(bench.session) == 500 + OBJECT_BYTES + 3
+    assert bench.session.memory_bytes == 500 + OBJECT_BYTES + 3
     bench.stt_answers = False
     bench.session.receive_audio(bytes(2 * RATE_HZ), bench.now_ms)
-    assert 2 * RATE_HZ <= session_bytes(bench.session) - 503 - OBJECT_BYTES <= 2 * RATE_HZ + 1_000
+    assert 2 * RATE_HZ <= bench.session.memory_bytes - 503 - OBJECT_BYTES <= 2 * RATE_HZ + 1_000
 
 
 def test_a_reply_costs_its_request_and_its_text_as_long_as_it_may_go_on() -> None:
     bench = Bench()
     bench.do(ev.ItemAppend(item=ev.HistoryItem(role="user", text="x" * 10_000)))
-    before = session_bytes(bench.session)
+    before = bench.session.memory_bytes
     bench.do(ev.ReplyCreate(instructions="y" * 300))
-    asked = session_bytes(bench.session)
+    asked = bench.session.memory_bytes
     assert asked - before > 10_000 + 300
     bench.answer("One sentence.", is_done=False)
-    assert session_bytes(bench.session) > asked
+    assert bench.session.memory_bytes > asked
     bench.answer()
     bench.speak(1, 100)
     assert bench.session.reply is None
-    assert session_bytes(bench.session) > asked, "it is being heard, and may be cut off"
+    assert bench.session.memory_bytes > asked, "it is being heard, and may be cut off"

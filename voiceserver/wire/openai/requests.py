@@ -33,7 +33,8 @@ def read_create(
     is_given = body.max_output_tokens is not msgspec.UNSET
     tokens = neutral_tokens(body.max_output_tokens if is_given else body.max_response_output_tokens)
     speaks = read_modalities(body, "response")
-    _check_metadata(body.metadata or {})
+    if body.metadata:
+        _check_metadata(body.metadata)
     tools = settings.tools if body.tools is None else body.tools
     if body.tools is not None:
         check_tools(tools, "response.tools")

@@ -52,7 +52,6 @@ OVER: Final[dict[str, int]] = {
     "attributes voiceserver_clients.callers.Speaker": 19,
     "attributes voiceserver_clients.callers.Talker": 21,
     "attributes voiceserver_clients.voice.VoiceClient": 32,
-    "fan-out voiceserver.session.session": 12,
     "fan-out voiceserver.session.state": 13,
     "fan-out voiceserver.wire.openai.codec": 12,
     "function lines voiceserver.observability.metrics.Metrics.__init__": 81,

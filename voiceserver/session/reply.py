@@ -349,3 +349,16 @@ class Interrupted:
         self.since_turn = self.by_turn = by_turn
         self.due_ms = math.inf
         self.resumed: Reply | None = None
+
+    @property
+    def settles_ms(self) -> float:
+        """When silence shows that there were no words; inf once the reply goes on."""
+        return math.inf if self.resumed is not None else self.due_ms
+
+    def speak_again(self, turn: int) -> bool:
+        """The caller begins another turn before it was settled. False: the reply went on already, so it is settled."""
+        if self.resumed is not None:
+            return False
+        self.by_turn = turn
+        self.due_ms = math.inf
+        return True

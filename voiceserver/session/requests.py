@@ -10,10 +10,9 @@ import msgspec
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
-from voiceserver.events.tools import check_choice, check_tools, is_choice
-from voiceserver.events.voices import near_voices
 from voiceserver.session import deadlines, turns
 from voiceserver.session.history import check_key
+from voiceserver.session.option_changes import changed, with_tools
 
 if TYPE_CHECKING:
     from voiceserver.session.state import SessionState
@@ -34,76 +33,17 @@ def handle(session: SessionState, event: ev.ClientEvent, now_ms: float) -> None:
 
 
 def _update(session: SessionState, event: ev.SessionUpdate, now_ms: float) -> None:
-    settings = session.settings
-    changes = {
-        name: value
-        for name in event.__struct_fields__
-        if (value := getattr(event, name)) is not msgspec.UNSET
-    }
-    if changes.get("turn_detection") is not None and "vad" not in settings.stages:
-        raise ProtocolError(
-            "turn_detection_unavailable",
-            "this server has no vad engine: only null is possible",
-            param="turn_detection",
-        )
-    if changes.get("speaks") and not settings.can_speak:
-        raise ProtocolError("speech_unavailable", "this server has no tts engine", param="speaks")
-    if changes.get("transcribes") and "stt" not in settings.stages:
-        raise ProtocolError("transcription_unavailable", "this server has no stt engine", param="transcribes")
-    if changes.get("replies") and "reply" not in settings.stages:
-        raise ProtocolError("reply_unavailable", "this server has no reply engine", param="replies")
-    if changes.get("voice"):
-        _check_voice(changes["voice"], session.server_snapshot.voices)
-    _settle_tools(session, changes)
-    detection = changes.get("turn_detection")
-    if detection is not None:
-        base = session.options.turn_detection or settings.options.turn_detection or ev.TurnDetection()
-        changes["turn_detection"] = _upon(detection, base)
-    audio_input = session.audio_input
-    if "turn_detection" in changes and audio_input is not None:
-        if audio_input.capturing_turn and (changes["turn_detection"] is None) != (
-            audio_input.endpointer is None
-        ):
+    options = changed(session.options, event, session.settings, session.server_snapshot.voices)
+    audio_input, detection = session.audio_input, options.turn_detection
+    if event.turn_detection is not msgspec.UNSET and audio_input is not None:
+        if audio_input.capturing_turn and (detection is None) != (audio_input.endpointer is None):
             turns.end_turn(session, "commit", now_ms)
-        audio_input.detect(changes["turn_detection"])
+        audio_input.detect(detection)
         if audio_input.endpointer is None and audio_input.outbox.backlog:
             turns.hear_by_hand(session, audio_input, now_ms)
-    session.options = msgspec.structs.replace(session.options, **changes)
+    session.options = options
     deadlines.refresh(session)
     session.outgoing.emit(ev.SessionUpdated())
-
-
-def _upon(change: ev.TurnDetectionChange, base: ev.TurnDetection) -> ev.TurnDetection:
-    after = change.upon(base)
-    least_ms, most_ms = after.min_silence_ms, after.max_silence_ms
-    is_new = (least_ms, most_ms) != (base.min_silence_ms, base.max_silence_ms)
-    if is_new and most_ms is not None and least_ms > most_ms:
-        raise ProtocolError(
-            "invalid_field",
-            f"turn_detection.min_silence_ms ({least_ms}) must be at most max_silence_ms ({most_ms})",
-            param="turn_detection.min_silence_ms",
-        )
-    return after
-
-
-def _settle_tools(session: SessionState, changes: dict[str, Any]) -> None:
-    """The tools and the choice among them fit together, whichever of the two changes."""
-    tools = changes.get("tools", session.options.tools)
-    if "tools" in changes:
-        check_tools(tools, "tools")
-        if session.options.tool_choice and not is_choice(session.options.tool_choice, tools):
-            changes.setdefault("tool_choice", "auto")  # the tool of that name is gone
-    if "tool_choice" in changes:
-        check_choice(changes["tool_choice"], tools, "tool_choice")
-
-
-def _check_voice(voice: str, voices: frozenset[str]) -> None:
-    near = near_voices(voice, voices)
-    if near is not None:
-        hint = f"near it: {', '.join(near)}" if near else f"there are: {', '.join(sorted(voices)[:20])}"
-        raise ProtocolError(
-            "unknown_voice", f"the speech engine has no voice {voice[:80]!r}; {hint}", param="voice"
-        )
 
 
 def _commit(session: SessionState, event: ev.InputCommit, now_ms: float) -> None:
@@ -139,7 +79,7 @@ def _delete(session: SessionState, event: ev.ItemDelete, now_ms: float) -> None:
 
 def _create(session: SessionState, event: ev.ReplyCreate, now_ms: float) -> None:
     hears = session.settings.audio_stage == "reply"
-    event = _with_tools(session, event)
+    event = with_tools(event, session.options)
     if "reply" not in session.settings.stages or (
         hears and (event.is_out_of_band or event.items is not None)
     ):
@@ -155,17 +95,6 @@ def _create(session: SessionState, event: ev.ReplyCreate, now_ms: float) -> None
     if session.queue is not None and len(session.queue) >= REPLY_QUEUE:
         raise ProtocolError("reply_queue_full", f"at most {REPLY_QUEUE} replies can wait")
     session.enqueue_reply(event)
-
-
-def _with_tools(session: SessionState, event: ev.ReplyCreate) -> ev.ReplyCreate:
-    tools = session.options.tools if event.tools is None else event.tools
-    if event.tools is not None:
-        check_tools(tools, "tools")
-    if event.tool_choice is not None:
-        check_choice(event.tool_choice, tools, "tool_choice")
-    elif session.options.tool_choice and not is_choice(session.options.tool_choice, tools):
-        return msgspec.structs.replace(event, tool_choice="auto")
-    return event
 
 
 def _cancel(session: SessionState, event: ev.ReplyCancel, now_ms: float) -> None:

@@ -141,7 +141,7 @@ class Session(SessionState):
         self.deadlines = {}
         self.deadline_ms = math.inf
         self.is_settled = False
-        self._check()
+        self._check(now_ms)
 
     def rest(self, now_ms: float) -> None:
         """The caller has been away for a while: give back the streams that have nothing to do for it."""
@@ -217,7 +217,7 @@ class Session(SessionState):
         if (audio_input.outbox.backlog + audio_input.capture.backlog) * 2 > audio_input.limit:
             deadlines.bound(self, audio_input, now_ms)
         if self.settings.check_laws:
-            self._check()
+            self._check(now_ms)
 
     def receive_event(self, event: ev.ClientEvent, now_ms: float) -> None:
         """Raises ProtocolError for what is not allowed now; nothing has changed then."""
@@ -244,7 +244,7 @@ class Session(SessionState):
             self._receive_vad(audio_input, record, now_ms)
             if not self.outgoing and self.phase is OPEN and self.is_well:
                 if self.settings.check_laws:
-                    self._check()
+                    self._check(now_ms)
                 return
             self.lower_deadline("busy", deadlines.heard_due_ms(self))  # what is captured may be old
         elif stage == self.settings.audio_stage:
@@ -253,6 +253,7 @@ class Session(SessionState):
                 turns.receive_hearing(self, audio_input, stage, record, now_ms)
                 # What is left may have waited for longer: speech counts as waiting only since it was found.
                 self.lower_deadline("busy", deadlines.heard_due_ms(self))
+                self.lower_deadline("busy", now_ms + self.settings.backpressure.busy_after_ms)
                 if is_alone:
                     return
         else:
@@ -334,7 +335,7 @@ class Session(SessionState):
         if refreshes and not self.is_closed:
             deadlines.refresh(self)
         if self.settings.check_laws:
-            self._check()
+            self._check(now_ms)
 
     # ------------------------------------------------------------------------------------------------ streams
 
@@ -487,8 +488,8 @@ class Session(SessionState):
         )
         return audio_input
 
-    def _check(self) -> None:
+    def _check(self, now_ms: float) -> None:
         if self.phase is not CLOSED:
-            deadlines.check(self)
+            deadlines.check(self, now_ms)
         if self.audio_input is not None:
             self.audio_input.check()

@@ -90,6 +90,11 @@ class SessionSettings(msgspec.Struct, frozen=True):
         words = normalise(text)
         return bool(words) and words not in self.backchannels
 
+    def resumes_replies(self, detection: TurnDetection | None) -> bool:
+        """Whether a reply that was cut off by speech without words goes on."""
+        is_possible = self.false_interruption_ms > 0 and self.audio_stage != "reply"
+        return is_possible and detection is not None and detection.creates_reply
+
     @property
     def can_hear(self) -> bool:
         return self.audio_stage in self.stages

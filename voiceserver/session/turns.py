@@ -531,33 +531,19 @@ def drop_preemptive(session: SessionState) -> None:
 # --------------------------------------------------------------------------------------------- false interruptions
 
 
-def _may_resume(session: SessionState, reply: Reply) -> bool:
-    detection = session.options.turn_detection
-    return (
-        session.settings.false_interruption_ms > 0
-        and session.settings.audio_stage != "reply"
-        and detection is not None
-        and detection.creates_reply
-        and reply.speaks
-    )
-
-
 def _remember_cut(session: SessionState, heard: tuple[Reply, float] | None) -> None:
     """A reply of which ``heard`` ms were played was cut off by the turn that begins; or nothing was, but there is an older cut
     of which it is still open whether there were words."""
+    cut, settings = session.interrupted, session.settings
     if heard is not None:
-        session.interrupted = Interrupted(*heard, session.turn) if _may_resume(session, heard[0]) else None
-    elif session.interrupted is not None:
-        if session.interrupted.resumed is not None:
-            session.interrupted = None
-            return
-        session.interrupted.by_turn = session.turn
-        session.interrupted.due_ms = math.inf
+        may_go_on = heard[0].speaks and settings.resumes_replies(session.options.turn_detection)
+        session.interrupted = Interrupted(*heard, session.turn) if may_go_on else None
+    elif cut is not None and not cut.speak_again(session.turn):
+        session.interrupted = None
 
 
 def false_interruption_due_ms(session: SessionState) -> float:
-    cut = session.interrupted
-    return math.inf if cut is None or cut.resumed is not None else cut.due_ms
+    return session.interrupted.settles_ms if session.interrupted is not None else math.inf
 
 
 def settle_interruption(session: SessionState, now_ms: float) -> None:

@@ -97,6 +97,9 @@ def talk(
         recordings += [make_speech(text, rate) for text in say or []]
     except (BadRecording, NoSpeech) as error:
         _fail(str(error), EXIT_USAGE)
+    for recording in recordings:
+        if recording.warning:
+            complain(recording.warning)
     raise typer.Exit(run(recordings, options, uses_microphone=mic))
 
 

@@ -93,6 +93,30 @@ class TestRecording:
         assert recording.duration_ms / 1000 == pytest.approx(seconds, abs=0.05)
         assert np.abs(np.frombuffer(recording.pcm, "<i2")).max() > 3_000
 
+    @pytest.mark.parametrize(
+        ("riff_size", "data_size"), [(0, 0), (0xFFFFFFFF, 0xFFFFFFFF), (36, 0), (7, 99_999_999), (0, 2**31)]
+    )
+    def test_a_wav_file_whose_recorder_was_killed_is_read_to_its_end(
+        self, tmp_path: Path, riff_size: int, data_size: int
+    ) -> None:
+        path, pcm = tmp_path / "killed.wav", np.arange(-500, 500, dtype="<i2").tobytes()
+        write_wav(path, pcm, 16_000)
+        data = bytearray(path.read_bytes())
+        data[4:8], data[40:44] = riff_size.to_bytes(4, "little"), data_size.to_bytes(4, "little")
+        path.write_bytes(data)
+        assert len(read_recording(path, 16_000).pcm) == len(pcm)
+
+    def test_samples_that_are_no_numbers_are_silence_and_said_in_one_line(self, tmp_path: Path) -> None:
+        path, samples = tmp_path / "nan.wav", np.full(1_000, 0.5, np.float32)
+        samples[[3, 700]], samples[900] = np.nan, np.inf
+        soundfile.write(path, samples, 16_000, subtype="FLOAT")
+        recording = read_recording(path, 16_000)
+        heard = np.frombuffer(recording.pcm, "<i2")
+        assert (heard[[3, 700, 900]] == 0).all()
+        assert heard[4] == heard[899] == 16_383
+        assert recording.warning == f"{path}: 3 of 1000 samples are no numbers; they are silence here"
+        assert read_recording(RECORDED / "goforward.wav", 16_000).warning == ""
+
     def test_written_wav_reads_back(self, tmp_path: Path) -> None:
         pcm = np.arange(-500, 500, dtype="<i2").tobytes()
         write_wav(tmp_path / "out.wav", pcm, 24_000)

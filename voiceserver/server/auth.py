@@ -3,7 +3,7 @@
 ::
 
     key file (TOML)   [keys.NAME] hash, max_sessions, talk_minutes_per_day, is_admin      made by ``voiceserver key NAME``
-    Authorization: Bearer KEY        or, from a browser, among the subprotocols: openai-insecure-api-key.KEY, voiceserver-key.KEY
+    Authorization: Bearer KEY, api-key: KEY, or, from a browser, a subprotocol: openai-insecure-api-key.KEY, voiceserver-key.KEY
     POST /v1/realtime/client_secrets  with a key: a token for a page, good for ``auth.token_ttl_ms``
 
 A key is 256 random bits, so a plain SHA-256 of it is a safe thing to keep; comparisons take constant time. Tokens are those of
@@ -364,10 +364,13 @@ class Auth:
 
 
 def presented_key(caller: Caller) -> str:
-    """The key that a request brings: its Bearer header, or a subprotocol, where a browser can set no header."""
+    """The key that a request brings: its Bearer header, ``api-key``, or a subprotocol, where a browser can set no header."""
     for header in caller.headers.get_all("Authorization"):
         scheme, _, value = header.partition(" ")
         if scheme.lower() == "bearer" and value.strip():
+            return value.strip()
+    for value in caller.headers.get_all("api-key"):  # Azure's
+        if value.strip():
             return value.strip()
     offered = ",".join(caller.headers.get_all("Sec-WebSocket-Protocol")).split(",")
     for name in offered:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
 from voiceserver.observability.history import PERIOD_MS
 from voiceserver.observability.logs import unfailing
-from voiceserver.server import pages
+from voiceserver.server import listening, pages
 from voiceserver.server.build import Host, build
 from voiceserver.server.open_files import budget_now, raise_limit
 from voiceserver.server.pools import MakePool, make_pool, make_pools
@@ -112,16 +113,20 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         server, services = self.config.server, self.services
+        shares_port = self._host.peer is not None or server.reuse_port
+        make = functools.partial(
+            loop.create_server,
+            lambda: Connection(services),
+            backlog=server.backlog,
+            start_serving=tls is None,
+        )
         try:
-            self._listener = await loop.create_server(
-                lambda: Connection(services),
-                server.host,
-                server.port,
-                backlog=server.backlog,
-                reuse_address=True,
-                reuse_port=self._host.peer is not None or server.reuse_port,
-                start_serving=tls is None,
-            )
+            if listening.is_both_families(server.host):
+                self._listener = await make(sock=listening.dual_stack(server.port, reuse_port=shares_port))
+            else:
+                self._listener = await make(
+                    server.host, server.port, reuse_address=True, reuse_port=shares_port
+                )
             if tls is not None:
                 bound = self._listener.sockets
                 self._tls_listener = TlsListener(loop, bound, server.backlog, tls, services)
@@ -131,7 +136,10 @@ class Server:
             raise StartError(f"cannot listen on {server.host}:{server.port}: {reason}") from None
         services.state.listen_on(self.port)
         self._host.on_listening(self.port)
-        self._host.log.info("listening", port=self.port, url=pages.address(server, self.port))
+        addresses = listening.addresses(self._listener.sockets)
+        self._host.log.info(
+            "listening", port=self.port, url=pages.address(server, self.port), addresses=addresses
+        )
 
     def _start_duties(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None) -> None:
         services = self.services

@@ -38,7 +38,7 @@ _PLAIN: Final = re.compile(
     rb"GET ([!-~]{1,4096}) HTTP/1\.1\r\n((?:[-!#$%&'*+.^_`|~0-9a-zA-Z]{1,128}:[\x20-\x7e]{0,4096}\r\n){1,100})\r\n"
 )
 _HAS_BODY: Final = ("content-length", "transfer-encoding")
-_SINGLE: Final = ("sec-websocket-key", "sec-websocket-version", "origin")
+_SINGLE: Final = ("sec-websocket-key", "sec-websocket-version", "origin", "host")
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")
 _ACCEPTED: Final = (
     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
@@ -132,6 +132,8 @@ def read_handshake(head: bytes) -> Handshake:
         reader.feed_eof()
         next(Request.parse(reader.read_line))
     except StopIteration as done:
+        if len(done.value.headers.get_all("Host")) > 1:  # RFC 9112, 3.2
+            raise BadRequest(400, "bad_request", "There is more than one Host header.") from None
         return Handshake(done.value, "", method, protocol)
     except (ValueError, EOFError, NotImplementedError, SecurityError):
         pass

@@ -8,7 +8,7 @@ A router has ``pages`` (path -> response), ``actions`` (the same, asked for with
 400    a bad query or a bad handshake; the message names the parameter
 401/3  what the auth hook says
 404    no such path, or no such call to resume (410: there was one)
-405    another method than the path has; HEAD is answered as GET is, without the body
+405    another method than the path has; HEAD is answered as GET is, without the body, OPTIONS with the methods (204)
 411/3  a body in chunks, or too long
 426    plain HTTP on a WebSocket path, or another version of WebSocket than 13
 503    at capacity or draining, with Retry-After
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -26,7 +27,7 @@ from typing import Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 import msgspec
-from websockets.datastructures import Headers
+from websockets.datastructures import Headers, MultipleValuesError
 
 from voiceserver.capacity.admission import MAX_LINGERING, Admission, Ticket
 from voiceserver.errors import ProtocolError, Refusal
@@ -39,6 +40,7 @@ from voiceserver.wire import Codec
 JSON = "application/json"
 DRAIN_RETRY_MS = 5_000.0
 NO_PROXIES: Final = TrustedProxies()
+_ORIGIN: Final = re.compile(r"(?i)https?://[^/]*")
 
 
 class Caller(NamedTuple):
@@ -187,6 +189,8 @@ class Router:
             answer = self._answer(read_handshake(head), now_ms, peer, body)
         except BadRequest as error:
             answer = _response_to(error)
+        except MultipleValuesError as error:
+            answer = error_response(400, "bad_request", f"There is more than one header {error.args[0]!r}.")
         except RecursionError:  # of JSON: how deep it may be depends on how deep the one is who reads it
             answer = TOO_DEEP
         if isinstance(answer, Response) and head.startswith(b"HEAD "):
@@ -196,7 +200,8 @@ class Router:
     def _answer(
         self, handshake: Handshake, now_ms: float, peer: str, body: bytes
     ) -> Response | Upgrade | OtherProcess:
-        path, _, query = handshake.path.partition("?")
+        target, _, query = handshake.path.partition("?")
+        path = self._path_of(target)
         caller = Caller(
             path,
             dict(parse_qsl(query, keep_blank_values=True)) if query else {},
@@ -211,6 +216,8 @@ class Router:
             listed = ", ".join(one for one in known if not one.startswith(("/web/", "/docs/")))
             return error_response(404, "not_found", f"There is nothing at {path[:200]!r}. Paths: {listed}.")
         methods = ("POST",) if path in routes.actions else ("GET", "HEAD")
+        if handshake.method == "OPTIONS":
+            return Response(204, b"", headers=(("Allow", ", ".join((*methods, "OPTIONS"))),))
         if handshake.method not in methods:
             message = f"Only {methods[0]} is answered here."
             return error_response(405, "method_not_allowed", message, ("Allow", ", ".join(methods)))
@@ -223,6 +230,19 @@ class Router:
             return page(caller)
         message = f"{path} is a WebSocket; connect with a WebSocket client."
         return error_response(426, "upgrade_required", message, ("Upgrade", "websocket"))
+
+    def _path_of(self, target: str) -> str:
+        """The path of ours that is meant: proxies send the absolute form, health checkers ``*``, people a slash at the end."""
+        path = target if target.startswith("/") else _ORIGIN.sub("", target, count=1)
+        if path in ("*", ""):
+            return "/"
+        routes, bare = self.routes, path.rstrip("/")
+        # Azure's forms, and a base address with its version left out or given twice.
+        versioned = "/v1/" + bare.removeprefix("/openai").removeprefix("/v1").removeprefix("/v1").lstrip("/")
+        for form in (path, bare, versioned):
+            if form in routes.wires or form in routes.pages or form in routes.actions:
+                return form
+        return path
 
     def _upgrade(
         self, handshake: Handshake, caller: Caller, now_ms: float

@@ -251,7 +251,10 @@ class Opening:
 
     def _peer(self) -> tuple[str, int] | None:
         transport = self._connection.transport
-        return transport.get_extra_info("peername") if transport is not None else None
+        peer: tuple[str, int] | None = transport.get_extra_info("peername") if transport is not None else None
+        if not peer:
+            return None
+        return peer[0].removeprefix("::ffff:"), peer[1]  # of IPv4, on a socket for both families
 
     def _ask(self, head: bytes, body: bytes, rest: bytes, now_ms: float) -> None:
         """Have the router answer a whole request. ``rest``: all that came after its head."""

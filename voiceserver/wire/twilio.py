@@ -27,7 +27,6 @@ The TwiML that leads here::
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections import deque
@@ -42,7 +41,7 @@ from voiceserver.events import events as ev
 from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language, PhoneKey, VoiceName
 from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
-from voiceserver.wire.decoding import field_error, why_unreadable
+from voiceserver.wire.decoding import decode_base64, field_error, why_unreadable
 from voiceserver.wire.request import LineFormat, Wire, WireRequest
 from voiceserver.wire.samples import G711_BYTES_PER_MS, G711_RATE_HZ, mulaw_to_pcm, pcm_to_mulaw
 from voiceserver.wire.tones import tones
@@ -219,8 +218,8 @@ class TwilioCodec(Codec):
         if media.track != "inbound":
             return []
         try:
-            data = pybase64.b64decode(media.payload, validate=True)
-        except (binascii.Error, ValueError):
+            data = decode_base64(media.payload)
+        except ValueError:
             raise ProtocolError(
                 "invalid_audio", "The payload is not base64.", param="media.payload"
             ) from None

@@ -45,6 +45,7 @@ FORMATS: Final[dict[str, tuple[int, Callable[[bytes], bytes]]]] = {
     "uint8": (1, uint8_to_pcm),
 }
 MAX_SEGMENTS: Final = 50
+BAD_START: Final = 1003  # nothing can follow: without options there is no audio
 _MS_PER_MINUTE: Final = 60_000.0
 
 
@@ -128,11 +129,13 @@ class WhisperLiveCodec(Codec):
             self._named_uid = _uid_of(message)
             found = field_error(error, _Options, code="invalid_options")
             code = "unsupported_format" if found.param == "audio_format" else found.code
-            raise ProtocolError(code, f"The options are wrong. {found.message}", param=found.param) from None
+            text = f"The options are wrong. {found.message}"
+            raise ProtocolError(code, text, param=found.param, close_code=BAD_START) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(
                 "invalid_options",
                 f"The first message must be a JSON object with a 'uid': {why_unreadable(error, message)}.",
+                close_code=BAD_START,
             ) from None
         self.uid, self._format = options.uid, options.audio_format
         self._last = min(max(options.send_last_n_segments, 1), MAX_SEGMENTS)
@@ -150,7 +153,8 @@ class WhisperLiveCodec(Codec):
     def receive_binary(self, message: bytes) -> Received:  # hot
         """Audio in the format of the options, or the end of it. Raises ProtocolError."""
         if not self.uid:
-            raise ProtocolError("options_missing", "The first message must be the options, as JSON text.")
+            text = "The first message must be the options, as JSON text."
+            raise ProtocolError("options_missing", text, close_code=BAD_START)
         if message == END_OF_AUDIO:
             self._is_ended = True
             return [ev.SessionClose()]

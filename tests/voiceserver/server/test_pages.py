@@ -253,7 +253,7 @@ def test_parameters_of_engines_are_for_this_machine_and_secrets_for_nobody(site:
         (BUTTON, "127.0.0.1", "evil.example:8765", 403),  # another site's name that leads here
         # A proxy on this machine.
         *((f"{BUTTON}{trace}\r\n", "127.0.0.1", "localhost:8765", 403) for trace in TRACES),
-        (BUTTON + "Host: localhost:8765\r\n", "127.0.0.1", "localhost:8765", 403),
+        (BUTTON + "Host: localhost:8765\r\n", "127.0.0.1", "localhost:8765", 400),
     ],
 )
 def test_without_keys_the_button_is_for_who_has_the_token_on_this_machine(

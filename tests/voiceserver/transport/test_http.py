@@ -45,6 +45,15 @@ def get(path: str, method: str = "GET", more: str = "") -> bytes:
         (get("/" + "a" * 9_000), 414, "request_too_large"),
         (get("/", more="X: " + "a" * 9_000 + "\r\n"), 431, "request_too_large"),
         (get("/", more="X: a\r\n" * 200), 431, "request_too_large"),
+        (get("/", more="Host: other\r\n"), 400, "bad_request"),
+        (upgrade("/v1/twilio").replace(b"\r\n\r\n", b"\r\nHost: other\r\n\r\n"), 400, "bad_request"),
+        (
+            upgrade("/v1/twilio").replace(
+                b"\r\n\r\n", b"\r\nX-Twilio-Signature: a\r\nX-Twilio-Signature: b\r\n\r\n"
+            ),
+            400,
+            "bad_request",
+        ),
         (upgrade("/healthz"), 404, "not_found"),
         (upgrade("/v1/stream?rate=7"), 400, "unsupported_rate"),
         (upgrade("/v1/stream?rte=8000"), 400, "unknown_parameter"),
@@ -105,6 +114,64 @@ def test_json_that_is_too_deep_for_who_reads_it_is_a_mistake_and_no_fault() -> N
     answer = router.answer(upgrade("/deep"), 0.0)
     assert isinstance(answer, Response)
     assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (get("/healthz/"), 200),
+        (get("/healthz//"), 200),
+        (get("/healthz/?probe=1"), 200),
+        (get("http://lb.example:8080/healthz"), 200),
+        (get("HTTPS://lb.example/healthz/"), 200),
+        (get("/healthz/", "HEAD"), 200),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", 200),
+        (b"OPTIONS /healthz HTTP/1.0\r\n\r\n", 204),
+        (get("/healthz", "OPTIONS"), 204),
+        (get("/v1/stream", "OPTIONS"), 204),
+        (get("/v1/stream/"), 426),
+        (get("/nope/"), 404),
+        (get("/openai/healthz"), 404),
+        (get("/openai/"), 404),
+        (get("/v1/"), 404),
+        (get("/openai/v1/realtime/client_secrets"), 405),
+        (get("http://lb.example/nope"), 404),
+    ],
+)
+def test_health_checkers_get_the_answer_of_the_path_that_they_mean(head: bytes, status: int) -> None:
+    assert Shell("vad").call(head).status == status
+
+
+def test_options_tell_the_methods_of_a_path() -> None:
+    routes = Routes(
+        {"/": lambda caller: json_response(200, {})}, {"/v1/do": lambda caller: json_response(200, {})}
+    )
+    router = make_router(routes)
+    for path, methods in (
+        ("/", "GET, HEAD, OPTIONS"),
+        ("*", "GET, HEAD, OPTIONS"),
+        ("/v1/do", "POST, OPTIONS"),
+    ):
+        answer = router.answer(get(path, "OPTIONS"), 0.0)
+        assert isinstance(answer, Response)
+        assert (answer.status, dict(answer.headers)["Allow"]) == (204, methods)
+
+
+def test_a_wire_is_found_with_a_slash_at_the_end_too() -> None:
+    assert Shell("vad").call(upgrade("/v1/stream/")).status == 101
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openai/realtime?api-version=2024-10-01-preview&deployment=m",
+        "/openai/v1/realtime?model=m",
+        "/realtime/",
+        "/v1/v1/realtime",
+    ],
+)
+def test_other_forms_of_the_realtime_path_are_the_realtime_wire(path: str) -> None:
+    assert Shell("vad").call(upgrade(path)).status == 101
 
 
 def test_a_refusal_states_one_wait() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.voiceserver.shell import Shell, audio, upgrade
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.wire import Audio
@@ -95,12 +96,19 @@ def test_a_task_that_is_not_ours_is_told() -> None:
 @pytest.mark.parametrize(
     "message", [b"{", b"[]", b"{}", b'{"uid": 5}', b'{"uid": ""}', b'{"uid": "u1", "audio_format": "mp3"}']
 )
-def test_wrong_options_are_an_error_and_may_be_sent_again(message: bytes) -> None:
+def test_wrong_options_are_an_error_and_the_end(message: bytes) -> None:
     codec = WhisperLiveCodec()
     with pytest.raises(ProtocolError) as caught:
         codec.receive_text(message)
     assert json.loads(str(codec.encode_protocol_error(caught.value)[0]))["status"] == "ERROR"
-    assert codec.receive_text(json.dumps(OPTIONS).encode())
+    assert caught.value.close_code == 1003
+
+
+def test_audio_before_the_options_is_one_error_and_the_end() -> None:
+    line = Shell("vad", "stt").call(upgrade("/"))
+    line.receive(audio(bytes(4_096)) * 5)
+    assert [one["status"] for one in line.events()] == ["ERROR"]
+    assert line.close_code == 1003
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from voiceserver.errors import StartError
 from voiceserver.observability.logs import get_logger
 from voiceserver.server import admin
 from voiceserver.server.key_usage import usage_that_lasts
+from voiceserver.server.listening import is_both_families, take_both_families
 from voiceserver.server.multiprocess.child_handle import Child
 from voiceserver.server.multiprocess.handoff import answer_waiting, mailbox
 from voiceserver.server.multiprocess.lifeline import DRAIN, READY, send_config
@@ -314,8 +315,12 @@ def _hold_port(host: str, port: int, *, is_shared: bool = False) -> socket.socke
         if not is_shared:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if is_both_families(host):
+                    take_both_families(probe)
                 probe.bind(address)
         sock = socket.socket(family, kind, protocol)
+        if is_both_families(host):
+            take_both_families(sock)
     except OSError as error:
         raise _cannot_listen(host, port, error) from None
     try:

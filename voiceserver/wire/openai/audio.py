@@ -11,13 +11,11 @@ A-law      audio/pcma  g711_alaw     8000 Hz
 
 from __future__ import annotations
 
-import binascii
 from enum import Enum
 from typing import Final
 
-import pybase64
-
 from voiceserver.errors import ProtocolError
+from voiceserver.wire.decoding import decode_base64
 from voiceserver.wire.samples import G711_RATE_HZ, alaw_to_pcm, mulaw_to_pcm, pcm_to_alaw, pcm_to_mulaw
 
 PCM_RATE_HZ: Final = 24_000
@@ -73,8 +71,8 @@ FORMATS_BY_NAME: Final = {name: kind for kind in AudioFormat for name in (kind.v
 def decode_audio(audio: str, param: str) -> bytes:  # hot
     """The bytes that ``audio`` is in base64. Raises ProtocolError naming ``param``."""
     try:
-        data = pybase64.b64decode(audio, validate=True)
-    except (binascii.Error, ValueError):
+        data = decode_base64(audio)
+    except ValueError:
         text = f"Invalid '{param}': expected base64-encoded audio bytes."
         raise ProtocolError("invalid_value", text, param=param) from None
     if len(data) > MAX_AUDIO_BYTES:

@@ -38,7 +38,7 @@ class Request(msgspec.Struct, frozen=True):
 def read_request(query: Mapping[str, str], beta_header: str = "", offered: Iterable[str] = ()) -> Request:
     """``beta_header``: of ``OpenAI-Beta``; ``offered``: the subprotocols. Parameters it does not know are passed over.
     Raises ProtocolError."""
-    model = query.get("model", "")
+    model = query.get("model") or query.get("deployment", "")  # as Azure calls it
     if len(model) > MAX_NAME:
         text = f"Invalid 'model': at most {MAX_NAME} characters, but got {len(model)}."
         raise ProtocolError("string_above_max_length", text, param="model")

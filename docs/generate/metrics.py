@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from docs.generate.page import Page, Section
 from voiceserver.capacity.admission import Admission
 from voiceserver.capacity.controller import CapacityController
-from voiceserver.observability.metrics import Metrics
+from voiceserver.observability.metrics import Metrics, of_observers
 from voiceserver.server.multiprocess import merge
 from voiceserver.session.settings import ServerSnapshot
 
@@ -41,6 +41,8 @@ def described() -> Iterator[Described]:
         labels = tuple(getattr(collector, "_labelnames", ()))
         for family in collector.collect():
             yield _described(family, labels or tuple(getattr(family, "_labelnames", ())))
+    for family in of_observers(0):
+        yield _described(family, tuple(getattr(family, "_labelnames", ())))
     (restarts,) = merge.restarts(0).families
     yield Described(f"{restarts.name}_total", restarts.kind, (), restarts.text)
 

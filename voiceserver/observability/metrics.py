@@ -289,7 +289,7 @@ class Metrics(Collector):
 
     def own_families(self) -> list[Metric]:
         """What this process knows."""
-        return [*self._registry.collect(), *_of_observers(self.faults)]
+        return [*self._registry.collect(), *of_observers(self.faults)]
 
     def collect(self) -> Iterable[Metric]:
         """Those of all processes, where there are several."""
@@ -365,7 +365,7 @@ def _installed_version() -> str:
         return "unknown"
 
 
-def _of_observers(faults: int) -> Iterator[Metric]:
+def of_observers(faults: int) -> Iterator[Metric]:
     """What was lost of logs and metrics themselves."""
     lost = CounterMetricFamily(
         "voiceserver_log_lines_lost",

@@ -7,6 +7,7 @@ The rule: 503 and 429 are answers (:class:`Refused`, with the server's own retry
 from __future__ import annotations
 
 import inspect
+import logging
 import random
 import re
 import ssl
@@ -28,6 +29,9 @@ PING_INTERVAL_S: Final = 5.0
 PING_TIMEOUT_S: Final = 10.0
 NATIVE_PATH: Final = "/v1/stream"
 READY_TIMEOUT_S: Final = 5.0  # a voiceserver greets with the handshake's own packet
+# What goes wrong on a connection is raised here, in words. The library's own reports, with tracebacks, are for who asks for them.
+_log = logging.getLogger("voiceserver_clients.websockets")
+_log.addHandler(logging.NullHandler())
 # Before version 15 websockets knows no proxies, and would give the argument to the socket.
 _NO_PROXY: Final[dict[str, Any]] = (
     {"proxy": None} if "proxy" in inspect.signature(websocket_connect).parameters else {}
@@ -100,6 +104,7 @@ async def open_stream(
             ping_interval=PING_INTERVAL_S,
             ping_timeout=PING_TIMEOUT_S,
             open_timeout=open_timeout_s,
+            logger=_log,
             **_NO_PROXY,
         )
     except InvalidStatus as error:

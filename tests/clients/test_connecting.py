@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from pathlib import Path
 
 import pytest
 
+from voiceserver_clients import connecting
 from voiceserver_clients.connecting import ConnectFailed, Refused, not_native, open_stream
 
 TLS = Path(__file__).resolve().parents[1] / "e2e" / "tls"
@@ -94,3 +96,19 @@ async def test_a_certificate_that_nobody_vouches_for_is_named() -> None:
         with pytest.raises(ConnectFailed, match=r"TLS handshake failed: .*certificate") as failed:
             await open_stream(url, {}, None, 5.0)
     assert "is it wss" not in str(failed.value)
+
+
+async def test_reports_of_the_library_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a handler Python prints them, tracebacks and all, on the terminal of whoever talks."""
+    asked: list[logging.Logger] = []
+
+    async def connect(url: str, *, logger: logging.Logger, **settings: object) -> None:
+        asked.append(logger)
+        raise OSError("no")
+
+    monkeypatch.setattr(connecting, "websocket_connect", connect)
+    with pytest.raises(ConnectFailed):
+        await open_stream("ws://127.0.0.1:1/v1/stream", {}, None, 1.0)
+    (logger,) = asked
+    assert logger.name.startswith("voiceserver_clients.")
+    assert any(isinstance(handler, logging.NullHandler) for handler in logger.handlers)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from voiceserver.config.cores import usable_cores
 from voiceserver.config.environment import FILE_VARIABLE, check_names, environment, settings_in
 from voiceserver.config.rules import problem_of
 from voiceserver.config.schema import Config, LighterConfig, Value
+from voiceserver.config.secret_values import shown_value
 from voiceserver.errors import ConfigError
 
 DEFAULT_FILE: Final = "voiceserver.toml"
@@ -29,13 +29,6 @@ NO_LIGHTER_VAD: Final = (
     "vad hears the whole call with one engine, so there cannot be a lighter one for some turns"
 )
 _VAD_LIGHTER: Final = "stages.vad.lighter."
-# Settings that are never shown. Engines bring parameters of their own, so this goes by how such things are called.
-_SECRET: Final = re.compile(
-    r"(^|[._-])(key|apikey|token|secret|password|passphrase|credentials?|authorization)$|[.]params[.]headers?[.]",
-    re.I,
-)
-_USER_OF_URL: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_HIDDEN: Final = "********"
 
 
 class _Setting(NamedTuple):
@@ -71,13 +64,6 @@ class Loaded:
         for table, settings in tables.items():
             lines += [f"[{table}]", *settings, ""]
         return "\n".join(lines)
-
-
-def shown_value(key: str, value: object) -> object:
-    """``value`` as it may be printed."""
-    if value and _SECRET.search(key) and key != "server.tls_key":  # that is the path of one
-        return _HIDDEN
-    return _USER_OF_URL.sub(_HIDDEN, value) if isinstance(value, str) else value
 
 
 def load_command(path: Path | None, flags: Sequence[tuple[str, str, str]]) -> Loaded:
@@ -247,3 +233,11 @@ def _check_together(config: Config, sources: Mapping[str, str]) -> None:
     if config.server.tls_key and not config.server.tls_cert:
         problem = "is given without server.tls_cert: wss needs both, and nothing would be encrypted"
         raise ConfigError("server.tls_key", problem, sources.get("server.tls_key", ""))
+    every_ms, patience_ms = config.server.ping_interval_ms, config.server.ping_timeout_ms
+    if 0 < every_ms < patience_ms:
+        key = "server.ping_interval_ms" if "server.ping_interval_ms" in sources else "server.ping_timeout_ms"
+        problem = (
+            f"a ping each {every_ms} ms cannot wait {patience_ms} ms for its pong: server.ping_interval_ms must be 0 (no pings) "
+            "or at least server.ping_timeout_ms"
+        )
+        raise ConfigError(key, problem, sources.get(key, ""))

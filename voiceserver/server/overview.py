@@ -17,8 +17,8 @@ from typing import Protocol
 import msgspec
 
 from voiceserver.capacity.limit import LimitMove
-from voiceserver.config.loader import shown_value
 from voiceserver.config.schema import Config, StageConfig
+from voiceserver.config.secret_values import shown_value
 from voiceserver.observability.history import History, HistoryReport
 from voiceserver.server.stage_problems import StageProblem, StageProblems
 from voiceserver.transport.ticks import Ticks

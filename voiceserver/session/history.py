@@ -10,8 +10,10 @@ from voiceserver.errors import ProtocolError
 from voiceserver.events.events import HistoryItem
 from voiceserver.events.memory import item_bytes
 
-# Far more than an LLM reads. Without it a client could keep the longest message that there may be in every item.
-MAX_CHARACTERS: Final = 1_000_000
+# Far more than an LLM reads. Without it a client could keep the longest message that there may be in every item. It is counted as
+# the request to the reply stage has it, in bytes of JSON, because a ring to a worker takes only so many of them.
+MAX_BYTES: Final = 1_000_000
+LONGEST_LETTER: Final = 6  # bytes of one character in JSON
 SHOWN: Final = 80  # characters of a client's key in an error
 _OF_THE_SERVER: Final = ("user:", "reply:", "call:")  # the keys that turns get
 
@@ -27,15 +29,15 @@ def check_key(key: str, param: str) -> None:
 
 
 class History:
-    """``limit`` items, and of ``max_characters`` in all; the newest item stays whatever its length."""
+    """``limit`` items, of ``max_bytes`` in all: an item that has more alone is refused, or cut if it was said."""
 
-    __slots__ = ("_characters", "_items", "_limit", "_max_characters")
+    __slots__ = ("_bytes", "_items", "_limit", "_max_bytes")
 
-    def __init__(self, limit: int, max_characters: int = MAX_CHARACTERS) -> None:
+    def __init__(self, limit: int, max_bytes: int = MAX_BYTES) -> None:
         self._items: list[HistoryItem] = []
         self._limit = limit
-        self._max_characters = max_characters
-        self._characters = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -52,10 +54,15 @@ class History:
         return bool(key) and any(one.key == key for one in self._items)
 
     def append(self, item: HistoryItem, after_key: str = "") -> None:
-        """Raises ProtocolError ``item_not_found`` for an unknown ``after_key`` and ``item_exists`` for a used key."""
+        """Raises ProtocolError ``item_not_found`` for an unknown ``after_key``, ``item_exists`` for a used key, and
+        ``item_too_long``."""
         if item.key in self:
             message = f"an item with the key {item.key[:SHOWN]!r} exists already"
             raise ProtocolError("item_exists", message, param="item.key")
+        size = _length(item)
+        if size > self._max_bytes:
+            message = f"item: has {size} bytes; the whole conversation may have {self._max_bytes}"
+            raise ProtocolError("item_too_long", message, param="item")
         position = len(self._items)
         if after_key == "root":
             position = 0
@@ -67,27 +74,29 @@ class History:
         """What was said goes to the end, whatever keys a client has used up."""
         if item.key in self:
             item = msgspec.structs.replace(item, key="")
+        if _length(item) > self._max_bytes:  # of a text that never ends
+            item = msgspec.structs.replace(item, text=item.text[: self._max_bytes // LONGEST_LETTER])
         self._insert(len(self._items), item)
 
     def with_record(self, item: HistoryItem) -> tuple[HistoryItem, ...]:
         """The items as ``record`` would leave them; nothing changes."""
-        future = History(self._limit, self._max_characters)
+        future = History(self._limit, self._max_bytes)
         future._items = self._items[:]
-        future._characters = self._characters
+        future._bytes = self._bytes
         future.record(item)
         return future.items
 
     def _insert(self, position: int, item: HistoryItem) -> None:
         self._items.insert(position, item)
-        self._characters += _length(item)
+        self._bytes += _length(item)
         if len(self._items) > self._limit:
             self._drop(next((i for i, one in enumerate(self._items) if one.role != "system"), 0))
-        while self._characters > self._max_characters and len(self._items) > 1:
+        while self._bytes > self._max_bytes and len(self._items) > 1:
             others = [i for i, one in enumerate(self._items) if one is not item]
             self._drop(next((i for i in others if self._items[i].role != "system"), others[0]))
 
     def _drop(self, index: int) -> None:
-        self._characters -= _length(self._items.pop(index))
+        self._bytes -= _length(self._items.pop(index))
 
     def delete(self, key: str) -> None:
         self._drop(self._find(key, "key"))
@@ -101,7 +110,7 @@ class History:
                 if text:
                     heard = HistoryItem(role="assistant", text=text, turn=turn, key=item.key)
                     self._items.insert(index, heard)
-                    self._characters += _length(heard)
+                    self._bytes += _length(heard)
                 return
 
     def _find(self, key: str, param: str) -> int:
@@ -112,7 +121,9 @@ class History:
 
 
 def _length(item: HistoryItem) -> int:
-    return len(item.text) + len(item.arguments) + len(item.name) + len(item.call_id) + len(item.key)
+    """Bytes of JSON."""
+    texts = (item.text, item.arguments, item.name, item.call_id, item.key)
+    return sum(len(msgspec.json.encode(text)) - len('""') for text in texts if text)
 
 
 def chat_messages(items: tuple[HistoryItem, ...]) -> list[dict[str, object]]:

@@ -299,3 +299,27 @@ def test_each_setting_has_a_meaning_that_a_program_can_read(kind: type) -> None:
     assert not [
         text for text in meanings.values() if (not text[0].isalnum() and text[0] != '"') or text[-1] != "."
     ]
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "timeout_ms", "key"),
+    [
+        ("5000", "", "server.ping_interval_ms"),
+        ("", "30000", "server.ping_timeout_ms"),
+        ("10", "20", "server.ping_interval_ms"),
+    ],
+)
+def test_a_ping_that_cannot_wait_for_its_pong_is_refused(interval_ms: str, timeout_ms: str, key: str) -> None:
+    given = {"server.ping_interval_ms": interval_ms, "server.ping_timeout_ms": timeout_ms}
+    flags = [parse_assignment(f"{name}={value}") for name, value in given.items() if value]
+    with pytest.raises(
+        ConfigError, match=r"server.ping_interval_ms must be 0 .* or at least server.ping_timeout_ms"
+    ) as caught:
+        load(None, {}, flags)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("interval_ms", [0, 20_000, 60_000])
+def test_a_ping_that_can_wait_for_its_pong_is_taken(interval_ms: int) -> None:
+    loaded = load(None, {}, [parse_assignment(f"server.ping_interval_ms={interval_ms}")])
+    assert loaded.config.server.ping_interval_ms == interval_ms

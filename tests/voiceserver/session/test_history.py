@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from tests.voiceserver.session_bench import Bench
+from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ProtocolError
+from voiceserver.events import events as ev
 from voiceserver.events.events import HistoryItem
 from voiceserver.session.history import History, chat_messages
 
@@ -30,13 +34,16 @@ def test_a_history_of_instructions_only_still_is_bounded() -> None:
 
 def test_the_length_of_the_items_is_bounded_too() -> None:
     """A client that appends its largest message again and again keeps no more than one of them."""
-    history = History(200, max_characters=10)
+    history = History(200, max_bytes=10)
     history.append(HistoryItem(role="system", text="rule"))
     for text in ("aaaa", "bbbb", "cc"):
         history.append(HistoryItem(role="user", text=text))
     assert texts(history) == ["rule", "bbbb", "cc"]
-    history.append(HistoryItem(role="user", text="d" * 20))
-    assert texts(history) == ["d" * 20], "the newest stays, or there would be nothing to answer"
+    with pytest.raises(ProtocolError, match="20 bytes; the whole conversation may have 10") as caught:
+        history.append(HistoryItem(role="user", text="d" * 20))
+    assert caught.value.code == "item_too_long"
+    history.append(HistoryItem(role="user", text="d" * 10))
+    assert texts(history) == ["d" * 10]
     history.append(HistoryItem(role="user", text="e", key="k"))
     assert texts(history) == ["e"]
     history.delete("k")
@@ -46,6 +53,32 @@ def test_the_length_of_the_items_is_bounded_too() -> None:
     assert texts(history) == ["0123", "456789"], "what was cut or deleted does not count"
     assert [one.text for one in history.with_record(HistoryItem(role="user", text="!"))] == ["456789", "!"]
     assert texts(history) == ["0123", "456789"]
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9", "\u597d", "\U0001f600", '"', "\\", "\n", "\x01"])
+def test_the_bound_holds_in_bytes_of_the_request_whatever_the_letters(letter: str) -> None:
+    history = History(200, max_bytes=10_000)
+    for _ in range(40):
+        history.append(HistoryItem(role="user", text=letter * 900))
+    size = len(msgspec.json.encode([item.text for item in history.items]))
+    assert 4_000 < size < 10_000 + 200
+    history.record(HistoryItem(role="assistant", text=letter * 50_000, turn=1))
+    assert len(msgspec.json.encode(history.items[-1].text)) <= 10_000 + 2
+    assert history.items[-1].text.startswith(letter * 1_000)
+
+
+def test_900_000_chinese_letters_do_not_end_a_session() -> None:
+    bench = Bench()
+    for _ in range(9):
+        bench.do(ev.ItemAppend(HistoryItem(role="user", text="\u597d" * 100_000)))
+    with pytest.raises(ProtocolError, match="item: has 2700000 bytes"):
+        bench.session.receive_event(
+            ev.ItemAppend(HistoryItem(role="user", text="\u597d" * 900_000)), bench.now_ms
+        )
+    bench.do(ev.ReplyCreate())
+    request = bench.sent["reply"][-1][3]
+    reply = StageConfig()
+    assert len(request) <= reply.request_slots * reply.slot_bytes // 2, "a record may take half the ring"
 
 
 def test_a_key_is_used_once() -> None:

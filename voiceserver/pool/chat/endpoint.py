@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from voiceserver.config.environment import environment
+from voiceserver.config.secret_values import without_secrets
 from voiceserver.errors import ConfigError
 from voiceserver.pool import OnEvent, never_raising
 from voiceserver.pool.chat.config import ChatConfig
@@ -118,7 +119,11 @@ class Endpoint:
         cause = (reason,) if status is None else (url, status)
         if cause != self._told_cause:
             self._told_cause = cause
-            fields: dict[str, object] = {"url": without_password(url), "reason": reason, **self._by_proxy}
+            fields: dict[str, object] = {
+                "url": without_password(url),
+                "reason": without_secrets(reason),
+                **self._by_proxy,
+            }
             if status is not None:
                 fields["status"] = status
                 if self._config.base_url.endswith(_PATH):
@@ -177,4 +182,4 @@ _JSON: Final = {"Content-Type": "application/json"}
 
 def without_password(url: str) -> str:
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return without_secrets(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())

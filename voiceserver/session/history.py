@@ -14,6 +14,7 @@ from voiceserver.events.memory import item_bytes
 # the request to the reply stage has it, in bytes of JSON, because a ring to a worker takes only so many of them.
 MAX_BYTES: Final = 1_000_000
 LONGEST_LETTER: Final = 6  # bytes of one character in JSON
+_OF_NO_TEXTS: Final = len('["","","","",""]')
 SHOWN: Final = 80  # characters of a client's key in an error
 _OF_THE_SERVER: Final = ("user:", "reply:", "call:")  # the keys that turns get
 
@@ -68,15 +69,17 @@ class History:
             position = 0
         elif after_key:
             position = self._find(after_key, "after_key") + 1
-        self._insert(position, item)
+        self._insert(position, item, size)
 
     def record(self, item: HistoryItem) -> None:
         """What was said goes to the end, whatever keys a client has used up."""
         if item.key in self:
             item = msgspec.structs.replace(item, key="")
-        if _length(item) > self._max_bytes:  # of a text that never ends
+        size = _length(item)
+        if size > self._max_bytes:  # of a text that never ends
             item = msgspec.structs.replace(item, text=item.text[: self._max_bytes // LONGEST_LETTER])
-        self._insert(len(self._items), item)
+            size = _length(item)
+        self._insert(len(self._items), item, size)
 
     def with_record(self, item: HistoryItem) -> tuple[HistoryItem, ...]:
         """The items as ``record`` would leave them; nothing changes."""
@@ -86,9 +89,9 @@ class History:
         future.record(item)
         return future.items
 
-    def _insert(self, position: int, item: HistoryItem) -> None:
+    def _insert(self, position: int, item: HistoryItem, size: int) -> None:
         self._items.insert(position, item)
-        self._bytes += _length(item)
+        self._bytes += size
         if len(self._items) > self._limit:
             self._drop(next((i for i, one in enumerate(self._items) if one.role != "system"), 0))
         while self._bytes > self._max_bytes and len(self._items) > 1:
@@ -123,7 +126,7 @@ class History:
 def _length(item: HistoryItem) -> int:
     """Bytes of JSON."""
     texts = (item.text, item.arguments, item.name, item.call_id, item.key)
-    return sum(len(msgspec.json.encode(text)) - len('""') for text in texts if text)
+    return len(msgspec.json.encode(texts)) - _OF_NO_TEXTS
 
 
 def chat_messages(items: tuple[HistoryItem, ...]) -> list[dict[str, object]]:

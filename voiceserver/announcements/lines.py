@@ -12,5 +12,8 @@ LINES: Final[Mapping[str, str]] = {
     **{f"waiting_{n}": f"All our lines are busy. You are number {n} in line." for n in range(1, 10)},
     "full": "All our lines are busy. Please call again in a moment.",
     "draining": "I am sorry, I have to end this call. Please call again in a moment.",
+    "no_answer": "I am sorry, I have no answer to that.",
+    "not_understood": "I am sorry, I did not understand that. Please say it again.",
+    "try_again": "I am sorry, I cannot answer just now. Please try again in a moment.",
     "failed": "I am sorry, something went wrong. Please try again.",
 }

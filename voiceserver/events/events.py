@@ -492,14 +492,14 @@ class ServerBusy(_Event, frozen=True, tag="server.busy", omit_defaults=False):
 
 
 class BusyCue(_Event, frozen=True, tag="server.cue"):
-    """Say it aloud to a caller who reads no events (option ``audible_busy``): cached audio, so no stage is needed. Comes at most
-    once for each time that the server is busy and for each place in the waiting room, and never into a reply.
+    """Say it aloud to a caller who reads no events (option ``audible_busy``): cached audio, so no stage is needed. Comes once
+    for each busy time and place in line, never into a reply; and behind a turn that ended without a sound.
 
     cue: What is said.
     position: Place in the waiting room; 0: not waiting.
     """
 
-    cue: Literal["busy", "waiting", "full", "draining", "failed"]
+    cue: Literal["busy", "waiting", "full", "draining", "failed", "no_answer", "not_understood", "try_again"]
     position: int = 0
 
 

@@ -314,6 +314,9 @@ class Session(SessionState):
         if self.queue and self.reply is None and not (self.transcripts and self.transcripts.is_pending):
             turns.start_reply(self, self.queue.popleft(), now_ms)
         speech_output = self._speech_output
+        if speech_output is not None and speech_output.silent_ending is not None:
+            ending, speech_output.silent_ending = speech_output.silent_ending, None
+            turns.announce(self, ending)
         if (
             self.idle_from_ms == math.inf
             and speech_output is not None

@@ -39,6 +39,8 @@ from voiceserver_workers.ipc.messages import (
     decode_tool_piece,
 )
 
+SilentEnding = Literal["no_answer", "try_again"]
+_FINAL_CODES = frozenset({"empty_reply", "reply_rejected", "text_too_long"})  # asking again would not help
 FINISH_REASONS: dict[str, Reason] = {"length": "limited", "content_filter": "filtered"}
 
 
@@ -57,6 +59,7 @@ class SpeechOutput:
         "replies_ahead",
         "reply",
         "samples_sent",
+        "silent_ending",
     )
 
     def __init__(self, events: EventQueue, history_items: int, output_rate_hz: int) -> None:
@@ -74,6 +77,8 @@ class SpeechOutput:
         self.replies_ahead = 0  # of them those that were begun at a pause, before the turn was over
         self.interruptions = 0
         self.fillers = 0
+        # What to say of the last reply, because nothing of it was heard.
+        self.silent_ending: SilentEnding | None = None
         self.samples_sent = 0  # of replies; fillers are none
 
     def start(self, turn: int, create: ReplyCreate, speaks: bool, request: bytes, now_ms: float) -> Reply:
@@ -286,6 +291,8 @@ class SpeechOutput:
                 self.history.record(item)
         reply.ask.discard()
         reply.say.discard()
+        if reply.samples_sent <= reply.filler_samples:  # it made no sound
+            self.silent_ending = _silent_ending(reply, reason, code)
         self._events.emit(
             ReplyDone(
                 turn=reply.turn,
@@ -356,6 +363,14 @@ def _is_empty(reply: Reply) -> bool:
     text = reply.text.strip()
     has_words = any(map(str.isalnum, text)) if reply.speaks else bool(text)
     return not (has_words or reply.has_spoken or reply.tool_calls)
+
+
+def _silent_ending(reply: Reply, reason: Reason, code: str) -> SilentEnding | None:
+    """What a caller who only listens must be told of a reply that ended without a sound; None: nothing."""
+    is_to_be_heard = reply.speaks and not reply.create.is_out_of_band and not reply.tool_calls
+    if not is_to_be_heard or reason in ("interrupted", "cancelled"):
+        return None
+    return "no_answer" if reason != "failed" or code in _FINAL_CODES else "try_again"
 
 
 def failure_of(payload: bytes) -> tuple[str, str]:

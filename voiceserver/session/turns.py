@@ -367,6 +367,8 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
         else:
             return
     if text is None:
+        if utterance.creates_reply and session.options.replies:
+            announce(session, "not_understood")
         return
     item = ev.HistoryItem(role="user", text=text, turn=utterance.turn, key=f"user:{utterance.turn}")
     session.speech_output.history.record(item)
@@ -378,6 +380,14 @@ def _finish_utterance(session: SessionState, utterance: Utterance, text: str | N
 
 
 # --------------------------------------------------------------------------------------------------------- replies
+
+
+def announce(session: SessionState, cue: Literal["no_answer", "not_understood", "try_again"]) -> None:
+    """Say aloud that a turn ended without an answer; not into what the caller says by now."""
+    audio_input = session.audio_input
+    is_speaking = audio_input is not None and audio_input.capturing_turn > 0
+    if session.options.audible_busy and session.is_open and not is_speaking and session.reply is None:
+        session.outgoing.emit(ev.BusyCue(cue=cue))
 
 
 def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:

@@ -59,6 +59,9 @@ _TONE_OF_CUE: Final = {
     "full": "busy",
     "draining": "failed",
     "failed": "failed",
+    "no_answer": "failed",
+    "not_understood": "failed",
+    "try_again": "failed",
 }
 
 

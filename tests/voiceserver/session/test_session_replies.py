@@ -946,3 +946,107 @@ def test_a_failure_ends_at_once_the_reply_of_a_caller_who_reads() -> None:
     bench.result("reply", ResultKind.FAILED, 1, 1, '{"code": "too_rude", "message": "no"}')
     done = bench.one(ev.ReplyDone)
     assert (done.code, done.text) == ("too_rude", "Well")
+
+
+# -------------------------------------------------------------------------------------- turns that end without a sound
+
+
+def fail_reply(code: str) -> Bench:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    failure = json.dumps({"code": code, "message": "It failed."})
+    bench.result("reply", ResultKind.FAILED, 1, 1, failure)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("code", "cue"),
+    [
+        ("reply_unreachable", "try_again"),
+        ("reply_timeout", "try_again"),
+        ("reply_http_error", "try_again"),
+        ("engine_failed", "try_again"),
+        ("reply_rejected", "no_answer"),
+        ("empty_reply", "no_answer"),
+    ],
+)
+def test_who_only_listens_hears_that_there_is_no_answer(code: str, cue: str) -> None:
+    bench = fail_reply(code)
+    assert bench.names()[-2:] == ["reply.done", "server.cue"]
+    assert bench.one(ev.BusyCue).cue == cue
+    assert bench.one(ev.ReplyDone).code == code
+
+
+@pytest.mark.parametrize("sentences", [[], ["\U0001f44d"], ["..."], ["<think>Hm.</think>"]])
+def test_an_answer_without_a_word_is_said_to_be_none(sentences: list[str]) -> None:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    bench.answer(*sentences)
+    assert bench.one(ev.BusyCue).cue == "no_answer"
+
+
+def test_an_answer_that_was_filtered_is_said_to_be_none() -> None:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    bench.result("reply", ResultKind.DONE, 1, 1, json.dumps({"finish_reason": "content_filter"}))
+    assert bench.one(ev.ReplyDone).reason == "filtered"
+    assert bench.one(ev.BusyCue).cue == "no_answer"
+
+
+def test_an_answer_that_is_given_up_is_said_to_be_none() -> None:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    bench.pass_time(60_000)
+    assert bench.one(ev.ReplyDone).code == "reply_timeout"
+    assert [cue.cue for cue in bench.all(ev.BusyCue)][-1] == "try_again"
+
+
+def test_a_turn_that_was_not_understood_is_asked_for_again() -> None:
+    bench = Bench(audible_busy=True)
+    bench.say()
+    bench.pause()
+    flush = bench.sent["stt"][-1]
+    bench.result("stt", ResultKind.FAILED, 1, flush[2], json.dumps({"code": "stt_failed", "message": "No."}))
+    assert bench.one(ev.BusyCue).cue == "not_understood"
+
+
+def test_what_was_heard_in_part_needs_no_words_of_ours() -> None:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    bench.answer("One two.", is_done=False)
+    bench.speak(1, 500)
+    bench.result(
+        "reply", ResultKind.FAILED, 1, 1, json.dumps({"code": "reply_unreachable", "message": "No."})
+    )
+    assert bench.one(ev.ReplyDone).reason == "failed"
+    assert bench.all(ev.BusyCue) == []
+
+
+@pytest.mark.parametrize("options", [{"audible_busy": False}, {"audible_busy": True, "speaks": False}])
+def test_who_reads_events_hears_nothing_more(options: dict[str, object]) -> None:
+    bench = Bench(**options)
+    bench.converse("question")
+    bench.result(
+        "reply", ResultKind.FAILED, 1, 1, json.dumps({"code": "reply_unreachable", "message": "No."})
+    )
+    assert bench.one(ev.ReplyDone).code == "reply_unreachable"
+    assert bench.all(ev.BusyCue) == []
+
+
+def test_a_tool_call_is_no_silence() -> None:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    bench.result("reply", ResultKind.TOOL, 1, 1, json.dumps({"index": 0, "call_id": "a", "name": "f"}))
+    bench.answer()
+    assert bench.all(ev.BusyCue) == []
+
+
+def test_a_caller_who_speaks_again_is_not_spoken_into() -> None:
+    bench = Bench(audible_busy=True)
+    bench.converse("question")
+    bench.do(ev.SessionUpdate(turn_detection=ev.TurnDetectionChange(interrupts_reply=False)))
+    bench.say(96)
+    bench.result(
+        "reply", ResultKind.FAILED, 1, 1, json.dumps({"code": "reply_unreachable", "message": "No."})
+    )
+    assert bench.all(ev.BusyCue) == []

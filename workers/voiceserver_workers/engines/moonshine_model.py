@@ -34,6 +34,7 @@ _MIN_SAMPLES = RATE_HZ // 10
 _BLOCK_SAMPLES = RATE_HZ * 10 // 1000
 _MARGIN_SAMPLES = RATE_HZ // 10
 _SOUND_POWER = 10.0 ** (-40.0 / 10.0)
+_SOUND_LEVEL = 10.0 ** (-40.0 / 20.0)  # of the loudest sample
 # Nobody speaks faster: tokens a second, and some for the beginning.
 _TOKENS_PER_S, _MIN_TOKENS = 6.5, 8
 _LOOP_TOKENS, _LOOP_TIMES = 4, 3
@@ -123,17 +124,22 @@ class MoonshineModel:
 
 
 def without_silence(audio: Audio) -> Audio:
-    """``audio`` (n,) with 100 ms at most before its first and after its last sound, and at least 100 ms long.
+    """``audio`` (n,) with exactly 100 ms before its first and after its last sound; where it has less, zeros are added.
 
-    Sound is what is less than 40 dB below the loudest 10 ms: a noisy line has no silence, and a quiet voice loses nothing.
+    Sound is what is less than 40 dB below the loudest 10 ms: a noisy line has no silence, and a quiet voice loses nothing. The
+    ends are found to the sample, so the same speech is shown to the model alike, however much silence came with it.
     """
     count = len(audio) // _BLOCK_SAMPLES
     blocks = audio[: count * _BLOCK_SAMPLES].reshape(count, _BLOCK_SAMPLES)
     power = np.mean(blocks * blocks, axis=1)
     if count and power.max() > 0:
-        loud = np.flatnonzero(power > power.max() * _SOUND_POWER)
-        start = max(0, int(loud[0]) * _BLOCK_SAMPLES - _MARGIN_SAMPLES)
-        audio = audio[start : (int(loud[-1]) + 1) * _BLOCK_SAMPLES + _MARGIN_SAMPLES]
+        loud = np.flatnonzero(power > power.max() * _SOUND_POWER) * _BLOCK_SAMPLES
+        first, last = max(0, int(loud[0]) - _BLOCK_SAMPLES), int(loud[-1]) + 2 * _BLOCK_SAMPLES
+        level = np.abs(audio[first:last])
+        sounds = first + np.flatnonzero(level > level.max() * _SOUND_LEVEL)
+        start, stop = int(sounds[0]) - _MARGIN_SAMPLES, int(sounds[-1]) + 1 + _MARGIN_SAMPLES
+        shown = audio[max(start, 0) : stop]
+        audio = np.pad(shown, (max(-start, 0), max(stop - len(audio), 0)))
     if len(audio) < _MIN_SAMPLES:
         audio = np.concatenate((audio, np.zeros(_MIN_SAMPLES - len(audio), np.float32)))
     return np.ascontiguousarray(audio, np.float32)

@@ -60,6 +60,7 @@ def withdraw(config: Config, port: int) -> None:
     if token.startswith(MADE_PREFIX) and read(port) == token:
         with contextlib.suppress(OSError):
             _path(port).unlink()
+            _path(port).parent.rmdir()  # which fails where another server has its file
 
 
 def read(port: int) -> str:
@@ -87,11 +88,18 @@ def _path(port: int) -> Path:
 def _write(port: int, token: str) -> Path:
     """Raises OSError, also where the directory is somebody else's."""
     path = _path(port)
+    try:
+        return _write_to(path, token)
+    except FileNotFoundError:  # another server ended and removed the directory in between
+        return _write_to(path, token)
+
+
+def _write_to(path: Path, token: str) -> Path:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     found = path.parent.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise OSError(None, f"{path.parent} is not a directory of this user alone")
-    made = path.with_name(f"{port}.{secrets.token_hex(4)}")
+    made = path.with_suffix(f".{secrets.token_hex(4)}")
     with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(f"{token}\n")
     made.replace(path)

@@ -56,8 +56,8 @@ export class Tape {
     let cutMs = 0; // silence that was left out so far
     let frames = 0;
     for (const { isReply, fromMs, pcm } of this.#pieces.toSorted((a, b) => a.fromMs - b.fromMs)) {
-      const gapMs = placed.length ? fromMs - endMs : fromMs;
-      if (gapMs > LONGEST_GAP_MS) cutMs += placed.length ? gapMs - LONGEST_GAP_MS : gapMs;
+      if (!placed.length) cutMs = fromMs; // it begins with the first sound
+      else cutMs += Math.max(0, fromMs - endMs - LONGEST_GAP_MS);
       const samples = Float32Array.from(new Int16Array(pcm), (value) => value / 32768);
       const at = Math.max(0, Math.round(((fromMs - cutMs) * rateHz) / 1000));
       const piece = isReply ? samples : resampler.process(samples);

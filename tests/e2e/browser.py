@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from tests.e2e.serving import ServerProcess
+
 RATE_HZ = 48_000  # what a real microphone has, so that the page resamples
 WAIT_MS = 60_000.0
 FLAGS = (
@@ -37,6 +39,10 @@ def chromium() -> str:
         if found is not None:
             return found
     pytest.skip("no Chromium here: install the package chromium, or name it in $VOICESERVER_CHROMIUM")
+
+
+def page_of(server: ServerProcess) -> str:
+    return f"http://localhost:{server.port}/"
 
 
 def write_microphone(path: Path, audio: npt.NDArray[np.float32], rate_hz: int, *silence_s: float) -> Path:
@@ -85,6 +91,11 @@ class Visit:
             "(kind) => __voiceserver.events.filter((event) => event.type === kind)", kind
         )
         return found
+
+    def ask(self, text: str) -> None:
+        """Type a question and send it."""
+        self.page.get_by_label("Type instead of talking").fill(text)
+        self.page.keyboard.press("Enter")
 
     def wait_text(self, selector: str, words: str | re.Pattern[str]) -> None:
         self.page.locator(selector).filter(has_text=words).first.wait_for()

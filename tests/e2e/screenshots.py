@@ -65,11 +65,6 @@ def at(server: ServerProcess, path: str = "") -> str:
     return f"http://localhost:{server.port}/{path}"
 
 
-def ask(visit: Visit, question: str) -> None:
-    visit.page.get_by_label("Type instead of talking").fill(question)
-    visit.page.keyboard.press("Enter")
-
-
 def talk(visit: Visit) -> None:
     visit.page.get_by_role("button", name="Talk").press("Enter")
     visit.page.evaluate("document.activeElement.blur()")  # no ring of the keyboard's focus in the picture
@@ -78,7 +73,7 @@ def talk(visit: Visit) -> None:
 def page(folder: Path, microphone: Path, speech: Path) -> None:
     """A conversation, while the second answer is heard."""
     with ready_server() as server, visiting(at(server), microphone, viewport=PAGE) as visit:
-        ask(visit, "How much is seventeen times four?")
+        visit.ask("How much is seventeen times four?")
         turn = visit.wait_event("reply.done")["turn"]
         visit.wait(f"__voiceserver.progress?.turn === {turn} && __voiceserver.progress.isOver")
         talk(visit)
@@ -95,7 +90,7 @@ def busy(folder: Path, microphone: Path, speech: Path) -> None:
         while server.get("/v1/capacity")[1]["stages"]["stt"]["lag_ms"] < BEHIND_MS:
             time.sleep(0.1)
         with visiting(at(server), microphone, viewport=PAGE) as visit:
-            ask(visit, "What time is it?")
+            visit.ask("What time is it?")
             turn = visit.wait_event("reply.done")["turn"]
             visit.wait(f"__voiceserver.progress?.turn === {turn} && __voiceserver.progress.isOver")
             talk(visit)
@@ -116,7 +111,7 @@ def waiting(folder: Path, microphone: Path, speech: Path) -> None:
     ):
         first.recv()
         second.recv()
-        ask(visit, "Good morning")
+        visit.ask("Good morning")
         visit.page.locator("#banner[data-kind=waiting]").wait_for()
         visit.page.wait_for_timeout(1_500)
         visit.page.screenshot(path=folder / "page-waiting.png")

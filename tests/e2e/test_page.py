@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from tests.e2e.browser import Visit, chromium, visiting, write_microphone
+from tests.e2e.browser import Visit, chromium, page_of, visiting, write_microphone
 from tests.e2e.serving import SMALL, ServerProcess, serving
 from tests.recordings import RATE_HZ, goforward
 
@@ -51,10 +51,6 @@ def visit(server: ServerProcess, speech: Path) -> Iterator[Visit]:
         yield visit
         print(*visit.page.evaluate("__voiceserver.events.map((event) => JSON.stringify(event))"), sep="\n")
         assert not visit.problems
-
-
-def page_of(server: ServerProcess) -> str:
-    return f"http://localhost:{server.port}/"
 
 
 def talk(visit: Visit) -> None:

@@ -10,10 +10,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.e2e.browser import Visit, chromium, visiting, write_microphone
+from tests.e2e.browser import Visit, chromium, visiting
 from tests.e2e.serving import SMALL, ServerProcess, serving
 from voiceserver.server.auth import hash_of
 
@@ -82,15 +81,8 @@ def cable_to(server: ServerProcess) -> Iterator[Cable]:
         cable.close()
 
 
-@pytest.fixture(scope="module")
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("microphone") / "silence.wav"
-    return write_microphone(path, np.zeros(16_000, np.float32), 16_000, 0.0, 1.0)
-
-
 def say(visit: Visit, text: str) -> None:
-    visit.page.get_by_label("Type instead of talking").fill(text)
-    visit.page.keyboard.press("Enter")
+    visit.ask(text)
     visit.page.locator(".turn", has_text=text).locator(".reply[data-state=completed]").wait_for()
 
 

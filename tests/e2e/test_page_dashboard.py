@@ -9,21 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from tests.e2e.browser import Visit, chromium, visiting, write_microphone
+from tests.e2e.browser import Visit, chromium, visiting
 from tests.e2e.serving import SMALL, ServerProcess, serving
 from voiceserver.server import admin
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("microphone") / "silence.wav"
-    return write_microphone(path, np.zeros(16_000, np.float32), 16_000, 0.0, 1.0)
 
 
 @pytest.fixture

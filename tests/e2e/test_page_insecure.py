@@ -11,10 +11,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.e2e.browser import Visit, chromium, visiting, write_microphone
+from tests.e2e.browser import Visit, chromium, visiting
 from tests.e2e.serving import ENVIRONMENT, SMALL, ServerProcess, serving
 
 NAME = "voice.test"  # leads to this machine, and is not localhost
@@ -23,13 +22,6 @@ AUDIBLE_SAMPLES = 5_000
 LONG = "The quick brown fox jumps over the lazy dog and then it runs away across the hills. " * 4
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chromium()
-    path = tmp_path_factory.mktemp("microphone") / "silence.wav"
-    return write_microphone(path, np.zeros(16_000, np.float32), 16_000, 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +39,6 @@ def visit(server: ServerProcess, silence: Path) -> Iterator[Visit]:
         assert not visit.problems
 
 
-def ask(visit: Visit, text: str) -> None:
-    visit.page.get_by_label("Type instead of talking").fill(text)
-    visit.page.keyboard.press("Enter")
-
-
 def test_at_load_the_page_says_what_is_missing_and_how_to_get_it(visit: Visit) -> None:
     banner = visit.page.locator("#banner[data-kind=insecure]")
     banner.wait_for()
@@ -65,7 +52,7 @@ def test_at_load_the_page_says_what_is_missing_and_how_to_get_it(visit: Visit) -
 
 
 def test_a_typed_question_is_answered_aloud_and_the_banner_stays_until_it_is_dismissed(visit: Visit) -> None:
-    ask(visit, "How much is two plus three?")
+    visit.ask("How much is two plus three?")
     visit.wait_text(".reply", "5")
     done = visit.wait_event("reply.done")
     visit.wait("__voiceserver.progress?.isOver")
@@ -75,15 +62,15 @@ def test_a_typed_question_is_answered_aloud_and_the_banner_stays_until_it_is_dis
     banner = visit.page.locator("#banner")
     assert banner.is_visible()
     visit.page.get_by_role("button", name="Dismiss").click()
-    ask(visit, "How much is four plus five?")
+    visit.ask("How much is four plus five?")
     visit.wait_text(".reply", "9")
     assert not banner.is_visible()
 
 
 def test_a_question_typed_into_the_answer_cuts_it_off_here_too(visit: Visit) -> None:
-    ask(visit, LONG)
+    visit.ask(LONG)
     visit.wait("__voiceserver.progress?.playedMs > 0")
-    ask(visit, "How much is two plus three?")
+    visit.ask("How much is two plus three?")
     visit.wait("__voiceserver.cut")
     first, second = (visit.wait_event("reply.done", key=f"ask-{number}") for number in (1, 2))
     visit.wait(f"__voiceserver.progress?.turn === {second['turn']} && __voiceserver.progress.isOver")

@@ -7,11 +7,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.e2e.browser import Visit, chromium, visiting, write_microphone
-from tests.e2e.serving import SMALL, ServerProcess, serving
+from tests.e2e.browser import Visit, page_of, visiting
+from tests.e2e.serving import SMALL, serving
 from voiceserver.server.auth import hash_of
 from voiceserver.testing.chat_endpoint import Answer, Script, Silent, Status, Tool, endpoint_in_thread
 
@@ -29,22 +28,6 @@ BUSY = {
 }
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chromium()
-    path = tmp_path_factory.mktemp("microphone") / "silence.wav"
-    return write_microphone(path, np.zeros(16_000, np.float32), 16_000, 0.0, 1.0)
-
-
-def page_of(server: ServerProcess) -> str:
-    return f"http://localhost:{server.port}/"
-
-
-def ask(visit: Visit, text: str) -> None:
-    visit.page.get_by_label("Type instead of talking").fill(text)
-    visit.page.keyboard.press("Enter")
 
 
 def wait_answer(visit: Visit, question: str, answer: str) -> None:
@@ -74,9 +57,9 @@ def asking(silence: Path, *scripts: Script) -> Iterator[Visit]:
 
 def test_a_question_typed_into_the_answer_stops_it_and_is_answered(silence: Path) -> None:
     with serving(*SPEAKS) as server, visiting(page_of(server), silence) as visit:
-        ask(visit, LONG)
+        visit.ask(LONG)
         visit.wait("__voiceserver.progress?.playedMs > 0")
-        ask(visit, "How much is two plus three?")
+        visit.ask("How much is two plus three?")
         wait_answer(visit, "How much is two plus three?", "5")
         visit.wait("__voiceserver.progress?.isOver && !__voiceserver.progress.isCut")
         assert not visit.page.locator("#banner").is_visible()
@@ -85,10 +68,10 @@ def test_a_question_typed_into_the_answer_stops_it_and_is_answered(silence: Path
 
 def test_a_question_typed_into_a_model_that_is_silent_gives_that_answer_up(silence: Path) -> None:
     with asking(silence, Silent(), Answer(["Five."])) as visit:
-        ask(visit, "Are you there?")
+        visit.ask("Are you there?")
         visit.wait_event("reply.started")
         assert visit.text("#mood").strip() == "Thinking"
-        ask(visit, "How much is two plus three?")
+        visit.ask("How much is two plus three?")
         wait_answer(visit, "How much is two plus three?", "Five.")
         assert visit.wait_event("reply.done", reason="cancelled")["key"] == "ask-1"
         visit.wait_text(".turn:has-text('Are you there?') .note", "Stopped.")
@@ -97,7 +80,7 @@ def test_a_question_typed_into_a_model_that_is_silent_gives_that_answer_up(silen
 
 def test_a_failed_answer_says_why_and_can_be_had_again(silence: Path) -> None:
     with asking(silence, Status(401), Answer(["Here I am."])) as visit:
-        ask(visit, "Are you there?")
+        visit.ask("Are you there?")
         failed = visit.wait_event("reply.done", reason="failed")
         note = visit.page.locator(".note[data-bad=true]")
         note.wait_for()
@@ -111,7 +94,7 @@ def test_a_failed_answer_says_why_and_can_be_had_again(silence: Path) -> None:
 def test_a_tool_call_is_seen(silence: Path) -> None:
     """A page offers no tools; a model may call one all the same, and clients of the same session may have some."""
     with asking(silence, Answer(tools=[Tool("get_weather", ['{"city": ', '"Oslo"}'])])) as visit:
-        ask(visit, "What is the weather?")
+        visit.ask("What is the weather?")
         visit.wait_text(".tools li", 'get_weather({"city": "Oslo"})')
 
 
@@ -119,10 +102,10 @@ def test_after_a_restart_the_page_says_so_and_asks_the_lost_question_again(silen
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(serving(*SMALL))
         visit = stack.enter_context(visiting(page_of(first), silence))
-        ask(visit, "How much is two plus three?")
+        visit.ask("How much is two plus three?")
         wait_answer(visit, "How much is two plus three?", "5")
         first.signal(signal.SIGSTOP)
-        ask(visit, "How much is four plus five?")
+        visit.ask("How much is four plus five?")
         visit.page.wait_for_timeout(200)
         first.end()
         stack.enter_context(serving(*SMALL, port=first.port))
@@ -134,27 +117,27 @@ def test_after_a_restart_the_page_says_so_and_asks_the_lost_question_again(silen
 
 def test_hanging_up_frees_the_place_and_the_next_question_begins_anew(silence: Path) -> None:
     with serving(*SMALL) as server, visiting(page_of(server), silence) as visit:
-        ask(visit, "How much is two plus three?")
+        visit.ask("How much is two plus three?")
         wait_answer(visit, "How much is two plus three?", "5")
         visit.page.get_by_role("button", name="Hang up").click()
         visit.wait_text("#status", "Not connected")
         while server.get("/v1/capacity")[1]["connections"]:
             visit.page.wait_for_timeout(50)
-        ask(visit, "How much is four plus five?")
+        visit.ask("How much is four plus five?")
         wait_answer(visit, "How much is four plus five?", "9")
         visit.wait_text(".break", "You hung up.")
         assert visit.page.locator(".turn + .break + .turn", has_text="four plus five").count() == 1
         visit.page.get_by_role("button", name="New conversation").click()
         visit.wait("document.querySelectorAll('.turn, .break').length === 0")
         assert visit.page.locator("#welcome").is_visible()
-        ask(visit, "How much is one plus one?")
+        visit.ask("How much is one plus one?")
         wait_answer(visit, "How much is one plus one?", "2")
         assert visit.page.locator(".break").count() == 0
 
 
 def test_a_banner_that_was_dismissed_stays_away_until_it_is_news(silence: Path) -> None:
     with serving(*SMALL) as server, visiting(page_of(server), silence) as visit:
-        ask(visit, "Hello")
+        visit.ask("Hello")
         visit.wait_event("reply.done")
         banner = visit.page.locator("#banner")
         told(visit, BUSY)
@@ -177,9 +160,9 @@ def test_in_line_the_page_does_not_pretend_to_think(silence: Path) -> None:
         visiting(page_of(server), silence) as first,
         visiting_too(first, page_of(server)) as second,
     ):
-        ask(first, "How much is two plus three?")
+        first.ask("How much is two plus three?")
         wait_answer(first, "How much is two plus three?", "5")
-        ask(second, "How much is four plus five?")
+        second.ask("How much is four plus five?")
         second.wait_text("#mood", "In line")
         assert second.text("#status").strip() == "In line"
         first.page.get_by_role("button", name="Hang up").click()
@@ -204,7 +187,7 @@ def test_a_missing_and_a_wrong_key_are_called_so_and_a_callers_key_is_enough(
         serving(*SMALL, f"auth.keys_file={keys}") as server,
         visiting(page_of(server), silence) as visit,
     ):
-        ask(visit, "How much is two plus three?")
+        visit.ask("How much is two plus three?")
         visit.page.locator("#key-dialog[open]").wait_for()
         visit.wait_text("#banner h2", "This server wants a key")
         assert not visit.page.locator("#key-problem").is_visible()

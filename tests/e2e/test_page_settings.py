@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.e2e.browser import Visit, chromium, visiting, write_microphone
+from tests.e2e.browser import Visit, chromium, page_of, visiting
 from tests.e2e.serving import SMALL, ServerProcess, serving
 
 QUESTION = "How much is two plus three?"
@@ -20,13 +20,6 @@ SPEAKS = (*SMALL[:3], "stages.tts.engine=espeak")
 DARK = "rgb(14, 19, 18)"
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(scope="module")
-def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chromium()
-    path = tmp_path_factory.mktemp("microphone") / "silence.wav"
-    return write_microphone(path, np.zeros(16_000, np.float32), 16_000, 0.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +37,6 @@ def visit(server: ServerProcess, silence: Path) -> Iterator[Visit]:
         )
         yield visit
         assert not visit.problems
-
-
-def page_of(server: ServerProcess) -> str:
-    return f"http://localhost:{server.port}/"
-
-
-def ask(visit: Visit, text: str = QUESTION) -> None:
-    visit.page.get_by_label("Type instead of talking").fill(text)
-    visit.page.keyboard.press("Enter")
 
 
 def open_drawer(visit: Visit) -> None:
@@ -77,7 +61,7 @@ def sent(visit: Visit, kind: str) -> list[dict[str, object]]:
 
 
 def test_what_is_chosen_is_told_to_this_session_and_to_the_next(visit: Visit) -> None:
-    ask(visit)
+    visit.ask(QUESTION)
     visit.wait_event("reply.done")
     open_drawer(visit)
     visit.wait_text("#panel dl", "concierge")
@@ -92,7 +76,7 @@ def test_what_is_chosen_is_told_to_this_session_and_to_the_next(visit: Visit) ->
     }
     visit.page.get_by_role("button", name="Close").click()
     visit.page.get_by_role("button", name="Hang up").click()
-    ask(visit, "How much is four plus five?")
+    visit.ask("How much is four plus five?")
     visit.wait_text(".reply", "9")
     assert len(sent(visit, "session.update")) == 3
     told = [one["type"] for one in visit.page.evaluate("__sent")]
@@ -103,7 +87,7 @@ def test_what_is_chosen_is_told_to_this_session_and_to_the_next(visit: Visit) ->
 
 
 def test_a_setting_that_the_server_does_not_take_is_said(visit: Visit) -> None:
-    ask(visit)
+    visit.ask(QUESTION)
     visit.wait_event("reply.done")
     open_drawer(visit)
     choose(visit, "End of a turn", "pause")  # without a vad engine
@@ -125,7 +109,7 @@ def test_turns_that_end_by_hand_end_with_the_press(visit: Visit) -> None:
 
 
 def test_events_can_be_filtered_and_copied_without_the_token(visit: Visit) -> None:
-    ask(visit)
+    visit.ask(QUESTION)
     visit.wait_event("reply.done")
     open_drawer(visit)
     visit.wait_text(".log li", "session.ready")
@@ -143,7 +127,7 @@ def test_events_can_be_filtered_and_copied_without_the_token(visit: Visit) -> No
 
 
 def test_transcript_and_sound_can_be_taken_away(visit: Visit) -> None:
-    ask(visit)
+    visit.ask(QUESTION)
     done = visit.wait_event("reply.done")
     visit.wait("__voiceserver.progress?.isOver")
     open_drawer(visit)
@@ -217,7 +201,7 @@ def test_who_is_muted_and_away_is_asked_and_then_makes_room(silence: Path) -> No
     ):
         visit.page.clock.install()
         visit.page.reload()
-        ask(visit)
+        visit.ask(QUESTION)
         visit.wait_event("reply.done")
         banner = visit.page.locator("#banner[data-kind=idle]")
 
@@ -240,6 +224,6 @@ def test_who_is_muted_and_away_is_asked_and_then_makes_room(silence: Path) -> No
         visit.wait_text("#status", "Not connected")
         while server.get("/v1/capacity")[1]["connections"]:
             visit.page.wait_for_timeout(50)
-        ask(visit, "How much is four plus five?")
+        visit.ask("How much is four plus five?")
         visit.wait_text(".reply", "9")
         visit.wait_text(".break", re.compile("You were away"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+from collections.abc import Mapping
 
 from voiceserver.config.environment import environment
 from voiceserver.config.schema import Config, ServerConfig
@@ -21,34 +22,18 @@ def drain(config: Config) -> str:
     token = _token(config)
     if token:
         headers["Authorization"] = f"Bearer {token}"
-    where = f"port {config.server.port}"
-    connection = _connect(config.server)
-    try:
-        connection.request("POST", DRAIN, headers=headers)
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise VoiceServerError(f"the server on {where} does not answer: {error}") from None
-    finally:
-        connection.close()
-    if answer.status != 202:
-        raise VoiceServerError(f"the server on {where} refuses: {_reason(body) or answer.status}")
-    return f"the server on {where} drains; it ends within {config.server.drain_timeout_ms / 1000:g} s"
+    status, body = _ask(config.server, "POST", DRAIN, headers)
+    where = _name(config.server)
+    if status != 202:
+        raise VoiceServerError(f"{where} refuses: {_reason(body) or status}")
+    return f"{where} drains; it ends within {config.server.drain_timeout_ms / 1000:g} s"
 
 
 def ready(config: Config) -> str:
     """What ``/readyz`` says when callers may be sent to it. Raises VoiceServerError with the reasons when not."""
-    where = f"the server on port {config.server.port}"
-    connection = _connect(config.server)
-    try:
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise VoiceServerError(f"{where} does not answer: {error}") from None
-    finally:
-        connection.close()
-    if answer.status != 200:
+    status, body = _ask(config.server, "GET", "/readyz", {})
+    where = _name(config.server)
+    if status != 200:
         raise VoiceServerError(f"{where} is not ready: {body.decode('utf-8', 'replace')}")
     return f"{where} is ready"
 
@@ -61,6 +46,23 @@ def dashboard(config: Config) -> str:
 def _token(config: Config) -> str:
     given = environment().get("VOICESERVER_KEY", "")
     return given or config.auth.admin_token or admin.read(config.server.port)
+
+
+def _name(server: ServerConfig) -> str:
+    return f"the server on port {server.port}"
+
+
+def _ask(server: ServerConfig, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """Status and body. Raises VoiceServerError when nobody answers."""
+    connection = _connect(server)
+    try:
+        connection.request(method, path, headers=dict(headers))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise VoiceServerError(f"{_name(server)} does not answer: {error}") from None
+    finally:
+        connection.close()
 
 
 def _connect(server: ServerConfig) -> http.client.HTTPConnection:

@@ -85,7 +85,7 @@ def verify(console: Console) -> bool:
     return is_whole
 
 
-def _columns(model: models.Model | models.Carried) -> tuple[str, ...]:
+def _columns(model: models.Described) -> tuple[str, ...]:
     return (model.name, model.stage, model.languages, str(model.megabytes), model.licence)
 
 

@@ -52,11 +52,6 @@ class Thoughts:
         self._inside: list[str] = []  # what was held because the answer begins in a thought
         self.was_closed = False
 
-    @property
-    def is_inside(self) -> bool:
-        """What comes now is a thought."""
-        return bool(self._closing) or not self._has_opened
-
     def feed(self, delta: str) -> str:
         """What of the answer ``delta`` completes."""
         text = self._held + delta

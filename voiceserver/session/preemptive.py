@@ -84,7 +84,7 @@ class PreemptiveReply:
 
     def _say_first(self, text: str, now_ms: float) -> None:
         """The first sentence that has a word for the voice, by the number that it will have in the reply."""
-        for piece in spoken_pieces(text):
+        for piece in spoken_pieces(text, self._words.language):
             shown = self._words.answer_in(piece)
             if shown and self._words.add(shown) and self._words.spoken[-1]:
                 self.first_seq, spoken = len(self._words.spoken), self._words.spoken[-1].encode()

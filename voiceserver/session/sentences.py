@@ -95,12 +95,12 @@ def load() -> None:
     _patterns()
 
 
-def spoken_pieces(text: str) -> list[str]:
+def spoken_pieces(text: str, language: str = "") -> list[str]:
     """``text`` of a reply engine as it is, or in sentences if it is long: nobody waits for a page to be spoken in one piece, and
     a tts engine takes only so much."""
     if len(text) <= LONG_CHARS:
         return [text]
-    cutter = SentenceCutter()
+    cutter = SentenceCutter(language=language)
     return [*cutter.feed(text), *cutter.finish()]
 
 

@@ -178,7 +178,7 @@ class SpeechOutput:
             self.fail(*failure_of(record.payload), now_ms=now_ms)
 
     def _text(self, reply: Reply, text: str, now_ms: float) -> None:
-        for piece in spoken_pieces(text) if reply.speaks else [text]:
+        for piece in spoken_pieces(text, reply.words.language) if reply.speaks else [text]:
             self._show(reply, reply.receive_text(piece, now_ms))
 
     def _show(self, reply: Reply, text: str) -> None:

@@ -21,10 +21,10 @@ class SpokenText:
     """sentences: with their spaces, as shown. spoken: for each, the prose; "" where there is nothing to say. audio_ends: samples
     of the whole reply at the end of each sentence that is through. ``language``: of the session, "" unknown."""
 
-    __slots__ = ("_language", "_speakable", "_thoughts", "audio_ends", "sentences", "spoken")
+    __slots__ = ("_speakable", "_thoughts", "audio_ends", "language", "sentences", "spoken")
 
     def __init__(self, language: str = "") -> None:
-        self._language = language
+        self.language = language
         self._thoughts = Thoughts()
         self._speakable: Speakable | None = None
         self.sentences: list[str] = []
@@ -58,7 +58,7 @@ class SpokenText:
             # Loaded by a server that speaks only.
             from voiceserver.session.speakable import Speakable
 
-            self._speakable = Speakable(self._language)
+            self._speakable = Speakable(self.language)
         return self._speakable.feed(text)
 
     def settle(self, samples: int) -> None:

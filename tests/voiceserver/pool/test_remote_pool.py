@@ -118,6 +118,15 @@ async def test_a_sentence_is_said_while_the_answer_goes_on() -> None:
     assert owner.payloads(ResultKind.TEXT) == [b"First one.", b" Second one."]
 
 
+async def test_an_answer_is_cut_by_the_rules_of_the_sessions_language() -> None:
+    text = "Vgl. dazu Nr. 5 im Plan. Es ist der 3. Marsch."
+    async with chat(Answer([text]), Answer([text])) as (pool, _):
+        german = await ask(pool, request(language="de-AT"))
+        french = await ask(pool, request(language="fr"))
+    assert german.payloads(ResultKind.TEXT) == [b"Vgl. dazu Nr. 5 im Plan.", b" Es ist der 3. Marsch."]
+    assert french.payloads(ResultKind.TEXT)[1:] == [b" Es ist der 3.", b" Marsch."]
+
+
 async def test_tool_calls_are_streamed_after_the_text_before_them() -> None:
     tools = [Tool("weather", ['{"city"', ':"Oslo"}'], "a"), Tool("time", ["{}"], "b")]
     async with chat(Answer(["One moment"], tools=tools, finish_reason="tool_calls")) as (pool, _):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from voiceserver.session.sentences import SentenceCutter
+from voiceserver.session.sentences import SentenceCutter, spoken_pieces
 
 
 def cut(text: str, size: int = 1, language: str = "", **limits: int) -> list[str]:
@@ -212,6 +212,13 @@ def test_pieces_are_the_text_however_it_arrived(text: str, sizes: list[int]) -> 
     assert said == text[: len(said)]
     assert not text[len(said) :].strip()
     assert all(0 < len(piece) <= 40 for piece in pieces)
+
+
+@pytest.mark.parametrize("language", ["de", "fr"])
+def test_a_page_of_an_engine_is_cut_by_the_rules_of_its_language(language: str) -> None:
+    sentence = "Wir gehen am 3. Tag."
+    pieces = spoken_pieces(" ".join([sentence] * 60), language)
+    assert [piece.strip() for piece in pieces].count(sentence) == (60 if language == "de" else 0)
 
 
 # ----------------------------------------------------------------------------------- a sentence that does not end in time

@@ -41,10 +41,13 @@ class Clock(Protocol):
 
 
 class Attempts:
-    """``close`` when it is over. ``on_odd``: see ``Answer``."""
+    """``close`` when it is over. ``on_odd``: see ``Answer``. ``language``: of the answer, BCP 47; "" unknown."""
 
-    def __init__(self, config: ChatConfig, loop: Loop, say: Say, on_odd: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ChatConfig, loop: Loop, say: Say, on_odd: Callable[[str], None], language: str = ""
+    ) -> None:
         self._config = config
+        self._language = language
         self._loop = loop
         self._say_to = say
         self._turn_records = 0
@@ -58,7 +61,7 @@ class Attempts:
     def begin(self) -> None:
         """Another one: nothing that is left of the last may count."""
         config = self._config
-        cutter = SentenceCutter(config.max_sentence_chars, config.first_clause_chars)
+        cutter = SentenceCutter(config.max_sentence_chars, config.first_clause_chars, self._language)
         self.answer = Answer(self._say, cutter, self._on_odd)
         self._caller = CallerClock(config.max_unspoken_ms)
         self._progress = 0

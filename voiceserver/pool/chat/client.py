@@ -96,7 +96,8 @@ class Chat:
             say(ResultKind.TEXT, config.reprompt.encode())
             say(ResultKind.DONE, encode(Finish()))
             return
-        attempts = Attempts(config, asyncio.get_running_loop(), say, self._endpoint.note_odd)
+        loop = asyncio.get_running_loop()
+        attempts = Attempts(config, loop, say, self._endpoint.note_odd, asked.language)
         try:
             async with asyncio.timeout(None) as clock:
                 await self._ask_until_answered(request_body(asked, config), attempts, clock)

@@ -224,6 +224,8 @@ class ReplyRequest(msgspec.Struct, frozen=True):
     tool_choice: str = ""
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # Of the session, BCP 47; "" unknown.
+    language: str = ""
     # What the server is doing now: sessions, talkers, lag_ms, local_time.
     context: dict[str, object] | None = None
 

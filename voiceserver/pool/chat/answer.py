@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from voiceserver.pool.chat.body import BodyParser, EventTooLong
 from voiceserver.pool.chat.chunks import CallDelta, Chunk, TextJoiner, read_event
 from voiceserver.pool.chat.tool_calls import ToolCalls, TooManyCalls
 from voiceserver.pool.remote_pool import RemoteFailure, Say
 from voiceserver.session.sentences import SentenceCutter
+from voiceserver_workers.http.body import BodyParser, EventTooLong
 from voiceserver_workers.ipc.messages import Finish, ResultKind, ToolPiece, Usage, encode
 
 OnOdd = Callable[[str], None]

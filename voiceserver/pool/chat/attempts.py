@@ -10,9 +10,9 @@ from typing import Final, Protocol
 from voiceserver.pool.chat.answer import Answer, broken
 from voiceserver.pool.chat.clocks import CallerClock, EndpointClock
 from voiceserver.pool.chat.config import ChatConfig
-from voiceserver.pool.chat.slices import AnswerTooLong, CodingError, Slices
 from voiceserver.pool.remote_pool import Say
 from voiceserver.session.sentences import SentenceCutter
+from voiceserver_workers.http.slices import AnswerTooLong, CodingError, Slices
 from voiceserver_workers.ipc.messages import ResultKind
 
 ALIVE_MS: Final = 500.0  # how often a session is told that the endpoint is at work

@@ -10,6 +10,7 @@ import msgspec
 from voiceserver.config.environment import CHAT_API_KEY, environment
 from voiceserver.config.schema import Value
 from voiceserver.errors import ConfigError
+from voiceserver_workers.http.address import AddressError, address_of
 
 HEADER_PREFIX = "header."
 
@@ -17,9 +18,9 @@ HEADER_PREFIX = "header."
 class ChatConfig(msgspec.Struct, frozen=True):
     """What the endpoint is and how it is asked; negative numbers leave a choice to the endpoint.
 
-    base_url: Address of the API up to and with its version, such as http://localhost:11434/v1.
+    base_url: Address of the API up to and with its version, such as http://localhost:11434/v1; empty: OPENAI_BASE_URL.
     model: Name of the model; empty where the endpoint serves only one.
-    api_key: Key that is sent as Authorization: Bearer.
+    api_key: Key that is sent as Authorization: Bearer; empty: OPENAI_API_KEY, for the host of OPENAI_BASE_URL only.
     api_key_env: Environment variable that holds the key.
     system: System prompt in place of the session's instructions; empty: those.
     reprompt: Spoken when no words were recognised in the caller's turn.
@@ -41,7 +42,7 @@ class ChatConfig(msgspec.Struct, frozen=True):
     headers: More headers of each request, from the keys "header.NAME".
     """
 
-    base_url: str
+    base_url: str = ""
     model: str = ""
     api_key: str = ""
     api_key_env: str = CHAT_API_KEY
@@ -90,13 +91,12 @@ class ChatConfig(msgspec.Struct, frozen=True):
                 nearest = difflib.get_close_matches(name, list(kinds), n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ConfigError(f"{key}.{name}", f"the chat engine has no such parameter.{hint}")
-        base_url = str(values.get("base_url", "")).rstrip("/")
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"{key}.base_url", "the chat engine needs an address, such as http://localhost:11434/v1"
-            )
-        values["base_url"] = base_url
-        values["api_key"] = _api_key(values, environment() if environ is None else environ, key)
+        variables = environment() if environ is None else environ
+        try:
+            address = address_of("chat", values, variables, own_variable=CHAT_API_KEY)
+        except AddressError as error:
+            raise ConfigError(f"{key}.{error.parameter}", error.problem) from None
+        values["base_url"], values["api_key"] = address.base_url, address.api_key
         return cls(**values, headers=headers)  # type: ignore[arg-type]
 
 
@@ -134,16 +134,3 @@ def _header(key: str, value: Value) -> str:
     if not text.isascii() or not text.isprintable():
         raise ConfigError(key, "a header is printable ASCII")
     return text
-
-
-def _api_key(values: Mapping[str, Value], environ: Mapping[str, str], key: str) -> str:
-    given = str(values.get("api_key", ""))
-    if not given and "api_key_env" in values:
-        name = str(values["api_key_env"])
-        if name not in environ:
-            raise ConfigError(f"{key}.api_key_env", f"the environment has no {name}")
-        given = environ[name]
-    api_key = (given or environ.get(CHAT_API_KEY, "")).strip()
-    if not api_key.isascii() or not (api_key.isprintable() or not api_key):
-        raise ConfigError(f"{key}.api_key", "a key is printable ASCII")
-    return api_key

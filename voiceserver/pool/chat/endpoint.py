@@ -22,9 +22,9 @@ from voiceserver.config.secret_values import without_secrets
 from voiceserver.errors import ConfigError
 from voiceserver.pool import OnEvent, never_raising
 from voiceserver.pool.chat.config import ChatConfig
-from voiceserver.pool.chat.proxy import ProxyError, proxy_for
-from voiceserver.pool.chat.retry_after import retry_after_ms
 from voiceserver.pool.remote_pool import RemoteFailure
+from voiceserver_workers.http.proxy import ProxyError, proxy_for
+from voiceserver_workers.http.retry_after import retry_after_ms
 
 if TYPE_CHECKING:
     import httpx

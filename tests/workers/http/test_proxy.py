@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceserver.pool.chat.proxy import ProxyError, proxy_for
+from voiceserver_workers.http.proxy import ProxyError, proxy_for
 
 PROXY = "http://proxy:3128"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceserver.pool.chat.slices import MAX_ANSWER_BYTES, SLICE_BYTES, AnswerTooLong, CodingError, Slices
+from voiceserver_workers.http.slices import MAX_ANSWER_BYTES, SLICE_BYTES, AnswerTooLong, CodingError, Slices
 
 
 def raw_deflate(data: bytes) -> bytes:

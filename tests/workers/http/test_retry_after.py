@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from voiceserver.pool.chat.retry_after import MAX_RETRY_MS, retry_after_ms
+from voiceserver_workers.http.retry_after import MAX_RETRY_MS, retry_after_ms
 
 NOW_S = 784_111_747.0  # Sun, 06 Nov 1994 08:49:07 GMT
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiceserver.pool.chat.body import MAX_EVENT_BYTES, MAX_VALUE_BYTES, BodyParser, EventTooLong
+from voiceserver_workers.http.body import MAX_EVENT_BYTES, MAX_VALUE_BYTES, BodyParser, EventTooLong
 
 STREAM = b': hello\n\ndata: {"a": 1}\r\n\r\nevent: x\ndata:{"b":\ndata:  2}\nid: 7\nretry: 3\n\n\n\ndata: [DONE]\n\n'
 

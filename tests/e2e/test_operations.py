@@ -138,3 +138,27 @@ def test_what_is_different_is_named() -> None:
     after = load(None, {}, [("server.port", "1", "--port"), ("stages.stt.params.x", "1", "--set")]).config
     assert differences(before, after) == ["server.port", "stages.stt.params.x"]
     assert differences(Config(), Config(server=ServerConfig(log_level="debug"))) == ["server.log_level"]
+
+
+def wake_ups(pids: list[int]) -> int:
+    """How often the main threads of these processes have gone to sleep of their own accord, so far."""
+    fields = [line.split() for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return sum(int(field[1]) for field in fields if field[0] == "voluntary_ctxt_switches:")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_server_without_callers_is_quiet_and_answers_at_once_all_the_same() -> None:
+    with serving(*SMALL) as server:
+        worker = int(server.wait_for("worker ready")["pid"])
+        server.wait_for("started")
+        pids = [server.process.pid, worker]
+        for _ in range(10):
+            before = wake_ups(pids)
+            time.sleep(3.0)
+            woken = wake_ups(pids) - before
+            if woken <= 9:
+                break
+        assert woken <= 9, "it never rests"
+        with connect(server.url) as caller:
+            caller.recv()
+            assert ask(caller, "Are you still there?") == "completed"

@@ -13,7 +13,7 @@ from tests.simulation.world import World
 from tests.voiceserver.shell import Line, Shell, audio, text
 from voiceserver.observability.metrics import Metrics
 from voiceserver.pool import ignore_event
-from voiceserver.server.upkeep import Repeated
+from voiceserver.pool.duty import Duty
 from voiceserver_workers.ipc.messages import ResultKind
 
 SEEDS = 40
@@ -152,7 +152,10 @@ def test_a_duty_that_fails_comes_again() -> None:
             self.due: list[Callable[[], None]] = []
             self.faults: list[dict[str, object]] = []
 
-        def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        def time(self) -> float:
+            return 0.0
+
+        def call_at(self, when_s: float, callback: Callable[[], None]) -> None:
             self.due.append(callback)
 
         def call_exception_handler(self, context: dict[str, object]) -> None:
@@ -162,7 +165,7 @@ def test_a_duty_that_fails_comes_again() -> None:
         raise Broken
 
     loop = Loop()
-    Repeated(loop, 100.0, fail).start()  # type: ignore[arg-type]
+    Duty(loop, 100.0, fail).start()  # type: ignore[arg-type]
     loop.due.pop()()
     assert len(loop.due) == 1
     assert len(loop.faults) == 2

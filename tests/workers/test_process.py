@@ -12,9 +12,13 @@ from voiceserver_workers import process
 
 
 class Worker:
-    """Ends after ``rounds`` polls that found nothing. ``waits_ms``: until its batch leaves, ``None``: it has none."""
+    """Ends after ``rounds`` polls that found nothing. ``waits_ms``: until its batch leaves, ``None``: it has none.
+    ``streams``: that are open."""
 
-    def __init__(self, rounds: int, *, waits_ms: float | None = None, is_blocked: bool = False) -> None:
+    def __init__(
+        self, rounds: int, *, waits_ms: float | None = None, is_blocked: bool = False, streams: int = 1
+    ) -> None:
+        self.streams = streams
         self.rounds = rounds
         self.waits_ms = waits_ms
         self.blocked = is_blocked
@@ -34,6 +38,9 @@ class Worker:
 
     def is_blocked(self) -> bool:
         return self.blocked
+
+    def has_streams(self) -> bool:
+        return self.streams > 0
 
 
 class End:
@@ -60,6 +67,10 @@ def spend(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> tuple[list[float],
 
 def test_a_worker_without_work_sleeps_until_it_is_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spend(Worker(3), monkeypatch) == ([], [process.IDLE_WAIT_MS] * 3)
+
+
+def test_a_worker_without_streams_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spend(Worker(3, streams=0), monkeypatch) == ([], [process.REST_MS] * 3)
 
 
 def test_while_a_batch_waits_for_company_nobody_need_ring(monkeypatch: pytest.MonkeyPatch) -> None:

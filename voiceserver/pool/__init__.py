@@ -167,6 +167,10 @@ class Pool(ABC):
     def is_ready(self) -> bool:
         """At least one worker has loaded its engine and answers."""
 
+    def is_idle(self) -> bool:
+        """No stream is open, nobody waits for one, and no worker is missing: nothing is due until somebody comes."""
+        return self.is_ready() and not self.stats().streams
+
     @abstractmethod
     def back_in_ms(self) -> float | None:
         """None while there is a worker to open streams on; otherwise in how many ms there may be one."""

@@ -64,6 +64,10 @@ class FallbackPool(Pool):
         """See ``Pool``: of the stage's own engine; the lighter one is an extra."""
         return self.own.is_ready()
 
+    def is_idle(self) -> bool:
+        """See ``Pool``."""
+        return self.own.is_idle() and self.lighter.is_idle()
+
     def back_in_ms(self) -> float | None:
         """See ``Pool``: of the engine that new streams would open on."""
         return None if self._prefers_lighter and self.lighter.is_ready() else self.own.back_in_ms()

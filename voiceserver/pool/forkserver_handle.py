@@ -37,7 +37,7 @@ from voiceserver_workers.ipc.messages import (
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 EXIT_WAIT_MS = 2_000.0
 _EXIT_POLL_MS = 5.0
-PING_MS: Final = 1_000.0
+PING_MS: Final = 5_000.0
 # Of processor time for a fork or a ping; a forkserver that gets no processor has longer.
 ANSWER_TIMEOUT_MS: Final = 3_000.0
 # For the import of an engine.

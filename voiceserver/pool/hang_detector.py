@@ -22,6 +22,8 @@ SPIN_FACTOR: Final = 50.0
 LEAST_SPIN_MS: Final = 1_000.0
 KNOWN_STEPS: Final = 20  # that an engine has done before its longest one says something about the next
 _LOOKS_APART_MS: Final = 150.0
+# Between two looks at a worker that rests: whether it was stopped matters before the next caller comes, and not sooner.
+REST_LOOK_MS: Final = 500.0
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 Verdict = Literal["stopped", "stalled", "spinning", "starved", "quiet"]
@@ -66,12 +68,20 @@ NO_LIMITS: Final = Limits(math.inf, math.inf)
 class HangDetector:
     """Of one lane's worker. ``step_timeout_ms``: processor time that a step may take."""
 
-    __slots__ = ("_first", "_read", "_step_timeout_ms")
+    __slots__ = ("_first", "_read", "_rest_look_ms", "_step_timeout_ms")
 
     def __init__(self, step_timeout_ms: float, read: ReadStat = read_stat) -> None:
         self._step_timeout_ms = step_timeout_ms
         self._read = read
         self._first: _Look | None = None
+        self._rest_look_ms = -math.inf
+
+    def is_stopped(self, pid: int, now_ms: float) -> bool:
+        """Look at a worker that owes no sign of life; at most once in ``REST_LOOK_MS``."""
+        if now_ms < self._rest_look_ms + REST_LOOK_MS:
+            return False
+        self._rest_look_ms = now_ms
+        return self._read(pid).rpartition(b") ")[2][:1] == b"T"
 
     def feel(self, pid: int, beat_ns: int, quiet_ms: float, limits: Limits = NO_LIMITS) -> Verdict:
         """Look at a worker whose last sign of life was at ``beat_ns``, ``quiet_ms`` ago."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from voiceserver.config.schema import StageConfig
 from voiceserver.errors import ConfigError, engine_error
 from voiceserver.pool import OnEvent, ignore_event
+from voiceserver.pool.duty import Duty
 from voiceserver.pool.pool_context import PoolContext
 from voiceserver.pool.worker_pool import WorkerPool
 from voiceserver.pool.worker_processes import WorkerProcesses
@@ -30,7 +31,7 @@ SWEEP_MS = 50.0
 # How long start() waits to hear that an engine is no good; loading may go on longer. A busy machine needs 15 s to import torch.
 FIRST_ANSWER_MS = 60_000.0
 STOP_GRACE_MS = 1_000.0
-# Idle workers beat every 100 ms.
+# A worker with streams beats every 100 ms.
 MIN_STEP_TIMEOUT_MS = 300
 
 
@@ -59,7 +60,7 @@ class ProcessPool(WorkerPool):
             report_owner=self._report_owner,
             call_soon=self._soon,
             clock_ns=time.monotonic_ns,
-            on_event=on_event,
+            on_event=self._waking(on_event),
         )
         self._loop: asyncio.AbstractEventLoop
         self._first_answer = _FirstAnswer(stage)
@@ -73,7 +74,6 @@ class ProcessPool(WorkerPool):
 
         workers = WorkerSet(context, self._first_answer, run, platform=platform)
         super().__init__(context, workers)
-        self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Returns when the first worker is ready, or after 60 s of loading. Raises ConfigError."""
@@ -86,7 +86,8 @@ class ProcessPool(WorkerPool):
         self._processes.start(self._loop)
         for handle in self.workers.handles:
             self._processes.spawn(handle)
-        self._sweep()
+        self.sweeper = Duty(self._loop, SWEEP_MS, self.workers.sweep, self.workers.is_idle)
+        self.sweeper.start()
         try:
             await self._first_answer.wait(FIRST_ANSWER_MS)
         except ConfigError:
@@ -98,8 +99,8 @@ class ProcessPool(WorkerPool):
         if self.context.is_stopping:
             return
         self.context.begin_stop()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self.sweeper is not None:
+            self.sweeper.stop()
         self._first_answer.cancel()
         self.workers.ask_to_end()
         await self._processes.wait_for_ends(STOP_GRACE_MS)
@@ -110,10 +111,15 @@ class ProcessPool(WorkerPool):
         """``None`` while there is none."""
         return self._processes.forkserver_pid
 
-    def _sweep(self) -> None:
-        if not self.context.is_stopping:
-            self._sweeper = self._loop.call_later(SWEEP_MS / 1000, self._sweep)
-            self.workers.sweep()
+    def _waking(self, on_event: OnEvent) -> OnEvent:
+        """What becomes of a worker is looked after at once."""
+
+        def wake_and_report(name: str, fields: Mapping[str, object]) -> None:
+            if self.sweeper is not None:
+                self.sweeper.wake()
+            on_event(name, fields)
+
+        return wake_and_report
 
     def _soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)

@@ -274,7 +274,7 @@ class RemotePool(Pool):
         return None
 
     def stats(self) -> PoolStats:
-        now_ms = self._now_ms()
+        now_ms = self._clock_ns() / 1e6
         silent = [request.sent_ms for request in self._requests if request.spoke_ms is None]
         lag_ms = now_ms - min(silent) if silent else 0.0
         worker = WorkerStats(
@@ -328,7 +328,7 @@ class RemotePool(Pool):
             self._wants_room[stream.id] = stream
             return False
         self._wants_room.pop(stream.id, None)
-        request = stream.request = _Request(stream, turn, seq, self._now_ms())
+        request = stream.request = _Request(stream, turn, seq, self._clock_ns() / 1e6)
         self._requests.add(request)
         self._asked += 1
         request.task = self._own(
@@ -372,7 +372,7 @@ class RemotePool(Pool):
     def _say(self, request: _Request, kind: ResultKind, payload: bytes) -> None:
         if request.is_finished:
             return
-        now_ms = self._now_ms()
+        now_ms = self._clock_ns() / 1e6
         if request.spoke_ms is None and kind != ResultKind.CONSUMED:
             request.spoke_ms = now_ms
             took_ms = now_ms - request.sent_ms
@@ -475,6 +475,3 @@ class RemotePool(Pool):
                 await work()
             except Exception as error:
                 self._report(error)
-
-    def _now_ms(self) -> float:
-        return self._clock_ns() / 1e6

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from voiceserver.pool import LossReason, StreamOwner, WorkerStats
 from voiceserver.pool.worker_meter import WorkerMeter
-from voiceserver_workers.ipc.channel import ServerEnd
+from voiceserver_workers.ipc.channel import FlightState, ServerEnd
 from voiceserver_workers.ipc.messages import RequestKind, StreamParams
 
 HEALTHY_MS = 1_000.0  # a worker that lived so long starts with a clean record
@@ -133,6 +133,9 @@ class WorkerHandle:
         self.state = WorkerState.BACKOFF
         self.life.respawn_ms = respawn_ms
 
+    def is_idle(self) -> bool:
+        return self.state is WorkerState.READY and not self.streams and not self.unsent_closes
+
     def has_place(self) -> bool:
         return self.state is WorkerState.READY and (
             not self.max_streams or len(self.streams) < self.max_streams
@@ -158,18 +161,29 @@ class WorkerHandle:
 
     def push_closes(self) -> None:
         """Send the CLOSE records that found the ring full."""
-        while self.unsent_closes and self.try_send(RequestKind.CLOSE, self.unsent_closes[0], 0, 0):
+        while self.unsent_closes and self.try_send(
+            RequestKind.CLOSE, self.unsent_closes[0], 0, 0, b"", self.clock_ns()
+        ):
             self.unsent_closes.popleft()
             self.ring_soon()
 
     def is_silent(self, now_ns: int, quiet_ns: int) -> bool:
         """See ``WorkerMeter``."""
-        return self.end is not None and self.meter.is_silent(self.end.flight(), now_ns, quiet_ns)
+        end = self.end
+        return end is not None and self.meter.is_silent(end.flight(), self.sign_ns(now_ns), now_ns, quiet_ns)
 
-    @property
-    def beat_ns(self) -> int:
-        """The last beat; there is none during a step."""
-        return self.end.flight().heartbeat_ns if self.end is not None else 0
+    def sign_ns(self, now_ns: int) -> int:
+        """The last sign of life, or since when one is owed, if that is later. There is none during a step. ``now_ns``: none is
+        owed, because the worker has no streams and sleeps until it is sent something."""
+        end = self.end
+        if end is None:
+            return 0
+        flight = end.flight()
+        if flight.state is FlightState.STEPPING:
+            return flight.heartbeat_ns
+        if not self.streams and not end.queued():
+            return now_ns
+        return max(flight.heartbeat_ns, end.oldest_sent_ns())
 
     def measure(self) -> None:
         """Update the times of a step."""

@@ -48,11 +48,11 @@ class WorkerMeter:
             self.service_ms += (step_ms - self.service_ms) * (_SMOOTHING if self.service_ms else 1.0)
             self._steps_seen, self._step_ns_seen = flight.steps, flight.step_ns_total
 
-    def is_silent(self, flight: Flight, now_ns: int, quiet_ns: int) -> bool:
-        """No beat for ``quiet_ns``, or a step past its deadline, and seen so twice without a sign of life between:
+    def is_silent(self, flight: Flight, sign_ns: int, now_ns: int, quiet_ns: int) -> bool:
+        """No sign of life for ``quiet_ns`` since ``sign_ns``, or a step past its deadline, and seen so twice without one between:
         after a pause of the whole machine everybody gets a chance to move first."""
         is_stepping = flight.state is FlightState.STEPPING
-        is_late = now_ns > (flight.deadline_ns if is_stepping else flight.heartbeat_ns + quiet_ns)
+        is_late = now_ns > (flight.deadline_ns if is_stepping else sign_ns + quiet_ns)
         was_late = self._heartbeat_seen == flight.heartbeat_ns
         self._heartbeat_seen = flight.heartbeat_ns if is_late else 0
         return is_late and was_late

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from voiceserver.errors import Refusal
 from voiceserver.pool import Pool, PoolStats, Stream, StreamOwner
+from voiceserver.pool.duty import Duty
 from voiceserver.pool.pool_context import PoolContext
 from voiceserver.pool.worker_set import WorkerSet
 from voiceserver_workers.ipc.messages import StreamParams
 
 
 class WorkerPool(Pool):
-    """``start`` and ``stop`` are left to those who know how workers run."""
+    """``start`` and ``stop`` are left to those who know how workers run. ``sweeper``: where the workers are swept by a duty."""
+
+    sweeper: Duty | None = None
 
     def __init__(self, context: PoolContext, workers: WorkerSet) -> None:
         self.stage = context.stage
@@ -26,6 +29,8 @@ class WorkerPool(Pool):
         self, owner: StreamOwner, params: StreamParams, *, key: str = "", is_lighter: bool = False
     ) -> Stream | Refusal:
         """See ``Pool``."""
+        if self.sweeper is not None:
+            self.sweeper.wake()
         return self.workers.places.try_open(owner, params, key, is_lighter)
 
     def forget(self, owner: StreamOwner) -> None:
@@ -39,6 +44,10 @@ class WorkerPool(Pool):
     def is_ready(self) -> bool:
         """See ``Pool``."""
         return self.workers.places.is_ready()
+
+    def is_idle(self) -> bool:
+        """See ``Pool``."""
+        return self.workers.is_idle()
 
     def back_in_ms(self) -> float | None:
         """See ``Pool``."""

@@ -133,7 +133,10 @@ class WorkerProcesses:
 
     def is_hung(self, handle: WorkerHandle, now_ns: int, *, is_silent: bool) -> bool:
         """The verdict on a ready worker. ``is_silent``: its step, or its silence, lasts too long."""
-        quiet_ms = (now_ns - handle.beat_ns) / 1e6
+        sign_ns = handle.sign_ns(now_ns)
+        quiet_ms = (now_ns - sign_ns) / 1e6
+        if handle.pid and sign_ns == now_ns:
+            return self._hang_detectors[handle.index].is_stopped(handle.pid, now_ns / 1e6)
         if not handle.pid or quiet_ms < SUSPICIOUS_MS:
             return is_silent
         # What any worker of the stage has shown of the engine counts, also for one that is new.
@@ -141,7 +144,7 @@ class WorkerProcesses:
         steps = max(one.totals()[0] for one in handles)
         longest_ms = max(one.meter.longest_step_ms for one in handles)
         limits = Limits.of(steps, longest_ms, self._context.config.stall_timeout_ms)
-        found = self._hang_detectors[handle.index].feel(handle.pid, handle.beat_ns, quiet_ms, limits)
+        found = self._hang_detectors[handle.index].feel(handle.pid, sign_ns, quiet_ms, limits)
         return found in ("stopped", "stalled", "spinning") or (is_silent and found != "starved")
 
     def is_stuck(self, handle: WorkerHandle, now_ns: int) -> bool:

@@ -105,6 +105,14 @@ class WorkerSet:
         """The trials come last."""
         return [*self.handles, *self.trials]
 
+    def is_idle(self) -> bool:
+        """A sweep would find nothing before the next stream is opened or the next worker dies."""
+        return (
+            all(handle.is_idle() for handle in self.handles)
+            and all(handle.state is WorkerState.DEAD or handle.is_idle() for handle in self.trials)
+            and not self.places.queue.waiting
+        )
+
     def begin(self, handle: WorkerHandle) -> ServerEnd:
         """A fresh channel for the handle's next worker. Raises OSError when there is no memory or descriptor for it."""
         end = ServerEnd.create(self._channel, generation=handle.generation + 1, platform=self._platform)

@@ -21,6 +21,7 @@ from voiceserver.config.schema import Config
 from voiceserver.errors import ConfigError
 from voiceserver.observability.log_writer import STDERR
 from voiceserver.observability.logs import get_logger, running
+from voiceserver.pool.duty import Duty
 from voiceserver.server import admin
 from voiceserver.server.admin import with_admin_token
 from voiceserver.server.build import Host
@@ -31,7 +32,6 @@ from voiceserver.server.preparation import prepare_engines
 from voiceserver.server.reloading import Reloader
 from voiceserver.server.server import Server
 from voiceserver.server.systemd import tell_systemd
-from voiceserver.server.upkeep import Repeated
 from voiceserver.transport.proxies import is_loopback
 
 
@@ -53,7 +53,7 @@ async def _serve(
     else:
         host = Host(log=log.bind(process=peer.index), peer=peer, ask_to_drain=peer.ask_to_drain)
         # For as long as the loop runs, also while the server starts and stops.
-        Repeated(loop, BEAT_MS, peer.beat).start()
+        Duty(loop, BEAT_MS, peer.beat).start()
         loop.add_reader(peer.lifeline, peer.on_readable, functools.partial(_end_at_once, signals, peer))
     server = Server(config, host=host)
     loop.add_signal_handler(signal.SIGHUP, _on_hangup(signals, functools.partial(reload, server)))

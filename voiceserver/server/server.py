@@ -25,6 +25,7 @@ from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
 from voiceserver.observability.history import PERIOD_MS
 from voiceserver.observability.logs import unfailing
+from voiceserver.pool.duty import Duty
 from voiceserver.server import listening, pages
 from voiceserver.server.build import Host, build
 from voiceserver.server.open_files import budget_now, raise_limit
@@ -38,7 +39,6 @@ from voiceserver.server.upkeep import (
     Figures,
     FileWatch,
     LoopProbe,
-    Repeated,
 )
 from voiceserver.transport.connection import CLOSE_TIMEOUT_MS, Connection
 
@@ -70,7 +70,7 @@ class Server:
         self._make_pool = make_pool
         self._listener: asyncio.Server | None = None
         self._tls_listener: TlsListener | None = None
-        self._duties: list[LoopProbe | Repeated] = []
+        self._duties: list[Duty] = []
         self._files: FileWatch | None = None
 
     @property
@@ -88,7 +88,7 @@ class Server:
     async def start(self) -> None:
         """Listen, start the pools, and return when each had its chance to load. Raises ConfigError or StartError."""
         loop, host, server = asyncio.get_running_loop(), self._host, self.config.server
-        pools = make_pools(self.config, self._make_pool, host.log, host.problems.note)
+        pools = make_pools(self.config, self._make_pool, host.log, self._note_event)
         self.config = _with_connections_that_fit(self.config, pools)
         self.services = services = build(self.config, pools, loop, host=host)
         if host.peer is not None:
@@ -156,16 +156,23 @@ class Server:
             self._freeze.follow(len(services.state.connections))
 
         self._duties = [
-            LoopProbe(services, loop),
-            Repeated(loop, REFRESH_MS, files.look),
-            Repeated(loop, REFRESH_MS, figures.refresh),
-            Repeated(loop, REFRESH_MS, limit_sockets),
-            Repeated(loop, REFRESH_MS, follow_collector),
-            Repeated(loop, LOOK_MS, capacity.look),
-            Repeated(loop, PERIOD_MS, lambda: services.history.sample(services.ticks.clock())),
+            LoopProbe(services, loop).duty,
+            Duty(loop, REFRESH_MS, files.look),
+            Duty(loop, REFRESH_MS, figures.refresh),
+            Duty(loop, REFRESH_MS, limit_sockets),
+            Duty(loop, REFRESH_MS, follow_collector),
+            Duty(loop, LOOK_MS, capacity.look, capacity.may_rest),
+            Duty(loop, PERIOD_MS, lambda: services.history.sample(services.ticks.clock())),
         ]
+        services.state.activity.watch(self._duties)
         for duty in self._duties:
             duty.start()
+
+    def _note_event(self, name: str, fields: Mapping[str, object]) -> None:
+        """Of a pool: a worker has changed its state."""
+        if self._duties:
+            self.services.state.activity.note()
+        self._host.problems.note(name, fields)
 
     async def _start_pools(self) -> None:
         starts = [asyncio.ensure_future(pool.start()) for pool in self.services.places.pools.values()]

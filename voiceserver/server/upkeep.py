@@ -10,13 +10,14 @@ import math
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from voiceserver.capacity.calibration import Calibration
 from voiceserver.capacity.limit import CAUTION, PROCESSOR, calibrate, processor_of
 from voiceserver.config.cores import Cores
 from voiceserver.errors import ConfigError
+from voiceserver.pool.duty import Duty
 from voiceserver.server.multiprocess.merge import Unready
 from voiceserver.server.routes import capacity_of, reasons_unready
 from voiceserver.server.tls import tls_context, use_instead
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PROBE_MS: Final = 50.0
 REFRESH_MS: Final = 1_000.0
+# Of a loop that keeps up.
+QUIET_LAG_MS: Final = 5.0
 # Workers may die while they are measured; the server is ready all the same after so many attempts.
 MOST_DISTURBED: Final = 3
 # New connections after which the collector is told to leave the old ones alone.
@@ -39,52 +42,33 @@ class Publisher(Protocol):
     def publish(self, families: Iterable[Metric], capacity: bytes, unready: Sequence[Unready]) -> bool: ...
 
 
+def may_rest(services: Services) -> bool:
+    """Nobody speaks or waits, nothing is late or missing: what looks often may rest until ``ServerState.activity`` wakes it."""
+    state, places = services.state, services.places
+    is_quiet = (
+        not state.is_measuring
+        and not places.admission.waiting
+        and state.loop_lag_ms < QUIET_LAG_MS
+        and services.outage.is_whole
+        and all(pool.is_idle() for pool in places.pools.values())
+    )
+    if is_quiet:
+        state.activity.rest()
+    return is_quiet
+
+
 class LoopProbe:
     """Measures how late the loop runs what is due, and looks for stages without workers at the same pace."""
 
     def __init__(self, services: Services, loop: asyncio.AbstractEventLoop) -> None:
         self._services = services
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
+        self.duty = Duty(loop, PROBE_MS, self._probe, lambda: may_rest(services))
 
-    def start(self) -> None:
-        self._probe(self._loop.time())
-
-    def _probe(self, due_s: float) -> None:
-        lag_s = max(self._loop.time() - due_s, 0.0)
-        try:
-            self._services.state.note_loop_lag(lag_s * 1000.0)
-            self._services.outage.look()
-            self._services.metrics.observe_loop_lag(lag_s)
-        finally:
-            due_s = self._loop.time() + PROBE_MS / 1000.0
-            self._timer = self._loop.call_at(due_s, self._probe, due_s)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-class Repeated:
-    """Calls ``work`` now and then every ``period_ms``, also after it failed; the loop's exception handler hears of that."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, period_ms: float, work: Callable[[], None]) -> None:
-        self._loop = loop
-        self._period_ms = period_ms
-        self._work = work
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        try:
-            self._work()
-        except Exception as error:
-            self._loop.call_exception_handler({"message": "a duty of the server failed", "exception": error})
-        finally:
-            self._timer = self._loop.call_later(self._period_ms / 1000.0, self.start)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _probe(self) -> None:
+        lag_s = self.duty.late_s
+        self._services.state.note_loop_lag(lag_s * 1000.0)
+        self._services.outage.look()
+        self._services.metrics.observe_loop_lag(lag_s)
 
 
 class CapacityWatch:
@@ -99,6 +83,11 @@ class CapacityWatch:
         self._is_calibrated = False
         # The lines that are spoken when the server is busy were asked for.
         self._has_lines = False
+
+    def may_rest(self) -> bool:
+        """The announcements are asked for and the engines measured, or nobody wants that."""
+        is_learned = self._services.config.backpressure.max_talkers == 0
+        return self._has_lines and (self._is_calibrated or not is_learned) and may_rest(self._services)
 
     def look(self) -> None:
         services = self._services

@@ -74,6 +74,8 @@ class CallStreams:
             return
         if self._open is None:
             self._open = {}
+            if services.state.activity.is_resting:
+                services.state.activity.note()
         self._open[stage] = got
         session.stream_opened(stage, now_ms, is_lighter=got.is_lighter)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from voiceserver.session.session import Session
+from voiceserver.transport.activity import Activity
 from voiceserver.transport.timers import Member
 from voiceserver.transport.unopened import UnopenedConnections
 
@@ -42,6 +43,7 @@ class ServerState:
 
     __slots__ = (
         "_on_empty",
+        "activity",
         "connections",
         "is_draining",
         "is_measuring",
@@ -52,6 +54,7 @@ class ServerState:
     )
 
     def __init__(self, unopened: UnopenedConnections | None = None) -> None:
+        self.activity = Activity()
         self.unopened = UnopenedConnections() if unopened is None else unopened
         # A set takes twice the memory at 15,000 connections.
         self.connections: dict[OpenConnection, None] = {}
@@ -68,6 +71,8 @@ class ServerState:
     def join(self) -> None:
         """One more connection was upgraded."""
         self.sessions += 1
+        if self.activity.is_resting:
+            self.activity.note()
 
     def leave(self) -> None:
         """An upgraded connection is gone."""

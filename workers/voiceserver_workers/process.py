@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 EXIT_CONFIG = 78  # EX_CONFIG: the engine cannot be made with these params
 EXIT_MEMORY = 71  # EX_OSERR: out of memory
+# The longest sleep on the bell: with streams, for a sign of life (``beat``) ten times a second; without, nobody asks for one.
 IDLE_WAIT_MS = 100.0
+REST_MS = 10_000.0
 ROOM_WAIT_MS = 0.5
 NAP_MS = 2.0  # while a batch waits for company: how long a request that need not wait may go unseen
 # Below the loop that feeds it: where cores are short, a caller is answered before a batch is computed.
@@ -118,7 +120,7 @@ def _loop(worker: Worker, end: WorkerEnd, lifeline_fd: int) -> None:
         if worker.is_blocked():
             time.sleep(ROOM_WAIT_MS / 1000)
         elif due_ms is None:
-            if end.wait(IDLE_WAIT_MS, (lifeline_fd,)):
+            if end.wait(IDLE_WAIT_MS if worker.has_streams() else REST_MS, (lifeline_fd,)):
                 return
         elif due_ms > now_ms:
             # Not end.wait: the company would ring for each of its requests, which costs both sides more than it brings.

@@ -145,6 +145,10 @@ class Worker:
         """Results wait for room on the ring; nothing rings when there is some."""
         return bool(self._unsent)
 
+    def has_streams(self) -> bool:
+        """Whether somebody may send at any moment."""
+        return bool(self._streams)
+
     def stop(self) -> None:
         """Close every stream; the channel stays open."""
         for stream in list(self._streams):

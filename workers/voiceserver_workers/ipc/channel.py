@@ -40,7 +40,6 @@ __all__ = [
     "WorkerEnd",
 ]
 
-RECHECK_MS = 100.0  # longest sleep without a look at the ring and a beat: the belt to the handshake's braces
 ROOM_POLL_MS = 0.5  # how often a worker that waits for room looks again
 
 
@@ -322,17 +321,9 @@ class WorkerEnd:
         if extras != self._extra_fds:
             self._watch(extras)
         self.beat()
-        now = time.monotonic()
-        deadline = now + timeout_ms / 1000
         has_records = self._requests.sleep()
-        while True:
-            left_ms = 0.0 if has_records else min(RECHECK_MS, max(0.0, (deadline - now) * 1000))
-            ready = [fd for fd, _ in self._poll.poll(left_ms)]
-            self.beat()
-            now = time.monotonic()
-            if ready or has_records or now >= deadline:
-                break
-            has_records = self._requests.has_records()
+        ready = [fd for fd, _ in self._poll.poll(0.0 if has_records else timeout_ms)]
+        self.beat()
         self._requests.wake()
         bell = self._bell_fds[0]
         if bell in ready:

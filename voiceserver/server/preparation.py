@@ -9,6 +9,7 @@ import msgspec
 
 from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError
+from voiceserver.installation import missing, missing_message
 from voiceserver_workers import registry
 
 if TYPE_CHECKING:
@@ -26,6 +27,14 @@ def prepare_engines(config: Config, log: Log) -> Config:
         elif problem := _prepare(stage, log):
             raise ConfigError(f"stages.{name}.engine", problem)
     return msgspec.structs.replace(config, stages=msgspec.structs.replace(config.stages, **chosen))
+
+
+def warn_of_numbers(config: Config, log: Log) -> None:
+    """Say once what keeps numbers from being words of the language that the sessions have."""
+    packages = missing(("babel", "unicode_rbnf"))
+    if config.session.language and "tts" in config.stages.by_name() and packages:
+        needs = f"Numbers, dates and money in words of {config.session.language!r} need"
+        log.warning("numbers_unavailable", fix=missing_message(needs, packages, ["numbers"]))
 
 
 def _choose(name: str, stage: StageConfig, log: Log) -> StageConfig:

@@ -28,7 +28,7 @@ from voiceserver.server.build import Host
 from voiceserver.server.multiprocess.peer import BEAT_MS, Peer
 from voiceserver.server.pages import ANY_ADDRESS
 from voiceserver.server.pools import check_engines
-from voiceserver.server.preparation import prepare_engines
+from voiceserver.server.preparation import prepare_engines, warn_of_numbers
 from voiceserver.server.reloading import Reloader
 from voiceserver.server.server import Server
 from voiceserver.server.systemd import tell_systemd
@@ -169,6 +169,7 @@ def serve(
         for warning, fix in [*warnings, *_exposed(config)]:
             get_logger().warning(warning, fix=fix)
         config = with_admin_token(prepare_engines(config, get_logger()))
+        warn_of_numbers(config, get_logger())
         if config.server.processes > 1:
             from voiceserver.server.multiprocess.supervisor import supervise
 

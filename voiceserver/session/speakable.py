@@ -13,6 +13,7 @@ heading, bullet   its words, as a sentence
 link, image       its text; without one, its domain
 table             a row as a sentence
 emoji, arrow      nothing
+number, date …    in words, see ``number_words``
 ================= ==============================================================
 
 A construct may begin in one piece and end in another: a Speakable remembers what is open. Rule: linear in the text, and a piece
@@ -28,6 +29,8 @@ from typing import Final
 import regex
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+from voiceserver.session.number_words import has_digit, number_words
 
 # In place of a block of code, by language.
 _CODE: Final = {
@@ -112,8 +115,14 @@ class Speakable:
         is_open = self._fence or self._is_in_address or (self._is_line_start and piece.lstrip()[:1] == "-")
         if piece and not is_open and _is_prose(piece):
             self._is_line_start = False
-            return piece.strip() if _has_words(piece) else ""
-        return " ".join(filter(None, map(self._line, piece.splitlines(keepends=True))))
+            return self._numbers(piece.strip()) if _has_words(piece) else ""
+        return self._numbers(" ".join(filter(None, map(self._line, piece.splitlines(keepends=True)))))
+
+    def _numbers(self, prose: str) -> str:
+        if not self._language or not has_digit(prose):
+            return prose
+        words = number_words(self._language)
+        return words.in_words(prose) if words is not None else prose
 
     def _line(self, line: str) -> str:
         is_start, self._is_line_start = self._is_line_start, line.endswith(("\n", "\r"))

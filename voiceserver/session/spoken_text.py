@@ -73,8 +73,8 @@ class SpokenText:
         self.settle(samples)
 
 
-def load() -> None:
-    """What ``SpokenText`` needs at the first sentence: so that no caller waits for it. For servers that speak."""
+def load(language: str = "") -> None:
+    """What the first sentence in ``language`` needs, so that no caller waits for it. For a server that speaks."""
     from voiceserver.session.speakable import Speakable
 
-    Speakable().feed("**Ready** at https://example.com/")
+    Speakable(language).feed("**Ready** at https://example.com/, 1")

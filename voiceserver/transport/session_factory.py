@@ -24,7 +24,7 @@ class SessionFactory:
         self._pools = pools
         self.store = store
         if "tts" in settings.stages:
-            spoken_text.load()
+            spoken_text.load(settings.options.language)
 
     def make(self, codec: Codec, seed: bytes = b"") -> Session:
         """seed: of ``SessionStore.new_seed``; it is used up."""

@@ -11,7 +11,7 @@ from structlog.testing import CapturingLogger
 from voiceserver.config.loader import load
 from voiceserver.config.schema import Config
 from voiceserver.errors import ConfigError
-from voiceserver.server.preparation import prepare_engines
+from voiceserver.server.preparation import prepare_engines, warn_of_numbers
 from voiceserver_workers import registry
 from voiceserver_workers.engines import moonshine_weights
 
@@ -84,3 +84,19 @@ def test_stages_that_are_off_or_need_no_preparation_stay_as_they_are() -> None:
 def test_a_stage_without_a_choice_says_so() -> None:
     with pytest.raises(ConfigError, match=r"stages\.reply\.engine: engine 'auto' has nothing to choose from"):
         prepare_engines(config(("stages.reply.engine", "auto")), CapturingLogger())
+
+
+def test_a_language_without_the_packages_for_its_numbers_is_told_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = CapturingLogger()
+    warn_of_numbers(config(("session.language", "de")), log)
+    assert not log.calls
+    monkeypatch.setattr("voiceserver.server.preparation.missing", lambda names: tuple(names))
+    warn_of_numbers(config(), log)
+    assert not log.calls
+    warn_of_numbers(config(("session.language", "de")), log)
+    (call,) = log.calls
+    assert call.args == ("numbers_unavailable",)
+    assert "babel" in call.kwargs["fix"]
+    assert "[numbers]" in call.kwargs["fix"]

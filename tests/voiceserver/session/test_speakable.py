@@ -101,6 +101,15 @@ def test_code_is_named_in_the_language_of_the_session() -> None:
     assert spoken("```\nx\n```", "xx") == ["code."]
 
 
+def test_numbers_are_words_of_the_language_of_the_session() -> None:
+    assert spoken("- **5 km**\n- [3 kg](https://example.com/7)\n", "en") == [
+        "five kilometers.",
+        "three kilograms.",
+    ]
+    assert spoken("Am 3. Mai um 9:30 Uhr.", "de-DE", size=1) == ["Am dritten Mai um neun Uhr dreißig."]
+    assert spoken("We open at 9.") == ["We open at 9."]
+
+
 def test_an_address_of_two_thousand_characters_is_a_domain() -> None:
     assert spoken("See https://example.com/" + "x/" * 1_000 + " for more.") == [
         "See",

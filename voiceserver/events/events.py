@@ -367,7 +367,7 @@ class ReplyToolCall(_Event, frozen=True, tag="reply.tool_call"):
     index: Number of the call within the reply, from 0.
     call_id: Id of the call; the answer names it.
     name: Name of the tool.
-    arguments: The next piece of the arguments; with is_done all of them, as JSON text.
+    arguments: The next piece, none if they come whole; with is_done all of them, as JSON text.
     is_done: The call is complete.
     """
 

@@ -211,7 +211,10 @@ class SpeechOutput:
         call.call_id = call.call_id or delta.call_id
         is_new = not call.name
         call.name = call.name or delta.name
+        is_whole = not call.arguments and _is_whole(delta.arguments)
         arguments = call.receive(delta.arguments)
+        if is_whole:  # told once, at the end of the reply
+            arguments = ""
         if not arguments and not is_new:
             return
         self._events.emit(
@@ -234,7 +237,7 @@ class SpeechOutput:
         if reason == "failed":
             self.fail(code, message, now_ms=now_ms)
         elif reason == "completed" and _is_empty(reply):
-            self.fail("empty_reply", "the answer has neither a word nor a sound", now_ms=now_ms)
+            self.fail("empty_reply", "the answer has neither text nor a sound", now_ms=now_ms)
         else:
             self._finish(reply, reason)
 
@@ -358,11 +361,17 @@ class SpeechOutput:
             self._playing = None
 
 
+def _is_whole(arguments: str) -> bool:
+    try:
+        return type(msgspec.json.decode(arguments)) is dict
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return False
+
+
 def _is_empty(reply: Reply) -> bool:
-    """Nothing came of it: to a caller who listens, neither a word nor a sound; to one who reads, no text; and no tool call."""
-    text = reply.text.strip()
-    has_words = any(map(str.isalnum, text)) if reply.speaks else bool(text)
-    return not (has_words or reply.has_spoken or reply.tool_calls)
+    """Nothing came of it: neither text nor a sound nor a tool call. A thumb is an answer to who reads; who only listens is told
+    (``_silent_ending``)."""
+    return not (reply.text.strip() or reply.has_spoken or reply.tool_calls)
 
 
 def _silent_ending(reply: Reply, reason: Reason, code: str) -> SilentEnding | None:

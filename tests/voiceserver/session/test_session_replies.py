@@ -558,6 +558,18 @@ def test_a_tool_call_streams_and_feeds_the_next_reply() -> None:
     ]
 
 
+@pytest.mark.parametrize("pieces", [['{"people": 6}'], ["", '{"people": 6}'], ["", "{}"]])
+def test_arguments_that_come_whole_are_told_once(pieces: list[str]) -> None:
+    bench = Bench()
+    bench.do(ev.ReplyCreate())
+    for at, piece in enumerate(pieces):
+        tool(bench, index=0, call_id="c1", name="" if at else "book", arguments=piece)
+    bench.answer()
+    calls = bench.all(ev.ReplyToolCall)
+    assert "".join(call.arguments for call in calls) == pieces[-1]
+    assert [call.is_done for call in calls] == [False, True]
+
+
 def test_a_tool_call_is_not_doubled_when_the_reply_stage_dies_in_it() -> None:
     bench = Bench()
     bench.do(ev.ReplyCreate())
@@ -811,8 +823,8 @@ def test_a_quarantined_caller_is_told_and_closed() -> None:
 # ------------------------------------------------------------------------------------------------------ empty answers
 
 
-@pytest.mark.parametrize("sentences", [[], ["  "], ["👍"], ["...", " — "]])
-def test_an_answer_without_word_or_sound_has_failed(sentences: list[str]) -> None:
+@pytest.mark.parametrize("sentences", [[], ["  "], ["<think>Hm.</think>"]])
+def test_an_answer_without_text_or_sound_has_failed(sentences: list[str]) -> None:
     bench = Bench()
     bench.converse("question")
     bench.answer(*sentences)
@@ -822,11 +834,14 @@ def test_an_answer_without_word_or_sound_has_failed(sentences: list[str]) -> Non
     assert (done.reason, done.code) == ("failed", "empty_reply")
 
 
-def test_an_answer_that_is_only_read_needs_no_word() -> None:
-    bench = Bench(speaks=False)
+@pytest.mark.parametrize("speaks", [True, False])
+@pytest.mark.parametrize("text", ["👍", "...", "-"])
+def test_an_answer_that_can_be_read_needs_no_word(text: str, speaks: bool) -> None:
+    bench = Bench(speaks=speaks)
     bench.converse("question")
-    bench.answer("👍")
-    assert bench.one(ev.ReplyDone).reason == "completed"
+    bench.answer(text)
+    done = bench.one(ev.ReplyDone)
+    assert (done.reason, done.text) == ("completed", text)
 
 
 def test_an_answer_that_is_only_read_has_failed_without_text() -> None:

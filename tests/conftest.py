@@ -21,5 +21,5 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seeds", type=int, default=2_000, help="how many worlds the simulation plays")
+    parser.addoption("--seeds", type=int, default=400, help="how many worlds the simulation plays")
     parser.addoption("--seed", type=int, default=None, help="replay this world of the simulation only")

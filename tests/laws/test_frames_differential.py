@@ -320,7 +320,7 @@ _FAREWELL_IN_FRAGMENTS = in_fragments(1, [FAREWELL[:3], FAREWELL[3:]])
 _FAREWELL_WITHIN = in_fragments(2, [b"a", b"b"], [frame_bytes(10, FAREWELL)])
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(split(streams))
 @example((b"\x83", [b"\x83"]))
 @example((b"\x83\x80", [b"\x83\x80"]))
@@ -387,7 +387,7 @@ def test_short_path_and_judge_agree_on_a_frame_that_is(flaw: str, data: st.DataO
     assert Recorder().feed_all(pieces) == judged(stream)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(split(amid_good_frames(farewells, after=audio | ordinary | fragmented | odd | farewells)))
 def test_short_path_and_judge_agree_on_what_follows_our_own_close(case: tuple[bytes, list[bytes]]) -> None:
     stream, pieces = case

@@ -16,7 +16,7 @@ from voiceserver.pool import ignore_event
 from voiceserver.pool.duty import Duty
 from voiceserver_workers.ipc.messages import ResultKind
 
-SEEDS = 40
+SEEDS = 20
 
 
 class Broken(Exception):

@@ -125,7 +125,7 @@ def spoken(wire: str, chunk_ms: int, delays: list[int]) -> list[tuple[int, int]]
 
 
 @pytest.mark.parametrize("wire", CALLERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     chunk_ms=st.sampled_from([20, 100, 260, 1_000]),
     delays=st.lists(st.integers(0, GRACE_MS) | st.sampled_from([0, GRACE_MS]), min_size=1, max_size=40),
@@ -137,7 +137,7 @@ def test_audio_that_is_late_by_the_grace_cuts_nobody_off(wire: str, chunk_ms: in
 
 
 @pytest.mark.parametrize("wire", CALLERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     chunk_ms=st.sampled_from([20, 100, 260]),
     trailing_ms=st.integers(0, SILENCE_MS // 2),

@@ -391,5 +391,5 @@ class SessionUnderAnything(RuleBasedStateMachine):
         assert not self.said.open_replies
 
 
-SessionUnderAnything.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+SessionUnderAnything.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestSessionUnderAnything = SessionUnderAnything.TestCase

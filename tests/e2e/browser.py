@@ -104,21 +104,50 @@ class Visit:
         return str(self.page.locator(selector).first.inner_text())
 
 
+class Browsers:
+    """One browser for each microphone. They run until :meth:`close`: to start one takes longer than most visits.
+
+    While one runs, its driver has an event loop in this thread, so it is closed before another test starts a loop of its own."""
+
+    def __init__(self) -> None:
+        self._started = contextlib.ExitStack()
+        self._driver: Any = None
+        self._running: dict[tuple[str, ...], Any] = {}
+
+    def get(self, microphone: Path, flags: tuple[str, ...]) -> Any:
+        executable = chromium()
+        from playwright.sync_api import sync_playwright
+
+        if self._driver is None:
+            self._driver = self._started.enter_context(sync_playwright())
+        arguments = (*FLAGS, f"--use-file-for-fake-audio-capture={microphone}%noloop", *flags)
+        browser = self._running.get(arguments)
+        if browser is None or not browser.is_connected():
+            browser = self._driver.chromium.launch(executable_path=executable, args=list(arguments))
+            self._running[arguments] = browser
+        return browser
+
+    def close(self) -> None:
+        for browser in self._running.values():
+            browser.close()
+        self._running.clear()
+        self._driver = None
+        self._started.close()
+
+
+BROWSERS = Browsers()
+
+
 @contextlib.contextmanager
 def visiting(
     address: str, microphone: Path, *, flags: tuple[str, ...] = (), **context: object
 ) -> Iterator[Visit]:
-    """A browser at ``address``. ``flags``: more of the browser's own. ``context``: options of a Playwright context, such as the
-    size of the window."""
-    executable = chromium()
-    from playwright.sync_api import sync_playwright
-
-    arguments = [*FLAGS, f"--use-file-for-fake-audio-capture={microphone}%noloop", *flags]
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=arguments)
-        try:
-            visit = Visit(browser.new_context(**context).new_page())
-            visit.page.goto(address)
-            yield visit
-        finally:
-            browser.close()
+    """A new person at ``address``: nothing of earlier visits is known. ``flags``: more of the browser's own. ``context``: options
+    of a Playwright context, such as the size of the window."""
+    visitor = BROWSERS.get(microphone, flags).new_context(**context)
+    try:
+        visit = Visit(visitor.new_page())
+        visit.page.goto(address)
+        yield visit
+    finally:
+        visitor.close()

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.e2e.browser import chromium, write_microphone
+from tests.e2e.browser import BROWSERS, chromium, write_microphone
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _browsers() -> Iterator[None]:
+    """Those of a module end with it."""
+    yield
+    BROWSERS.close()
 
 
 @pytest.fixture(scope="module")

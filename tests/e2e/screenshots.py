@@ -19,7 +19,7 @@ from pathlib import Path
 import soundfile
 from websockets.sync.client import connect
 
-from tests.e2e.browser import Visit, visiting, write_microphone
+from tests.e2e.browser import BROWSERS, Visit, visiting, write_microphone
 from tests.e2e.serving import ENVIRONMENT, ServerProcess, serving
 from tests.recordings import RATE_HZ, goforward
 
@@ -146,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with the servers and browsers that were started
     options.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made, contextlib.closing(BROWSERS):
         recorded = goforward().audio
         microphone = write_microphone(Path(made) / "microphone.wav", recorded, RATE_HZ, 0.3, 20.0)
         speech = Path(made) / "speech.wav"

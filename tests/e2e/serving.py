@@ -23,6 +23,14 @@ SMALL = (
     "stages.reply.engine=concierge",
     "stages.tts.engine=none",
 )
+# Senses that hear and say the same in every run, and start soon. With a limit of its own a server has none to measure.
+# What ``auto`` chooses is tried by tests/e2e/test_conversation.py, tests/test_wheel.py and the tests of those engines.
+STEADY = (
+    "stages.stt.engine=pocketsphinx",
+    "stages.stt.workers=1",
+    "stages.tts.engine=espeak",
+    "backpressure.max_talkers=64",
+)
 
 
 class ServerProcess:

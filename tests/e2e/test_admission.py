@@ -82,15 +82,14 @@ async def test_every_caller_of_a_storm_hears_something_and_no_place_is_lost() ->
 @pytest.mark.timeout(400)
 def test_the_overload_benchmark_runs_and_its_books_are_closed() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks.overload", "--quick"],
+        [sys.executable, "-m", "benchmarks.overload", "--quick", "--alone", "--stt=pocketsphinx"],
         capture_output=True, text=True, env=ENVIRONMENT, timeout=380, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     rows = [
         [cell.strip() for cell in line.split("│")[1:-1]] for line in ran.stdout.splitlines() if "│" in line
     ]
-    assert [row[0] for row in rows] == ["4x", "4x"]
-    ours, usual = rows
+    (ours,) = rows
+    assert ours[0] == "4x"
     assert float(ours[2]) < int(ours[1]), "nobody waited or was refused at four times the capacity"
     assert float(ours[14]) == 0, "audio that was sent and that no book tells of"
-    assert usual[14] == "-"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from tests import recordings
-from tests.e2e.serving import serving
+from tests.e2e.serving import STEADY, serving
 from voiceserver.events import events as ev
 from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint
 from voiceserver_clients.made_speech import make_speech
@@ -86,7 +86,7 @@ async def calling(*settings: str) -> AsyncIterator[tuple[ChatEndpoint, str, asyn
             "stages.reply.params.model=story",
             "stages.reply.params.stall_timeout_ms=60000",
             "stages.reply.params.uses_proxy=false",
-            "stages.stt.workers=1",
+            *STEADY,
             *(f"stages.{stage}.step_timeout_ms=60000" for stage in ("vad", "stt", "tts")),
             "session.reply_timeout_ms=60000",
             "session.false_interruption_ms=30000",  # the transcript decides

@@ -1,4 +1,4 @@
-"""Programs and commands of README and docs, run as they stand against a server with its default engines.
+"""Programs and commands of README and docs, run as they stand against a server with real engines.
 
 Only the port is another one. ``talk`` makes ``reply.wav``, as the pages say, and the programs send it.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.documents import samples
-from tests.e2e.serving import ENVIRONMENT, ROOT, serving
+from tests.e2e.serving import ENVIRONMENT, ROOT, STEADY, serving
 
 STOCK = ROOT / ".venv-clients" / "bin" / "python"
 # whisper-live's client imports PyAudio, which needs a sound card to be built.
@@ -25,8 +25,8 @@ OUR_PORT = "8765"
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with serving() as server:
-        server.wait_for("calibrated")
+    with serving(*STEADY) as server:
+        server.wait_ready()
         yield server.port
 
 

@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests import recordings
-from tests.e2e.serving import ServerProcess, serving
+from tests.e2e.serving import STEADY, ServerProcess, serving
 from voiceserver.events import events as ev
 from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint
 from voiceserver.wire.samples import G711_BYTES_PER_MS, MULAW_SILENCE, mulaw_to_pcm, pcm_to_mulaw
@@ -35,6 +35,7 @@ async def late(*settings: str) -> AsyncIterator[tuple[ServerProcess, asyncio.Eve
             f"stages.reply.params.base_url={endpoint.base_url}",
             "stages.reply.params.model=late",
             "stages.reply.params.uses_proxy=false",
+            *STEADY,
             "stages.stt.engine=none",
             f"session.filler={LINE}",
             "session.filler_after_ms=100",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from tests.e2e.browser import Visit, chromium, page_of, visiting, write_microphone
-from tests.e2e.serving import SMALL, ServerProcess, serving
+from tests.e2e.serving import SMALL, STEADY, ServerProcess, serving
 from tests.recordings import RATE_HZ, goforward
 
 LONG = "The quick brown fox jumps over the lazy dog and then it runs away across the hills. " * 4
@@ -30,12 +29,10 @@ pytestmark = pytest.mark.timeout(240)
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
     chromium()
-    # What else the machine does must not matter: places are given, not learned, and a slow step is no hung worker.
+    # What else the machine does must not matter: a slow step is no hung worker.
     patient = [f"stages.{stage}.step_timeout_ms=100000" for stage in ("vad", "stt", "reply", "tts")]
-    places = ("stages.stt.workers=1", "stages.stt.streams_per_worker=1", "backpressure.max_talkers=8")
-    with serving(*places, *patient) as server:
-        while server.get("/readyz")[0] != 200:  # the test's own timeout ends it
-            time.sleep(0.1)
+    with serving(*STEADY, "stages.stt.streams_per_worker=1", *patient) as server:
+        server.wait_ready()
         yield server
 
 

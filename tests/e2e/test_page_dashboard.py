@@ -45,6 +45,8 @@ def test_figures_are_those_of_metrics(server: ServerProcess, silence: Path) -> N
         visiting(f"http://localhost:{server.port}/dashboard", silence) as visit,
     ):
         idle.recv()
+        # Latencies are those since the page is open: it has to be, before somebody is answered.
+        visit.wait("__dashboard.figures.last")
         caller.send(json.dumps({"type": "item.append", "item": {"role": "user", "text": "Hello"}}))
         caller.send(json.dumps({"type": "reply.create"}))
         while json.loads(caller.recv(timeout=30))["type"] != "reply.done":

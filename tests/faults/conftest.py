@@ -1,4 +1,4 @@
-"""One real server with the default engines for all faults that it must survive, and what it says when nothing goes wrong."""
+"""One real server with real engines for all faults that it must survive, and what it says when nothing goes wrong."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.serving import ServerProcess, serving
+from tests.e2e.serving import STEADY, ServerProcess, serving
 from tests.faults.calling import Call, hold, speech
 
 # One recogniser, so that everybody meets the worker that dies; nobody waits for a place.
-DEFAULT_ENGINES = (
-    "stages.stt.workers=1",
-    "backpressure.max_talkers=64",
+SETTINGS = (
+    *STEADY,
     "session.reply_timeout_ms=60000",
     "server.check_laws=true",
     "server.ping_interval_ms=1000",
@@ -23,7 +22,7 @@ DEFAULT_ENGINES = (
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    with serving(*DEFAULT_ENGINES) as server:
+    with serving(*SETTINGS) as server:
         server.wait_ready()
         yield server
 

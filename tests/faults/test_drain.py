@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.e2e.serving import ServerProcess, serving
 from tests.faults.calling import Call, speech, with_fault
 from tests.faults.chatting import NO_VOICE, Chat
-from tests.faults.conftest import DEFAULT_ENGINES
+from tests.faults.conftest import SETTINGS as SPOKEN
 from tests.faults.local_bench import is_alive
 from tests.faults.test_worker_orphans import named_files, wait_until_gone
 from tests.faults.workers_of import descendants, pid_of
@@ -101,7 +101,7 @@ def test_a_killed_process_group_leaves_neither_process_nor_file(answering: Serve
 
 
 async def test_a_drain_in_mid_sentence_lets_the_caller_say_it_to_the_end(undisturbed: Call) -> None:
-    with serving(*DEFAULT_ENGINES, "server.drain_timeout_ms=60000") as server:
+    with serving(*SPOKEN, "server.drain_timeout_ms=60000") as server:
         for stage in ("vad", "stt", "reply", "tts"):
             await asyncio.to_thread(pid_of, server, stage)
 

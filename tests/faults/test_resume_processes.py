@@ -15,7 +15,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from tests.e2e.serving import SMALL, ServerProcess
+from tests.e2e.serving import SMALL, STEADY, ServerProcess
 from tests.faults.calling import Call, speech, with_fault
 from tests.faults.proxy import Proxy
 from voiceserver.events.events import TranscriptFinal
@@ -146,8 +146,8 @@ async def test_a_token_that_names_no_process_is_nobodys(server: ServerProcess) -
 
 @pytest.mark.timeout(180)
 async def test_speech_goes_on_over_another_process_word_for_word() -> None:
-    """The default engines: the connection breaks in mid-sentence again and again, and our client picks it up by itself."""
-    for server in started("stages.stt.workers=1", "backpressure.max_talkers=8", "server.check_laws=true"):
+    """Real engines: the connection breaks in mid-sentence again and again, and our client picks it up by itself."""
+    for server in started(*STEADY, "server.check_laws=true"):
         usual = await with_fault(server.url, speech(), _nothing)
         async with Proxy(server.port) as proxy:
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from tests.e2e.serving import STEADY
 from voiceserver.testing.chat_endpoint import Answer, ChatEndpoint, Request, Script, Tool
 
 LATE = ("Once upon a time, there was a server. ", "It was never silent.")
@@ -75,7 +76,7 @@ def waiting() -> Iterator[tuple[ChatEndpoint, Callable[[], object]]]:
 
 def settings_for(endpoint: ChatEndpoint) -> tuple[str, ...]:
     return (
-        "stages.stt.workers=1",
+        *STEADY,
         "session.false_interruption_ms=60000",  # a slow machine's late transcript is not a silent caller
         "stages.reply.engine=chat",
         f"stages.reply.params.base_url={endpoint.base_url}",

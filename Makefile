@@ -85,8 +85,9 @@ lint: $(STAMP)
 	$(RUN)/python -m docs.generate --check
 	$(MKDOCS)
 
+# One process runs the tests with servers, another one meanwhile the rest.
 test: lint
-	$(RUN)/pytest
+	$(RUN)/pytest --numprocesses 2 --dist loadgroup
 
 docs: $(STAMP)
 	$(RUN)/python -m docs.generate

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -18,6 +21,32 @@ __all__ = ["chat_endpoint", "manual_clock", "voice_server", "voice_server_config
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+HERE = Path(__file__).parent
+# Tests of these start servers and use all that the machine has: never two of them at a time.
+SERVERS = ("e2e", "faults", "benchmarks", "clients", "test_wheel.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A temporary folder for each process of tests (``pytest -n 2``), so that what one test leaves is not blamed on another."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"tests-{worker}-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``pytest -n 2 --dist loadgroup``, one process runs the tests with servers in their order, the other one the rest,
+    a file at a time."""
+    for item in items:
+        first = item.path.relative_to(HERE).parts[0]
+        item.add_marker(pytest.mark.xdist_group("servers" if first in SERVERS else str(item.path)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

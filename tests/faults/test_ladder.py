@@ -1,4 +1,5 @@
-"""A real server that is late retreats to its lighter engine, tells whom that concerns and ``/metrics``, and comes back."""
+"""A real server that is late retreats to its lighter engine, and tells whom that concerns and ``/metrics``. The way back is a
+matter of the clock alone: tests/voiceserver/capacity and the simulation have it."""
 
 from __future__ import annotations
 
@@ -58,11 +59,11 @@ class Sleeper(threading.Thread):
             chat.socket.close()
 
 
-def test_new_turns_go_to_the_lighter_engine_while_the_stage_is_late_and_come_back(
+def test_new_turns_go_to_the_lighter_engine_while_the_stage_is_late(
     server: ServerProcess,
 ) -> None:
-    sleeper = Sleeper(server.url, 8.0)
-    with Chat(server.url) as before, Chat(server.url) as during, Chat(server.url) as after:
+    sleeper = Sleeper(server.url, 5.0)
+    with Chat(server.url) as before, Chat(server.url) as during:
         assert before.talk("hello") == "You said hello."
         sleeper.start()
         wait_until_level(server, 3)
@@ -76,9 +77,5 @@ def test_new_turns_go_to_the_lighter_engine_while_the_stage_is_late_and_come_bac
         assert steps == ["fewer_partials", "wider_batches", "lighter_engines"]
         sleeper.join(60)
         # Who was there before is served by the engine that began, however late.
-        assert sleeper.answers == ["You said sleep 8.0.", "You said patience."]
-        wait_until_level(server, 0)
-        assert after.talk("hello") == "You said hello."
-        assert not [event for event in after.said("server.busy") if event["reason"] == "lighter_engine"]
-        assert figure(server, "voiceserver_stage_lighter_streams") == 0
+        assert sleeper.answers == ["You said sleep 5.0.", "You said patience."]
         assert figure(server, 'voiceserver_busy_signals_total{reason="lighter_engine"') == 1

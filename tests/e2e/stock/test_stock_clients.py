@@ -72,7 +72,7 @@ CLIENTS = (
     Client("pipecat_realtime.py", "pipecat-ai"),
     Client("livekit_plugin.py", "livekit-plugins-openai"),
     Client("twilio_serializer.py", "pipecat-ai", ("voice", "barge_in", "error", "busy")),
-    Client("whisperlive.py", "whisper-live", ("voice", "error", "busy")),
+    Client("whisperlive.py", "whisper-live", ("voice", "busy")),
     Client("openai_ws.mjs", "openai"),
     Client("agents.mjs", "@openai/agents-realtime"),
 )

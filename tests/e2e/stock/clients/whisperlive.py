@@ -14,7 +14,7 @@ from whisper_live import client as client_module
 from whisper_live.client import Client, TranscriptionClient
 
 
-def transcribe(url: str, **options: object) -> dict[str, object]:
+def transcribe(url: str) -> dict[str, object]:
     where = urlsplit(url)
     heard: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +27,6 @@ def transcribe(url: str, **options: object) -> dict[str, object]:
             mute_audio_playback=True,
             output_transcription_path=str(subtitles),
             transcription_callback=lambda text, segments: heard.append(text),
-            **options,
         )
         client.client.disconnect_if_no_response_for = 10  # it spins for 15 s to wait for the last words
         client(os.environ["STOCK_SPEECH_WAV"])
@@ -42,11 +41,6 @@ def transcribe(url: str, **options: object) -> dict[str, object]:
 
 async def voice() -> Facts:
     return await asyncio.to_thread(transcribe, URL)
-
-
-async def error() -> Facts:
-    """What is not done here is said, and the rest is done."""
-    return await asyncio.to_thread(transcribe, URL, translate=True)
 
 
 class ListeningClient(Client):
@@ -68,4 +62,4 @@ async def busy() -> Facts:
 
 
 if __name__ == "__main__":
-    play(voice, error, busy)
+    play(voice, busy)

@@ -73,9 +73,9 @@ class MortalEnd:
     def record_step(self, streams: Sequence[int], deadline_ns: int) -> None:
         self._end.record_step(streams, deadline_ns)
 
-    def record_idle(self) -> None:
+    def record_idle(self, *, is_optional: bool = False) -> None:
         if not self.is_dead:
-            self._end.record_idle()
+            self._end.record_idle(is_optional=is_optional)
 
 
 class DoomedWorker:

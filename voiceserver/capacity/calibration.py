@@ -158,7 +158,9 @@ class Calibration:
     # ------------------------------------------------------------------------------------------------- the streams
 
     def _open(self, stage: str) -> Stream | None:
-        got = self._pools[stage].try_open(self, StreamParams(rate_hz=RATE_HZ), key="calibration")
+        # A server under pressure asks for no partial transcripts.
+        params = StreamParams(rate_hz=RATE_HZ, is_final_only=stage == "stt")
+        got = self._pools[stage].try_open(self, params, key="calibration")
         if isinstance(got, Refusal):
             return None
         self._stage = stage

@@ -66,7 +66,7 @@ class CapacityController:
         self._limit = TalkerLimit(0, now_ms)
         self._has_start = False
         self._late: dict[int, tuple[float, float]] = {}  # caller -> lag_ms, when
-        self._busy_ms: dict[tuple[str, int], float] = {}
+        self._needed = NeededWork()
         self._looked_ms = now_ms
         self._refused = 0
         self.workers: list[int] = []  # processes, as of the last look
@@ -106,8 +106,10 @@ class CapacityController:
             self._limit.start_again(limit, now_ms, costs)
             self._admission.set_limit(self._limit.limit, now_ms)
 
-    def look(self, loop_lag_ms: float, now_ms: float, cores_busy: float | None = None) -> None:
-        """Call every ``LOOK_MS``. cores_busy: part of the cores that this server and its ``workers`` used since the last
+    def look(
+        self, loop_lag_ms: float, now_ms: float, cores_busy: float | None = None, cores: float = 1.0
+    ) -> None:
+        """Call every ``LOOK_MS``. cores_busy: part of the ``cores`` that this server and its ``workers`` used since the last
         look; None where that is not known."""
         stats = [pool.stats() for pool in self._pools.values()]
         stats = [one for one in stats if one.workers]
@@ -119,7 +121,8 @@ class CapacityController:
                 self._has_start = all(_is_there(one) for one in stats)
         loads = [self._load(one, now_ms - self._looked_ms) for one in stats]
         if cores_busy is not None and loads:
-            loads.append(_processor(loads, cores_busy))
+            needed = self._needed.of_cores(cores_busy, stats, (now_ms - self._looked_ms) * cores)
+            loads.append(_processor(loads, needed))
         loads.append(Load("callers", self._lag_of_callers(now_ms), 0.0))
         self._looked_ms = now_ms
         admission = self._admission
@@ -133,12 +136,8 @@ class CapacityController:
             self._retreat()
 
     def _load(self, stats: PoolStats, since_ms: float) -> Load:
-        spent_ms, ready = 0.0, 0
-        for worker in stats.workers:
-            key = (stats.stage, worker.index)
-            spent_ms += worker.busy_ms - self._busy_ms.get(key, worker.busy_ms)
-            self._busy_ms[key] = worker.busy_ms
-            ready += worker.state == "ready"
+        spent_ms = self._needed.of_stage(stats)
+        ready = sum(worker.state == "ready" for worker in stats.workers)
         # Steps count when they end, so one look may see more work than time; the sums are right.
         busy = spent_ms / (since_ms * ready) if ready and since_ms > 0 else 0.0
         places = None if stats.free is None else stats.free + stats.streams
@@ -166,6 +165,40 @@ class CapacityController:
 
     def _computes(self, stage: str) -> bool:
         return bool(self._pools[stage].stats().workers)
+
+
+class NeededWork:
+    """What is done without that which is left out where there is more to do: only this says how many can be carried."""
+
+    __slots__ = ("_left_ms", "_needed_ms", "_seen_ms")
+
+    def __init__(self) -> None:
+        # Of a stage's worker.
+        self._needed_ms: dict[tuple[str, int], float] = {}
+        self._seen_ms = 0.0
+        # Steps count when they end, and the processor is measured while they go on. What one look cannot take, the next ones do.
+        self._left_ms = 0.0
+
+    def of_stage(self, stats: PoolStats) -> float:
+        """Ms of all its workers since the last call."""
+        spent_ms = 0.0
+        for worker in stats.workers:
+            key = (stats.stage, worker.index)
+            needed_ms = worker.busy_ms - worker.optional_ms
+            spent_ms += needed_ms - self._needed_ms.get(key, needed_ms)
+            self._needed_ms[key] = needed_ms
+        return spent_ms
+
+    def of_cores(self, busy: float, stats: Sequence[PoolStats], span_ms: float) -> float:
+        """``busy`` without the optional steps that have ended since the last call. span_ms: time of all cores since then."""
+        seen_ms = sum(worker.optional_ms for one in stats for worker in one.workers)
+        self._left_ms += max(seen_ms - self._seen_ms, 0.0)
+        self._seen_ms = seen_ms
+        if span_ms <= 0:
+            return busy
+        taken_ms = min(self._left_ms, busy * span_ms)
+        self._left_ms -= taken_ms
+        return busy - taken_ms / span_ms
 
 
 def _processor(loads: Sequence[Load], cores_busy: float) -> Load:

@@ -100,6 +100,8 @@ class WorkerStats:
     service_ms: float
     # Time in engine steps, since the start of the server; a step counts when it has ended.
     busy_ms: float = 0.0
+    # The part of it that is left undone under pressure: partial transcripts.
+    optional_ms: float = 0.0
 
 
 class RemoteCounts(NamedTuple):

@@ -200,7 +200,7 @@ class WorkerHandle:
             queued = self.end.queued()
             oldest_ns = self.end.oldest_sent_ns()
             age_ms = max(0.0, (self.clock_ns() - oldest_ns) / 1e6) if oldest_ns else 0.0
-        steps, items, busy_ms = self.meter.totals(self.end)
+        totals = self.meter.totals(self.end)
         return WorkerStats(
             self.index,
             self.pid,
@@ -209,10 +209,11 @@ class WorkerHandle:
             len(self.streams),
             queued,
             age_ms,
-            steps,
-            items,
+            totals.steps,
+            totals.items,
             self.meter.service_ms,
-            busy_ms,
+            totals.busy_ms,
+            totals.optional_ms,
         )
 
 

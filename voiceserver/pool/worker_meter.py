@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from voiceserver_workers.ipc.channel import Flight, FlightState, ServerEnd
 
 _SMOOTHING: Final = 0.3
+
+
+class Totals(NamedTuple):
+    """What a worker has done. busy_ms: in steps; optional_ms: of it, in steps that are left out under pressure."""
+
+    steps: int
+    items: int
+    busy_ms: float
+    optional_ms: float
 
 
 class WorkerMeter:
@@ -15,6 +24,7 @@ class WorkerMeter:
     __slots__ = (
         "_heartbeat_seen",
         "_items_before",
+        "_optional_ns_before",
         "_step_ns_before",
         "_step_ns_seen",
         "_steps_before",
@@ -26,7 +36,7 @@ class WorkerMeter:
     def __init__(self) -> None:
         self.service_ms = 0.0
         self.longest_step_ms = 0.0
-        self._steps_before = self._items_before = self._step_ns_before = 0
+        self._steps_before = self._items_before = self._step_ns_before = self._optional_ns_before = 0
         self._steps_seen = self._step_ns_seen = self._heartbeat_seen = 0
 
     def begin(self) -> None:
@@ -38,6 +48,7 @@ class WorkerMeter:
         self._steps_before += flight.steps
         self._items_before += flight.items
         self._step_ns_before += flight.step_ns_total
+        self._optional_ns_before += flight.optional_ns_total
 
     def measure(self, flight: Flight) -> None:
         """Update the times of a step."""
@@ -57,10 +68,12 @@ class WorkerMeter:
         self._heartbeat_seen = flight.heartbeat_ns if is_late else 0
         return is_late and was_late
 
-    def totals(self, end: ServerEnd | None) -> tuple[int, int, float]:
-        """``(steps, items, ms in steps)`` over all incarnations; ``end``: of the one that lives."""
+    def totals(self, end: ServerEnd | None) -> Totals:
+        """Over all incarnations; ``end``: of the one that lives."""
         steps, items, step_ns = self._steps_before, self._items_before, self._step_ns_before
+        optional_ns = self._optional_ns_before
         if end is not None:
             flight = end.flight()
             steps, items, step_ns = steps + flight.steps, items + flight.items, step_ns + flight.step_ns_total
-        return steps, items, step_ns / 1e6
+            optional_ns += flight.optional_ns_total
+        return Totals(steps, items, step_ns / 1e6, optional_ns / 1e6)

@@ -102,7 +102,7 @@ class CapacityWatch:
             fillers.make(self._pools.get("tts"))
         now_ms, controller = services.ticks.clock(), services.places.controller
         cores_busy = self._cores.busy(controller.workers, now_ms)
-        controller.look(services.state.loop_lag_ms, now_ms, cores_busy)
+        controller.look(services.state.loop_lag_ms, now_ms, cores_busy, self._cores.share)
         services.places.changed()
 
     def _calibrate(self, is_ready: bool) -> None:

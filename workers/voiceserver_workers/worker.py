@@ -63,7 +63,7 @@ class Channel(Protocol):
     def ring_bell(self) -> None: ...
     def beat(self) -> None: ...
     def record_step(self, streams: Sequence[int], deadline_ns: int) -> None: ...
-    def record_idle(self) -> None: ...
+    def record_idle(self, *, is_optional: bool = ...) -> None: ...
 
 
 class _Result(NamedTuple):
@@ -111,6 +111,7 @@ class Worker:
         self._unsent: deque[_Result] = deque()
         self._has_sent = False
         self._is_audio_in = engine.info.hears
+        self._has_partials = engine.info.stage == "stt"
         self._is_done_said = engine.info.stage in ("reply", "tts")
         self.is_stopping = False
 
@@ -340,7 +341,8 @@ class Worker:
         except Exception:
             self._channel.record_idle()
             raise
-        self._channel.record_idle()
+        is_optional = self._has_partials and any(output.is_optional for output in outputs)
+        self._channel.record_idle(is_optional=is_optional)
         if len(outputs) != len(items):
             raise RuntimeError(f"engine gave {len(outputs)} outputs for {len(items)} items")
         return outputs

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from tests.voiceserver.shell import AnsweredPool
 from voiceserver.capacity.admission import Admission, Ticket
-from voiceserver.capacity.controller import FIRST_TALKERS_PER_WORKER, CapacityController
+from voiceserver.capacity.controller import FIRST_TALKERS_PER_WORKER, CapacityController, NeededWork
 from voiceserver.capacity.limit import LOOK_MS, SPEECH_SHARE, Cost, talkers_for
 from voiceserver.events.events import ServerBusy
 from voiceserver.pool import PoolStats, WorkerStats
@@ -17,7 +17,7 @@ class MeasuredPool(AnsweredPool):
     def __init__(self, stage: str, places: int | None = 8) -> None:
         super().__init__(stage)
         self.places = places
-        self.busy_ms = 0.0
+        self.busy_ms = self.optional_ms = 0.0
         self.lag_ms = 0.0
         self.open = 0
         self.windows: list[float] = []
@@ -28,7 +28,7 @@ class MeasuredPool(AnsweredPool):
 
     def stats(self) -> PoolStats:
         workers = tuple(
-            WorkerStats(index, 1, self.state, 1, 0, 0, 0.0, 0, 0, 0.0, self.busy_ms)  # type: ignore[arg-type]
+            WorkerStats(index, 1, self.state, 1, 0, 0, 0.0, 0, 0, 0.0, self.busy_ms, self.optional_ms)  # type: ignore[arg-type]
             for index in range(2)
         )
         return PoolStats(self.stage, "measured", workers, self.open, self.places, self.lag_ms, 0, 0.0)
@@ -51,12 +51,20 @@ class Bench:
             now_ms=0.0,
         )
 
-    def look(self, seconds: float = LOOK_MS / 1000, busy: float = 0.0) -> None:
+    def look(
+        self,
+        seconds: float = LOOK_MS / 1000,
+        busy: float = 0.0,
+        optional: float = 0.0,
+        cores_busy: float | None = None,
+    ) -> None:
+        """busy: part of the time that each worker is in a step; optional: in one for a partial transcript."""
         for _ in range(round(seconds * 1000 / LOOK_MS)):
             self.now_ms += LOOK_MS
             for pool in self.pools.values():
                 pool.busy_ms += LOOK_MS * busy
-            self.controller.look(0.0, self.now_ms)
+                pool.optional_ms += LOOK_MS * optional
+            self.controller.look(0.0, self.now_ms, cores_busy, cores=2.0)
 
 
 def test_the_first_limit_comes_from_the_places_and_waits_for_a_worker() -> None:
@@ -106,6 +114,31 @@ def test_talkers_that_fill_the_workers_lower_the_limit_and_nobody_is_sent_away()
     bench.look(90.0, busy=1.0)
     assert 15 <= bench.admission.limit < 20
     assert all(isinstance(one, Ticket) and one.state == "admitted" for one in inside)
+
+
+def test_partial_transcripts_fill_the_workers_and_keep_nobody_out() -> None:
+    limits = []
+    for optional in (0.0, 0.7):
+        stt = MeasuredPool("stt", places=None)
+        stt.open = 12
+        bench = Bench(stt)
+        bench.controller.start_with(20, 0.0, {"stt": Cost("stt", 0.09, 2, None, True)})
+        for _ in range(20):
+            bench.admission.try_enter(0.0)
+        bench.look(90.0, busy=0.25 + optional, optional=optional, cores_busy=0.25 + optional)
+        limits.append(bench.admission.limit)
+    assert limits[0] == limits[1] >= 20
+
+
+def test_what_the_processor_did_for_partials_is_taken_off_when_the_step_has_ended() -> None:
+    """A step of two looks counts in the second."""
+    stats = MeasuredPool("stt")
+    work = NeededWork()
+    found = []
+    for ended_ms in (0.0, 200.0, 0.0, 0.0, 0.0, 0.0):
+        stats.optional_ms += ended_ms / 2  # of two workers
+        found.append(work.of_cores(0.5, [stats.stats()], span_ms=200.0))
+    assert found == [0.5, 0.0, 0.0, 0.5, 0.5, 0.5]
 
 
 def test_the_ladder_widens_the_windows_at_its_second_step_and_narrows_them_again() -> None:

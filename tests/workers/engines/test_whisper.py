@@ -227,6 +227,16 @@ def test_windows_of_several_callers_go_through_the_model_in_one_call() -> None:
     assert not any(output.more for output in outputs)
 
 
+def test_a_step_is_optional_when_all_of_its_windows_are_for_partials() -> None:
+    engine = whisper(batch_size=2)
+    for stream in (1, 2):
+        engine.open(stream, StreamParams())
+    for is_flush, is_optional in ((False, True), (True, False)):
+        outputs = engine.step([Item(1, 1, speech(1.0)), Item(2, 1, speech(1.0), is_flush=is_flush)])
+        assert [output.is_optional for output in outputs] == [is_optional] * 2
+    assert not engine.step([Item(1, 1, NOTHING)])[0].is_optional, "nothing was computed"
+
+
 def test_an_utterance_that_ended_goes_before_a_partial() -> None:
     engine = whisper(batch_size=1)
     for stream in (1, 2):

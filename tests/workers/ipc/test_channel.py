@@ -222,7 +222,7 @@ def test_send_gives_up_on_a_full_ring_but_beats_and_rings(ends: Ends) -> None:
 
 def test_the_flight_recorder_tells_the_step_in_progress(ends: Ends) -> None:
     server, worker = ends
-    empty = Flight(FlightState.STARTING, (), 0, 0, 0, 0, 0, 0, 0, os.getpid())
+    empty = Flight(FlightState.STARTING, (), 0, 0, 0, 0, 0, 0, 0, 0, os.getpid())
     assert server.flight() == empty
     worker.record_state(FlightState.LOADING)
     assert server.flight().state is FlightState.LOADING
@@ -238,6 +238,17 @@ def test_the_flight_recorder_tells_the_step_in_progress(ends: Ends) -> None:
     assert flight.step_ns_total == flight.heartbeat_ns - flight.started_ns
     worker.record_idle()
     assert server.flight().steps == 1
+    assert server.flight().optional_ns_total == 0
+
+
+def test_the_flight_recorder_knows_what_would_be_left_out_under_pressure(ends: Ends) -> None:
+    server, worker = ends
+    for is_optional in (False, True):
+        worker.record_step([1], deadline_ns=1)
+        worker.record_idle(is_optional=is_optional)
+    flight = server.flight()
+    assert flight.steps == 2
+    assert 0 < flight.optional_ns_total < flight.step_ns_total
 
 
 def test_the_flight_recorder_keeps_the_first_256_streams_of_a_wider_batch(ends: Ends) -> None:

@@ -87,6 +87,8 @@ class Schedule:
     silence_db: RMS level, in dB of full scale, below which nobody speaks.
     settle_ms: an utterance that is as long at a pause is settled there, and what follows is heard apart, because a shorter
         window costs less; 0: never.
+    is_shared: the interval is multiplied by the number of open streams, so that all their partials together cost what those of
+        one would; for a model that hears one window after the other.
     """
 
     interval_ms: int
@@ -95,9 +97,11 @@ class Schedule:
     beam_size: int
     silence_db: float
     settle_ms: int = 0
+    is_shared: bool = False
 
-    def interval_samples(self, heard_samples: int) -> int:
-        return self.interval_ms * RATE_HZ // 1000 + int(self.interval_share * heard_samples)
+    def interval_samples(self, heard_samples: int, streams: int = 1) -> int:
+        one = self.interval_ms * RATE_HZ // 1000 + int(self.interval_share * heard_samples)
+        return one * streams if self.is_shared else one
 
     def is_silent(self, audio: Audio) -> bool:
         """Nothing in ``audio`` is as loud as ``silence_db`` for 30 ms."""
@@ -228,13 +232,16 @@ class WindowEngine(ABC):
                 self._take(state, len(state.audio), state.ready, output)
         due = [index for index, state in enumerate(states) if state.want != "nothing"]
         due.sort(key=lambda index: _priority(states[index]))
+        due = due[: self._schedule.batch_size]
+        is_optional = bool(due) and all(states[index].want == "partial" for index in due)
         by_beam: dict[int, list[int]] = {}
-        for index in due[: self._schedule.batch_size]:
+        for index in due:
             by_beam.setdefault(self._beam_size(states[index]), []).append(index)
         for beam_size, group in by_beam.items():
             self._decode([states[index] for index in group], [outputs[index] for index in group], beam_size)
         for output, state in zip(outputs, states, strict=True):
             output.more = state.want != "nothing"
+            output.is_optional = is_optional
         return outputs
 
     def _beam_size(self, state: _Stream) -> int:
@@ -256,10 +263,13 @@ class WindowEngine(ABC):
             state.want = "final"
         elif state.is_pausing and not self._is_ready(state):
             state.want = "ahead"
-        elif heard - state.decoded_samples >= self._schedule.interval_samples(heard) and not is_final_only:
+        elif not is_final_only and heard - state.decoded_samples >= self._interval_samples(heard):
             state.want = "partial"
         if was == "nothing":
             state.wanted_step = self._steps
+
+    def _interval_samples(self, heard: int) -> int:
+        return self._schedule.interval_samples(heard, len(self._streams))
 
     def _decode(self, states: Sequence[_Stream], outputs: Sequence[Output], beam_size: int) -> None:
         """One call of the model for what ``states`` want."""

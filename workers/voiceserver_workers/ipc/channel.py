@@ -65,8 +65,8 @@ class Flight:
 
     ``streams`` are the stream ids in the batch of the step in progress (at most 256 of ``batch_size``), empty
     when none is. ``deadline_ns``: when that step counts as hung. ``steps``, ``items``, ``step_ns_total``:
-    finished work. Exact once the worker stands still (dead, stopped or hung); of a running one it is a
-    glance, not a transaction.
+    finished work; ``optional_ns_total``: the part of it that is left undone under pressure. Exact once the
+    worker stands still (dead, stopped or hung); of a running one it is a glance, not a transaction.
     """
 
     state: FlightState
@@ -77,6 +77,7 @@ class Flight:
     steps: int
     items: int
     step_ns_total: int
+    optional_ns_total: int
     heartbeat_ns: int
     worker_pid: int
 
@@ -201,6 +202,7 @@ class ServerEnd:
             steps=words[layout.FLIGHT_STEPS],
             items=words[layout.FLIGHT_ITEMS],
             step_ns_total=words[layout.FLIGHT_STEP_TOTAL],
+            optional_ns_total=words[layout.FLIGHT_OPTIONAL_TOTAL],
             heartbeat_ns=words[layout.HEARTBEAT],
             worker_pid=words[layout.WORKER_PID],
         )
@@ -362,8 +364,8 @@ class WorkerEnd:
         words[layout.FLIGHT_STATE] = FlightState.STEPPING
         words[layout.HEARTBEAT] = now_ns
 
-    def record_idle(self) -> None:
-        """The step is over: count it and forget its streams."""
+    def record_idle(self, *, is_optional: bool = False) -> None:
+        """The step is over: count it and forget its streams. ``is_optional``: under pressure it is left out."""
         # hot
         words = self._segment.words
         now_ns = self._clock_ns()
@@ -371,6 +373,8 @@ class WorkerEnd:
             words[layout.FLIGHT_STEPS] += 1
             words[layout.FLIGHT_ITEMS] += words[layout.FLIGHT_BATCH_SIZE]
             words[layout.FLIGHT_STEP_TOTAL] += now_ns - words[layout.FLIGHT_STARTED]
+            if is_optional:
+                words[layout.FLIGHT_OPTIONAL_TOTAL] += now_ns - words[layout.FLIGHT_STARTED]
         self.record_state(FlightState.IDLE)
         words[layout.HEARTBEAT] = now_ns
 

@@ -10,6 +10,8 @@ parameters           7 of a function, without ``self`` and ``cls``
 fan-out             10 modules of this project that a module imports; ``voiceserver.server`` composes and may import more
 file lines         600
 function lines      40 from the first statement after the docstring to the last
+session              0 functions of a module outside the class of the session that are given the session: a part gets
+                       values and returns decisions
 =============== ====== =========================================================================================
 
 ``OVER`` names what is larger, and how large. An entry can only shrink: lower or delete it when the test asks for it.
@@ -34,7 +36,9 @@ BUDGETS: Final = {
     "fan-out": 10,
     "file lines": 600,
     "function lines": 40,
+    "session": 0,
 }
+SESSION: Final = frozenset({"Session", "SessionState"})
 COMPOSES: Final = "voiceserver.server"
 
 # "budget name": how large it is. Shrinks only.
@@ -52,13 +56,13 @@ OVER: Final[dict[str, int]] = {
     "attributes voiceserver_clients.callers.Speaker": 19,
     "attributes voiceserver_clients.callers.Talker": 21,
     "attributes voiceserver_clients.voice.VoiceClient": 32,
-    "fan-out voiceserver.session.state": 13,
+    "fan-out voiceserver.session.state": 12,
     "fan-out voiceserver.wire.openai.codec": 12,
     "function lines voiceserver.observability.metrics.Metrics.__init__": 81,
     "function lines voiceserver_clients.load.load": 49,
     "methods voiceserver.pool.remote_pool.RemotePool": 29,
     "methods voiceserver.session.outbox.Outbox": 29,
-    "methods voiceserver.session.session.Session": 57,
+    "methods voiceserver.session.session.Session": 56,
     "methods voiceserver.wire.openai.codec.OpenAICodec": 32,
     "methods voiceserver.wire.openai.outbound.Outbound": 38,
     "methods voiceserver_clients.callers.Listener": 26,
@@ -68,6 +72,14 @@ OVER: Final[dict[str, int]] = {
     "parameters voiceserver.wire.openai.codec.OpenAICodec.__init__": 10,
     "parameters voiceserver_clients.load.load": 13,
     "parameters voiceserver_clients.talk.talk": 10,
+    "session voiceserver.capacity.outage": 1,
+    "session voiceserver.session.deadlines": 11,
+    "session voiceserver.session.requests": 8,
+    "session voiceserver.session.turns": 28,
+    "session voiceserver.transport.call": 1,
+    "session voiceserver.transport.call_messages": 1,
+    "session voiceserver.transport.call_streams": 1,
+    "session voiceserver.transport.outage_notices": 1,
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -174,6 +186,17 @@ def sizes_of_functions(module: str, tree: ast.Module) -> Iterator[tuple[str, str
             yield "function lines", name, last - body[0].lineno + 1
 
 
+def takes_session(node: Function) -> bool:
+    """Whether a parameter is annotated as the session, on its own or as one of several types."""
+    given = node.args
+    return any(
+        isinstance(name, ast.Name) and name.id in SESSION
+        for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)
+        if one.annotation is not None
+        for name in ast.walk(one.annotation)
+    )
+
+
 def fan_out(module: str, tree: ast.Module, known: frozenset[str]) -> int:
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -194,6 +217,8 @@ def measure() -> dict[str, int]:
     sizes = list(sizes_of_classes(classes))
     for module, tree in trees.items():
         sizes += sizes_of_functions(module, tree)
+        given = sum(takes_session(node) for _, node, _ in functions(tree, module))
+        sizes.append(("session", module, given))
         sizes.append(("file lines", module, len(texts[module].splitlines())))
         if not f"{module}.".startswith(f"{COMPOSES}."):
             sizes.append(("fan-out", module, fan_out(module, tree, known)))
@@ -245,6 +270,18 @@ def test_sizes_are_counted_over_the_bases(source: str, sizes: dict[str, int]) ->
     counted = [*sizes_of_classes(dict(read_classes("m", tree))), *sizes_of_functions("m", tree)]
     found = {f"{budget} {name}": size for budget, name, size in counted}
     assert found.items() >= sizes.items()
+
+
+def test_a_function_that_is_given_the_session_is_counted() -> None:
+    source = """
+def f(session: SessionState) -> None: ...
+def g(one: int, *, of: Session | None) -> None: ...
+def h(session: bytes, make: SessionSettings) -> Session: ...
+class A:
+    def k(self, sessions: list[Session]) -> None: ...
+"""
+    taken = [name for name, node, _ in functions(ast.parse(source), "m") if takes_session(node)]
+    assert taken == ["m.f", "m.g", "m.A.k"]
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ class SessionUnderAnything(RuleBasedStateMachine):
     def pump(self) -> None:
         session = self.session
         if session.is_settled:
-            assert not session.stages_unwanted() + session.stages_wanted(), "settled, and wants other streams"
+            assert session.streams_to_change() == ([], []), "settled, and wants other streams"
         session.is_settled = True
         for _ in range(30):
-            unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
+            unwanted, wanted = session.streams_to_change()
             if not unwanted and not wanted:
                 break
             for stage in unwanted:

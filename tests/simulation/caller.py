@@ -107,10 +107,10 @@ class Caller:
         session, now_ms = self.session, self.world.now_ms
         assert session is not None
         if session.is_settled:
-            assert not session.stages_unwanted() + session.stages_wanted(), "settled, and wants other streams"
+            assert session.streams_to_change() == ([], []), "settled, and wants other streams"
         session.is_settled = True
         for _ in range(30):
-            unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
+            unwanted, wanted = session.streams_to_change()
             if not unwanted and not wanted:
                 break
             for stage in unwanted:

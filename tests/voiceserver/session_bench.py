@@ -65,7 +65,7 @@ class Bench:
     def pump(self) -> None:
         session = self.session
         for _ in range(20):
-            unwanted, wanted = session.stages_unwanted(), session.stages_wanted()
+            unwanted, wanted = session.streams_to_change()
             if not unwanted and not wanted:
                 break
             for stage in unwanted:

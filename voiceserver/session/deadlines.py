@@ -1,6 +1,6 @@
 """Where a session waits, and what it says about it: every wait has a deadline, every deadline ends in words.
 
-Deadlines have names (``_DUE``). Each is lowered where its cause changes, and exact after each timer; the session's own is the
+Deadlines have names (``exact``). Each is lowered where its cause changes, and exact after each timer; the session's own is the
 earliest. What waits is in ``delays``, and ``evaluate`` says what there is to say of it now. Rule: a caller
 whose work is overdue hears of it at the next timer.
 """
@@ -8,20 +8,25 @@ whose work is overdue hears of it at the next timer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from voiceserver.events import events as ev
 from voiceserver.session import filler
-from voiceserver.session.busy import StageDelay
-from voiceserver.session.stage_streams import Degradation, StreamLoss
-from voiceserver.session.turns import abandon, false_interruption_due_ms
+from voiceserver.session.busy import BusyMonitor, StageDelay
+from voiceserver.session.stage import Stage
+from voiceserver.session.stage_streams import Degradation, StageStreams, StreamLoss
 
 if TYPE_CHECKING:
     from voiceserver.session.audio_input import AudioInput
+    from voiceserver.session.reply import Reply
+    from voiceserver.session.speech_output import SpeechOutput
     from voiceserver.session.state import DueName, SessionState
+    from voiceserver.session.transcripts import Transcripts
+
+VAD, STT, REPLY, TTS = Stage.VAD, Stage.STT, Stage.REPLY, Stage.TTS
 
 
 def delays(session: SessionState) -> list[StageDelay]:
@@ -31,22 +36,22 @@ def delays(session: SessionState) -> list[StageDelay]:
         return [place._replace(lag_ms=session.audio_input.lag_ms if session.audio_input is not None else 0.0)]
     found = []
     for stage in session.settings.stages:
-        if session.needs(stage) and not (stage == "tts" and session.is_output_held):
+        if session.needs(stage) and not (stage == TTS and session.is_output_held):
             delay = _delay(session, stage)
             if delay is not None:
                 found.append(delay)
     if session.stage_streams is not None:
         found += [
-            _degradations(session, stage, degradations)
-            for stage, degradations in session.stage_streams.degradations.items()
+            _degradation(stage, degradation, session.turn)
+            for stage, degradation in session.stage_streams.degradations.items()
         ]
     return found
 
 
-def _degradations(session: SessionState, stage: str, degradations: Degradation) -> StageDelay:
+def _degradation(stage: str, degradation: Degradation, turn: int) -> StageDelay:
     """No wait, but something to hear of all the same: at once, and as long as it lasts."""
-    reason = "lighter_engine" if degradations.is_lighter else "no_partials"
-    return StageDelay(stage, reason, degradations.since_ms, 0.0, None, turn=session.turn, step="degraded")
+    reason = "lighter_engine" if degradation.is_lighter else "no_partials"
+    return StageDelay(stage, reason, degradation.since_ms, 0.0, None, turn=turn, step="degraded")
 
 
 def _delay(session: SessionState, stage: str) -> StageDelay | None:
@@ -54,7 +59,7 @@ def _delay(session: SessionState, stage: str) -> StageDelay | None:
     outbox = session.outbox_of(stage)
     if outbox is None:
         return None
-    hears = stage in ("vad", settings.audio_stage)
+    hears = stage in (VAD, settings.audio_stage)
     lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
     patience_ms = float(settings.backpressure.busy_after_ms)
     stream_loss = stage_streams.stream_loss(stage) if stage_streams is not None else None
@@ -66,8 +71,10 @@ def _delay(session: SessionState, stage: str) -> StageDelay | None:
         )
     since_ms = outbox.oldest_at_ms
     if since_ms is None:
-        since_ms, lag_ms, patience_ms = _silent_since_ms(session, stage), None, settings.reply_slow_ms
-    elif stage == "reply" and not hears and not outbox.has_unsent():
+        speech_output = session.speech_output if session.has_speech_output else None
+        since_ms = _silent_since_ms(stage, session.transcripts, speech_output)
+        lag_ms, patience_ms = None, settings.reply_slow_ms
+    elif stage == REPLY and not hears and not outbox.has_unsent():
         patience_ms = settings.reply_slow_ms
     if since_ms is None:
         return None
@@ -76,35 +83,45 @@ def _delay(session: SessionState, stage: str) -> StageDelay | None:
     return StageDelay(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)
 
 
-def _silent_since_ms(session: SessionState, stage: str) -> float | None:
+def _silent_since_ms(
+    stage: str, transcripts: Transcripts | None, speech_output: SpeechOutput | None
+) -> float | None:
     """Since when a stage owes an answer for what it has taken; not as long as the caller still hears something."""
-    reply, transcripts = session.reply, session.transcripts
-    if stage == "stt":
+    if stage == STT:
         return transcripts.pending_since_ms if transcripts is not None else None
-    if reply is None or stage == "vad" or (stage == "tts" and reply.say.is_empty):
+    reply = speech_output.reply if speech_output is not None else None
+    if speech_output is None or reply is None or stage == VAD or (stage == TTS and reply.say.is_empty):
         return None
-    return max(reply.progress_ms, session.speech_output.answers_until_ms)
+    return max(reply.progress_ms, speech_output.answers_until_ms)
 
 
 # ------------------------------------------------------------------------------------------------------- deadlines
 
 
-def busy_due_ms(session: SessionState) -> float:
+def busy_due_ms(waiting: Sequence[StageDelay], busy_monitor: BusyMonitor | None) -> float:
     """When the caller must be told that something waits, or told again."""
-    waiting, busy_monitor = delays(session), session.busy_monitor
     if busy_monitor is not None:
         return busy_monitor.deadline_ms(waiting)
     return min((delay.due_ms for delay in waiting), default=math.inf)
 
 
-def retry_due_ms(session: SessionState) -> float:
-    return session.stage_streams.retry_ms if session.stage_streams is not None else math.inf
-
-
 def exact(session: SessionState) -> dict[DueName, float]:
     """All deadlines as they are now; one that is not set is left out."""
-    found = {name: due_ms(session) for name, due_ms in _DUE.items()}
-    found["close"] = session.deadlines.get("close", math.inf)
+    settings, stage_streams, cut = session.settings, session.stage_streams, session.interrupted
+    audio_input, is_held = session.audio_input, session.is_output_held
+    speech_output = session.speech_output if session.has_speech_output else None
+    is_open, is_paused = session.is_open, is_held or session.place is not None
+    found: dict[DueName, float] = {
+        "hear": hearing_due_ms(audio_input, session.hear_until_ms),
+        "busy": busy_due_ms(delays(session), session.busy_monitor),
+        "retry": stage_streams.retry_ms if stage_streams is not None else math.inf,
+        "answer": answer_due_ms(speech_output, settings.reply_timeout_ms, is_paused=is_paused),
+        "quiet": quiet_due_ms(audio_input, settings.audio_grace_ms, is_output_held=is_held),
+        "idle": idle_due_ms(session.options.turn_detection, session.idle_from_ms, is_open=is_open),
+        "resume": cut.settles_ms if cut is not None else math.inf,
+        "filler": filler_due_ms(session),
+        "close": session.deadlines.get("close", math.inf),
+    }
     return {name: due_ms for name, due_ms in found.items() if due_ms < math.inf}
 
 
@@ -114,55 +131,56 @@ def refresh(session: SessionState) -> None:
     session.deadline_ms = min(session.deadlines.values(), default=math.inf)
 
 
-def check(session: SessionState, now_ms: float) -> None:
-    """Raises AssertionError for a deadline that was not lowered when its cause changed. What waits is looked at again within
-    ``busy_after_ms``: a stage that owes a transcript counts as late only while it has nothing else to take."""
-    for name, due_ms in exact(session).items():
-        due_ms = (
-            max(due_ms, now_ms + session.settings.backpressure.busy_after_ms) if name == "busy" else due_ms
-        )
-        if due_ms < session.deadline_ms:
-            raise AssertionError(f"{name} is due at {due_ms}, and the session at {session.deadline_ms}")
+def check(found: Mapping[DueName, float], deadline_ms: float, busy_from_ms: float) -> None:
+    """Raises AssertionError for a deadline that was not lowered when its cause changed. ``found``: exact. ``deadline_ms``: the
+    session's. What waits is looked at again at ``busy_from_ms`` or before: a stage that owes a transcript counts as late only
+    while it has nothing else to take."""
+    for name, due_ms in found.items():
+        due_ms = max(due_ms, busy_from_ms) if name == "busy" else due_ms
+        if due_ms < deadline_ms:
+            raise AssertionError(f"{name} is due at {due_ms}, and the session at {deadline_ms}")
 
 
-def heard_due_ms(session: SessionState) -> float:  # hot
+def heard_due_ms(
+    audio_input: AudioInput | None,
+    transcripts: Transcripts | None,
+    busy_after_ms: float,
+    audio_grace_ms: float,
+    *,
+    is_output_held: bool,
+) -> float:  # hot
     """The deadline of a session that ``only_listens``."""
-    audio_input = session.audio_input
     if audio_input is None:
         return math.inf
     heard_ms = audio_input.outbox.oldest_at_ms if audio_input.endpointer is not None else None
-    captured_ms = audio_input.capture.oldest_at_ms if session.transcripts else None
+    captured_ms = audio_input.capture.oldest_at_ms if transcripts else None
     if heard_ms is None or (captured_ms is not None and captured_ms < heard_ms):
         heard_ms = captured_ms
-    late_ms = math.inf if heard_ms is None else heard_ms + session.settings.backpressure.busy_after_ms
-    return min(late_ms, quiet_due_ms(session))
+    late_ms = math.inf if heard_ms is None else heard_ms + busy_after_ms
+    return min(late_ms, quiet_due_ms(audio_input, audio_grace_ms, is_output_held=is_output_held))
 
 
-def quiet_due_ms(session: SessionState) -> float:  # hot
+def quiet_due_ms(
+    audio_input: AudioInput | None, audio_grace_ms: float, *, is_output_held: bool
+) -> float:  # hot
     """When the caller's turn is ended because no audio comes any more. A caller who is away may come back and go on."""
-    audio_input = session.audio_input
-    if audio_input is None or session.is_output_held:
+    if audio_input is None or is_output_held:
         return math.inf
-    return audio_input.quiet_due_ms(session.settings.audio_grace_ms)
+    return audio_input.quiet_due_ms(audio_grace_ms)
 
 
-def answer_due_ms(session: SessionState) -> float:
-    """When a reply that does not get on is given up."""
-    reply = session.reply
-    if reply is None or session.place is not None or session.is_output_held:
+def answer_due_ms(speech_output: SpeechOutput | None, reply_timeout_ms: float, *, is_paused: bool) -> float:
+    """When a reply that does not get on is given up. ``is_paused``: the caller waits for a place, or takes no more now."""
+    reply = speech_output.reply if speech_output is not None else None
+    if speech_output is None or reply is None or is_paused:
         return math.inf
-    heard_ms = max(reply.progress_ms, reply.alive_ms, session.speech_output.answers_until_ms)
-    return heard_ms + session.settings.reply_timeout_ms
+    return max(reply.progress_ms, reply.alive_ms, speech_output.answers_until_ms) + reply_timeout_ms
 
 
-def hearing_due_ms(session: SessionState) -> float:
+def hearing_due_ms(audio_input: AudioInput | None, hear_until_ms: float) -> float:
     """When the turn of a caller in a draining server is ended, spoken out or not."""
-    is_limited = (
-        session.hear_until_ms > -math.inf
-        and session.audio_input is not None
-        and session.audio_input.capturing_turn
-    )
-    return session.hear_until_ms if is_limited else math.inf
+    is_limited = hear_until_ms > -math.inf and audio_input is not None and audio_input.capturing_turn
+    return hear_until_ms if is_limited else math.inf
 
 
 def filler_due_ms(session: SessionState) -> float:
@@ -180,41 +198,22 @@ def filler_due_ms(session: SessionState) -> float:
     return math.inf if is_taken else filler.due_ms(reply, fillers)
 
 
-def say_filler(session: SessionState, now_ms: float) -> None:
-    """``filler_due_ms`` has come."""
-    reply, fillers = session.reply, session.settings.fillers
-    if reply is not None and fillers is not None:
-        text, pcm = fillers.audio(reply.fillers, reply.output_rate_hz, session.options.language)
-        session.speech_output.fill(reply, text, pcm, now_ms)
-
-
-def idle_due_ms(session: SessionState) -> float:
-    detection = session.options.turn_detection
-    if detection is None or detection.idle_timeout_ms is None or not session.is_open:
+def idle_due_ms(detection: ev.TurnDetection | None, idle_from_ms: float, *, is_open: bool) -> float:
+    """When a caller who has not spoken since ``idle_from_ms`` is spoken to."""
+    if detection is None or detection.idle_timeout_ms is None or not is_open:
         return math.inf
-    return session.idle_from_ms + detection.idle_timeout_ms
+    return idle_from_ms + detection.idle_timeout_ms
 
 
-_DUE: Final[Mapping[DueName, Callable[[SessionState], float]]] = {
-    "hear": hearing_due_ms,
-    "busy": busy_due_ms,
-    "retry": retry_due_ms,
-    "answer": answer_due_ms,
-    "quiet": quiet_due_ms,
-    "idle": idle_due_ms,
-    "resume": false_interruption_due_ms,
-    "filler": filler_due_ms,
-}
-
-
-def give_up_reply(session: SessionState, now_ms: float) -> None:
-    reply = session.reply
+def give_up_reply(speech_output: SpeechOutput, now_ms: float) -> Reply | None:
+    """``answer_due_ms`` has come: the reply that failed by it."""
+    reply = speech_output.reply
     if reply is not None:
         waited_ms = round(now_ms - max(reply.progress_ms, reply.alive_ms))
         what = "the answer stopped" if reply.has_begun else "no answer began"
         message = f"{what} for {waited_ms} ms (session.reply_timeout_ms)"
-        session.speech_output.fail("reply_timeout", message, now_ms=now_ms)
-        abandon(session, reply)
+        speech_output.fail("reply_timeout", message, now_ms=now_ms)
+    return reply
 
 
 # --------------------------------------------------------------------------------------------------------- signals
@@ -228,8 +227,8 @@ def evaluate(session: SessionState, now_ms: float) -> None:
     busy_monitor = session.the_busy_monitor
     was_degraded = busy_monitor.is_degraded
     said = busy_monitor.evaluate(waiting, session.credit_ms, now_ms, is_retreating=is_retreating)
-    if busy_monitor.is_degraded and not was_degraded:
-        _stop_partials(session, now_ms)
+    if busy_monitor.is_degraded and not was_degraded and session.settings.audio_stage == STT:
+        _stop_partials(session.audio_input, session.stage_streams, now_ms)
     if said is not None:
         _tell(session, said)
 
@@ -240,52 +239,44 @@ def announce(session: SessionState, delay: StageDelay, now_ms: float) -> None:
 
 def note_service(session: SessionState, stage: str, is_lighter: bool, now_ms: float) -> None:
     """The stage has a new stream. If that does less than it could, the caller hears so at the next timer."""
-    is_final_only = stage == "stt" and session.goes_without_partials
-    if stage == "stt" and session.transcripts is not None:
+    is_final_only = stage == STT and session.goes_without_partials
+    if stage == STT and session.transcripts is not None:
         session.transcripts.skips_partials = is_final_only
     if is_lighter or is_final_only:
-        degradations = Degradation(now_ms, not is_final_only, is_lighter)
-        session.the_stage_streams.serve_degraded(stage, degradations)
+        degradation = Degradation(now_ms, not is_final_only, is_lighter)
+        session.the_stage_streams.serve_degraded(stage, degradation)
         session.lower_deadline("busy", now_ms)
         if is_lighter and session.busy_monitor is not None and session.busy_monitor.is_busy:
-            announce(
-                session, _degradations(session, stage, degradations), now_ms
-            )  # the next signal would be due in a second
+            # The next signal would be due in a second.
+            announce(session, _degradation(stage, degradation, session.turn), now_ms)
 
 
-def _stop_partials(session: SessionState, now_ms: float) -> None:
+def _stop_partials(audio_input: AudioInput | None, stage_streams: StageStreams | None, now_ms: float) -> None:
     """This caller is degraded in the middle of a turn: tell stt too, so that it does not do what nobody reads."""
-    audio_input, stage_streams = session.audio_input, session.stage_streams
-    if (
-        audio_input is None
-        or stage_streams is None
-        or session.settings.audio_stage != "stt"
-        or not stage_streams.is_opened("stt")
-    ):
+    if audio_input is None or stage_streams is None or not stage_streams.is_opened(STT):
         return
-    if "stt" not in stage_streams.degradations:
+    if STT not in stage_streams.degradations:
         audio_input.skip_partials(now_ms)
 
 
-def degraded(session: SessionState) -> tuple[str, ...]:
+def degraded(stage_streams: StageStreams | None, busy_monitor: BusyMonitor) -> tuple[str, ...]:
     """What this caller goes without now; see ``ServerBusy``."""
-    degradations = session.stage_streams.degradations if session.stage_streams is not None else {}
-    is_without = session.busy_monitor is not None and session.busy_monitor.is_degraded
-    is_without = is_without or any(not one.has_partials for one in degradations.values())
+    degradations = stage_streams.degradations if stage_streams is not None else {}
+    is_without = busy_monitor.is_degraded or any(not one.has_partials for one in degradations.values())
     lighter = (f"{stage} engine" for stage, one in degradations.items() if one.is_lighter)
     return (*(("partials",) if is_without else ()), *lighter)
 
 
 def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
     busy_monitor = session.the_busy_monitor
+    goes_without = degraded(session.stage_streams, busy_monitor)
     if isinstance(said, ev.ServerBusy):
-        degradations = degraded(session)
-        said = msgspec.structs.replace(said, degraded=degradations) if degradations else said
+        said = msgspec.structs.replace(said, degraded=goes_without) if goes_without else said
     else:
         session.gone = ""  # "ready" ends all that was told
     session.outgoing.emit(said)
     if session.transcripts is not None:
-        session.transcripts.skips_partials = "partials" in degraded(session)
+        session.transcripts.skips_partials = "partials" in goes_without
     if not isinstance(said, ev.ServerBusy) or not session.options.audible_busy or not said.is_late:
         return
     reply = session.reply
@@ -294,28 +285,24 @@ def _tell(session: SessionState, said: ev.ServerBusy | ev.ServerReady) -> None:
         session.outgoing.emit(ev.BusyCue(cue="waiting" if said.position else "busy", position=said.position))
 
 
-def _send_again(session: SessionState, stage: str) -> None:
-    """The stage's stream is gone, and what was not committed is for the next one."""
-    reply = session.reply
-    outbox = session.outbox_of(stage)
-    is_audio = stage in ("vad", session.settings.audio_stage)
-    if reply is not None and (stage == "tts" or (stage == "reply" and is_audio)):
+def _say_again(stage: str, reply: Reply | None, *, hears: bool) -> None:
+    """The stage's stream is gone, and what the reply has not had from it is for the next one."""
+    if reply is not None and (stage == TTS or (stage == REPLY and hears)):
         reply.replay_say()
-    elif reply is not None and stage == "reply":
+    elif reply is not None and stage == REPLY:
         reply.replay_ask()
-    if outbox is not None:
-        outbox.rewind()
 
 
 def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
     """The stage's worker is gone: the caller hears it at once (but not of a stream that has "moved"), and what was not
     committed goes out again."""
-    _send_again(session, stage)
+    outbox, hears = session.outbox_of(stage), stage in (VAD, session.settings.audio_stage)
+    _say_again(stage, session.reply, hears=hears)
+    if outbox is not None:
+        outbox.rewind()
     if reason == "moved":
         return
-    outbox = session.outbox_of(stage)
-    is_audio = stage in ("vad", session.settings.audio_stage)
-    until_seq = outbox.consumed_seq if outbox is not None and is_audio else 0
+    until_seq = outbox.consumed_seq if outbox is not None and hears else 0
     session.the_stage_streams.lose(stage, StreamLoss(reason, now_ms, until_seq))
     delay = _delay(session, stage)
     if delay is not None:
@@ -333,6 +320,6 @@ def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None
     if dropped_ms:
         session.is_settled = False
         session.the_busy_monitor.dropped_ms += dropped_ms
-        session.the_busy_monitor.dropped_stage = session.settings.audio_stage if is_late else "vad"
+        session.the_busy_monitor.dropped_stage = session.settings.audio_stage if is_late else VAD.value
         evaluate(session, now_ms)
         refresh(session)

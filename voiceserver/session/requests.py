@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import msgspec
 from voiceserver.errors import ProtocolError
 from voiceserver.events import events as ev
 from voiceserver.session import deadlines, turns
-from voiceserver.session.history import check_key
+from voiceserver.session.history import History, check_key
 from voiceserver.session.option_changes import changed, with_tools
 
 if TYPE_CHECKING:
@@ -21,15 +20,19 @@ REPLY_QUEUE = 8
 _ALLOWED_WHILE_DRAINING = (ev.ReplyCancel, ev.ReplyPlayed, ev.SessionClose)
 
 
-def is_allowed_while_draining(session: SessionState, event: ev.ClientEvent, now_ms: float) -> bool:
+def is_allowed_while_draining(event: ev.ClientEvent, *, is_finishing_turn: bool) -> bool:
     """What ends something; nothing begins any more."""
-    ends_turn = isinstance(event, ev.InputCommit) and session.is_finishing_turn(now_ms)
+    ends_turn = isinstance(event, ev.InputCommit) and is_finishing_turn
     return ends_turn or isinstance(event, _ALLOWED_WHILE_DRAINING)
 
 
 def handle(session: SessionState, event: ev.ClientEvent, now_ms: float) -> None:
     """Raises ProtocolError; the session is unchanged then."""
-    _HANDLERS[type(event)](session, event, now_ms)
+    of_history = _OF_HISTORY.get(type(event))
+    if of_history is not None:
+        of_history(session.speech_output.history, event)
+    else:
+        _HANDLERS[type(event)](session, event, now_ms)
 
 
 def _update(session: SessionState, event: ev.SessionUpdate, now_ms: float) -> None:
@@ -64,15 +67,14 @@ def _clear(session: SessionState, event: ev.InputClear, now_ms: float) -> None:
     session.outgoing.emit(ev.InputCleared())
 
 
-def _append(session: SessionState, event: ev.ItemAppend, now_ms: float) -> None:
+def _append(history: History, event: ev.ItemAppend) -> None:
     check_key(event.item.key, "item.key")
-    history, after_key = session.speech_output.history, event.after_key
+    after_key = event.after_key
     is_gone = event.may_be_gone and after_key != "root" and after_key not in history
     history.append(event.item, "" if is_gone else after_key)
 
 
-def _delete(session: SessionState, event: ev.ItemDelete, now_ms: float) -> None:
-    history = session.speech_output.history
+def _delete(history: History, event: ev.ItemDelete) -> None:
     if not event.may_be_gone or event.key in history:
         history.delete(event.key)
 
@@ -101,7 +103,9 @@ def _cancel(session: SessionState, event: ev.ReplyCancel, now_ms: float) -> None
     if session.reply is None and not session.queue:
         raise ProtocolError("reply_not_active", "no reply is in progress")
     if event.key and session.queue and any(one.key == event.key for one in session.queue):
-        turns.drop_queue(session, "cancelled", event.key)
+        session.queue, ended = turns.drop_queue(session.queue, "cancelled", event.key)
+        for done in ended:
+            session.outgoing.emit(done)
     else:
         turns.stop_reply(session, "cancelled", now_ms)
 
@@ -118,27 +122,14 @@ def _digit(session: SessionState, event: ev.Digit, now_ms: float) -> None:
     session.outgoing.emit(ev.DigitHeard(digit=event.digit))
 
 
-def caller_is_idle(session: SessionState) -> None:
-    """``idle_timeout_ms`` passed without speech after a reply: say so, and have the agent speak up."""
-    detection = session.options.turn_detection
-    clock_ms = (
-        session.audio_input.ms(session.audio_input.received_seq) if session.audio_input is not None else 0.0
-    )
-    idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
-    session.idle_from_ms = math.inf
-    session.outgoing.emit(
-        ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1))
-    )
-    if session.options.replies and session.reply is None:
-        session.enqueue_reply(ev.ReplyCreate())
-
-
+_OF_HISTORY: dict[type[object], Callable[[History, Any], None]] = {
+    ev.ItemAppend: _append,
+    ev.ItemDelete: _delete,
+}
 _HANDLERS: dict[type[object], Callable[[SessionState, Any, float], None]] = {
     ev.SessionUpdate: _update,
     ev.InputCommit: _commit,
     ev.InputClear: _clear,
-    ev.ItemAppend: _append,
-    ev.ItemDelete: _delete,
     ev.ReplyCreate: _create,
     ev.ReplyCancel: _cancel,
     ev.ReplyPlayed: _played,

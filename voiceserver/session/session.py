@@ -4,13 +4,13 @@
 
     lifecycle   OPENING -> OPEN -> DRAINING -> CLOSED        (table PHASES; anything else raises IllegalTransition)
     turn        idle -> listening -> thinking -> speaking    (``stage_of_turn``; a barge-in goes back to listening)
-    flow        READY <-> BUSY                               (gate.py)
+    flow        READY <-> BUSY                               (``busy``)
 
     receive_audio, receive_event, receive_result, lose_stream, handle_timer                     in
-    stages_wanted, stages_unwanted, stages_with_requests, outbox_of, events_to_send, deadline_ms       out
+    streams_to_change, stages_with_requests, outbox_of, events_to_send, deadline_ms             out
 
-What it remembers is in ``state``, what a turn leads to in ``conversation``, what it says of waiting in ``pressure``, what a
-client may ask in ``commands``. Rules: audio is never lost unsaid (``accounting``); results of an older turn are dropped at
+What it remembers is in ``state``, what a turn leads to in ``turns``, what it says of waiting in ``deadlines``, what a client
+may ask in ``requests``. Rules: audio is never lost unsaid (``accounting``); results of an older turn are dropped at
 the door; illegal input raises and changes nothing.
 """
 
@@ -24,7 +24,7 @@ from voiceserver.session import deadlines, requests, turns
 from voiceserver.session.audio_input import AudioInput
 from voiceserver.session.busy import StageDelay
 from voiceserver.session.speech_output import failure_of
-from voiceserver.session.state import STT, TTS, Phase, SessionState
+from voiceserver.session.state import REPLY, STT, TTS, VAD, Phase, SessionState
 from voiceserver_workers.ipc.messages import Record, ResultKind, StreamParams, unpack_speech, unpack_turn
 
 __all__ = ["Phase", "Session"]
@@ -223,7 +223,9 @@ class Session(SessionState):
         """Raises ProtocolError for what is not allowed now; nothing has changed then."""
         if self.phase in (Phase.OPENING, Phase.CLOSED):
             raise ProtocolError("session_not_open", f"the session is {self.phase.value}")
-        if self.phase is Phase.DRAINING and not requests.is_allowed_while_draining(self, event, now_ms):
+        if self.phase is Phase.DRAINING and not requests.is_allowed_while_draining(
+            event, is_finishing_turn=self.is_finishing_turn(now_ms)
+        ):
             raise ProtocolError(
                 "session_draining", "the session is ending: only cancel, played and close are taken"
             )
@@ -238,7 +240,7 @@ class Session(SessionState):
         if record.kind == OPENED or self.phase is CLOSED:
             return
         audio_input = self.audio_input
-        if stage == "vad":
+        if stage == VAD:
             if audio_input is None:
                 return
             self._receive_vad(audio_input, record, now_ms)
@@ -246,19 +248,26 @@ class Session(SessionState):
                 if self.settings.check_laws:
                     self._check(now_ms)
                 return
-            self.lower_deadline("busy", deadlines.heard_due_ms(self))  # what is captured may be old
+            self.lower_deadline("busy", self._heard_due_ms())  # what is captured may be old
         elif stage == self.settings.audio_stage:
             if audio_input is not None:
-                is_alone = self.is_settled and turns.is_partial(self, audio_input, stage, record)
+                is_alone = (
+                    self.is_settled
+                    and stage == STT
+                    and self.phase is OPEN
+                    and self.preemptive_reply is None
+                    and turns.is_partial(audio_input, record)
+                    and self.is_well
+                )
                 turns.receive_hearing(self, audio_input, stage, record, now_ms)
                 # What is left may have waited for longer: speech counts as waiting only since it was found.
-                self.lower_deadline("busy", deadlines.heard_due_ms(self))
+                self.lower_deadline("busy", self._heard_due_ms())
                 self.lower_deadline("busy", now_ms + self.settings.backpressure.busy_after_ms)
                 if is_alone:
                     return
         else:
             self._receive_answer(stage, record, now_ms)
-            if stage == "tts" and record.kind == AUDIO and self.is_settled and self.busy_monitor is None:
+            if stage == TTS and record.kind == AUDIO and self.is_settled and self.busy_monitor is None:
                 return
         if self.busy_monitor is not None and self.stage_streams is not None:
             self.stage_streams.found(stage, record.seq)
@@ -277,7 +286,9 @@ class Session(SessionState):
             _, at_ms, probability = unpack_turn(record.payload)
             for decision in audio_input.endpointer.receive_turn(at_ms, probability):
                 turns.decide(self, audio_input, decision, now_ms)
-            self.lower_deadline("quiet", deadlines.quiet_due_ms(self))
+            quiet_ms = self.settings.audio_grace_ms
+            due_ms = deadlines.quiet_due_ms(audio_input, quiet_ms, is_output_held=self.is_output_held)
+            self.lower_deadline("quiet", due_ms)
         elif record.kind == ResultKind.FAILED:
             code, message = failure_of(record.payload)
             self.outgoing.emit(ev.ErrorEvent(code=code, message=message, retryable=True))
@@ -311,9 +322,11 @@ class Session(SessionState):
         self.is_settled = False
         if self.phase is CLOSED:
             return
-        if self.queue and self.reply is None and not (self.transcripts and self.transcripts.is_pending):
-            turns.start_reply(self, self.queue.popleft(), now_ms)
         speech_output = self._speech_output
+        is_free = speech_output is None or speech_output.reply is None
+        if self.queue and is_free and not (self.transcripts and self.transcripts.is_pending):
+            turns.start_reply(self, self.queue.popleft(), now_ms)
+            speech_output = self._speech_output
         if speech_output is not None and speech_output.silent_ending is not None:
             ending, speech_output.silent_ending = speech_output.silent_ending, None
             turns.announce(self, ending)
@@ -325,7 +338,9 @@ class Session(SessionState):
             and not self.transcripts
         ):
             self.idle_from_ms = max(now_ms, speech_output.playing_until_ms)
-            self.lower_deadline("idle", deadlines.idle_due_ms(self))
+            detection = self.options.turn_detection
+            is_open = self.phase is OPEN
+            self.lower_deadline("idle", deadlines.idle_due_ms(detection, self.idle_from_ms, is_open=is_open))
         if self.busy_monitor is not None and self.busy_monitor.is_busy:
             deadlines.evaluate(self, now_ms)
             refreshes = True
@@ -352,36 +367,32 @@ class Session(SessionState):
         unwanted, wanted = stage_streams.to_change(demand)
         return unwanted, wanted if self.place is None else []
 
-    def stages_wanted(self) -> list[str]:
-        """Stages that need a stream now and have none."""
-        return self.streams_to_change()[1]
-
-    def stages_unwanted(self) -> list[str]:
-        """Stages whose stream has nothing more to do, or the wrong thing."""
-        return self.streams_to_change()[0]
-
     def stages_with_requests(self) -> list[str]:  # hot
         """Stages with an open stream and something unsent."""
         if self.stage_streams is None:
             return []
         ready = self.stage_streams.sendable(self.outbox_of)
-        if self.is_output_held and "tts" in ready:
-            ready.remove("tts")
+        if self.is_output_held and TTS in ready:
+            ready.remove(TTS)
         return ready
 
     def stream_params(self, stage: str) -> StreamParams:
         options = self.options
-        if stage in ("vad", self.settings.audio_stage):
+        if stage in (VAD, self.settings.audio_stage):
             outbox = self.outbox_of(stage)
             return StreamParams(
                 rate_hz=self.input_rate_hz,
                 start_seq=outbox.first_seq if outbox is not None else 0,
-                options={"language": options.language} if stage == "stt" and options.language else {},
-                output_rate_hz=self.output_rate_hz if stage == "reply" else 0,
-                is_final_only=stage == "stt" and self.goes_without_partials,
+                options={"language": options.language} if stage == STT and options.language else {},
+                output_rate_hz=self.output_rate_hz if stage == REPLY else 0,
+                is_final_only=stage == STT and self.goes_without_partials,
                 is_live=self.audio_input is None or not self.audio_input.is_held_back,
             )
-        return self.voice_params() if stage == "tts" else StreamParams(rate_hz=self.output_rate_hz)
+        return (
+            self.options.voice_params(self.output_rate_hz)
+            if stage == TTS
+            else StreamParams(rate_hz=self.output_rate_hz)
+        )
 
     def stream_opened(self, stage: str, now_ms: float, *, is_lighter: bool = False) -> None:
         """``is_lighter``: on the stage's lighter engine."""
@@ -428,7 +439,7 @@ class Session(SessionState):
         if reason == "quarantined":
             self._quarantine(stage, now_ms)
             return
-        if self.preemptive_reply is not None and stage in ("reply", "tts"):
+        if self.preemptive_reply is not None and stage in (REPLY, TTS):
             turns.drop_preemptive(self)
         if self.needs(stage):
             deadlines.lose(self, stage, reason, now_ms)
@@ -452,7 +463,7 @@ class Session(SessionState):
             return
         if self.is_settled and self.only_listens:
             # Audio comes all the time, so this is what nearly all timers find: it was taken, and newer audio waits.
-            due_ms = deadlines.heard_due_ms(self)
+            due_ms = self._heard_due_ms()
             if self.settings.check_laws and due_ms != min(deadlines.exact(self).values(), default=math.inf):
                 raise AssertionError(f"due at {deadlines.exact(self)}, and not at {due_ms}")
             if now_ms < due_ms:
@@ -462,18 +473,53 @@ class Session(SessionState):
         deadlines.evaluate(self, now_ms)
         if self.stage_streams is not None:
             self.stage_streams.retry_due(now_ms)
-        if now_ms >= deadlines.answer_due_ms(self):
-            deadlines.give_up_reply(self, now_ms)
-        if now_ms >= deadlines.filler_due_ms(self):
-            deadlines.say_filler(self, now_ms)
-        if now_ms >= turns.false_interruption_due_ms(self):
+        self._handle_reply_due(now_ms)
+        if self.interrupted is not None and now_ms >= self.interrupted.settles_ms:
             turns.settle_interruption(self, now_ms)
-        quiet_due_ms = deadlines.quiet_due_ms(self)
+        grace_ms, is_held = self.settings.audio_grace_ms, self.is_output_held
+        quiet_due_ms = deadlines.quiet_due_ms(self.audio_input, grace_ms, is_output_held=is_held)
         if now_ms >= quiet_due_ms:
             turns.end_quiet(self, quiet_due_ms, now_ms)
-        if now_ms >= deadlines.idle_due_ms(self):
-            requests.caller_is_idle(self)
+        detection = self.options.turn_detection
+        if now_ms >= deadlines.idle_due_ms(detection, self.idle_from_ms, is_open=self.phase is OPEN):
+            self._handle_idle()
         self._after(now_ms, refreshes=True)
+
+    def _handle_reply_due(self, now_ms: float) -> None:
+        """Give the reply up, or fill its silence, if it is time."""
+        speech_output = self._speech_output
+        if speech_output is None or speech_output.reply is None:
+            return
+        timeout_ms, is_paused = self.settings.reply_timeout_ms, self.is_output_held or self.place is not None
+        if now_ms >= deadlines.answer_due_ms(speech_output, timeout_ms, is_paused=is_paused):
+            failed = deadlines.give_up_reply(speech_output, now_ms)
+            if failed is not None:
+                turns.abandon(self, failed)
+        reply, fillers = speech_output.reply, self.settings.fillers
+        if reply is not None and fillers is not None and now_ms >= deadlines.filler_due_ms(self):
+            text, pcm = fillers.audio(reply.fillers, reply.output_rate_hz, self.options.language)
+            speech_output.fill(reply, text, pcm, now_ms)
+
+    def _handle_idle(self) -> None:
+        """``idle_timeout_ms`` passed without speech after a reply: say so, and have the agent speak up."""
+        detection, audio_input = self.options.turn_detection, self.audio_input
+        clock_ms = audio_input.ms(audio_input.received_seq) if audio_input is not None else 0.0
+        idle_ms = float(detection.idle_timeout_ms or 0) if detection is not None else 0.0
+        self.idle_from_ms = math.inf
+        self.outgoing.emit(
+            ev.InputIdle(from_ms=round(max(clock_ms - idle_ms, 0.0), 1), to_ms=round(clock_ms, 1))
+        )
+        if self.options.replies and self.reply is None:
+            self.enqueue_reply(ev.ReplyCreate())
+
+    def _heard_due_ms(self) -> float:  # hot
+        return deadlines.heard_due_ms(
+            self.audio_input,
+            self.transcripts,
+            self.settings.backpressure.busy_after_ms,
+            self.settings.audio_grace_ms,
+            is_output_held=self.is_output_held,
+        )
 
     # ------------------------------------------------------------------------------------------------ outputs
 
@@ -493,6 +539,7 @@ class Session(SessionState):
 
     def _check(self, now_ms: float) -> None:
         if self.phase is not CLOSED:
-            deadlines.check(self, now_ms)
+            busy_from_ms = now_ms + self.settings.backpressure.busy_after_ms
+            deadlines.check(deadlines.exact(self), self.deadline_ms, busy_from_ms)
         if self.audio_input is not None:
             self.audio_input.check()

@@ -8,8 +8,9 @@ from typing import Protocol
 import msgspec
 
 from voiceserver.config.schema import BackpressureConfig, Config
-from voiceserver.events.events import MAX_TURN_MS, Tool, TurnDetection
+from voiceserver.events.events import MAX_TURN_MS, ReplyCreate, Tool, TurnDetection
 from voiceserver.events.memory import text_bytes, tool_bytes
+from voiceserver_workers.ipc.messages import StreamParams
 
 
 def normalise(text: str) -> str:
@@ -50,6 +51,17 @@ class SessionOptions(msgspec.Struct, frozen=True):
         """What these options keep that ``common`` does not."""
         own = text_bytes(self.instructions) if self.instructions is not common.instructions else 0
         return own + (sum(map(tool_bytes, self.tools)) if self.tools is not common.tools else 0)
+
+    def voice_params(self, output_rate_hz: int) -> StreamParams:
+        """What a stream of tts is opened with."""
+        wanted: dict[str, str | int | float | bool] = {}
+        if self.language:
+            wanted["language"] = self.language
+        if self.voice:
+            wanted["voice"] = self.voice
+        if self.speed and self.speed != 1.0:
+            wanted["speed"] = self.speed
+        return StreamParams(rate_hz=output_rate_hz, options=wanted)
 
 
 class FillerAudio(Protocol):
@@ -94,6 +106,10 @@ class SessionSettings(msgspec.Struct, frozen=True):
         """Whether a reply that was cut off by speech without words goes on."""
         is_possible = self.false_interruption_ms > 0 and self.audio_stage != "reply"
         return is_possible and detection is not None and detection.creates_reply
+
+    def speaks(self, create: ReplyCreate, options: SessionOptions) -> bool:
+        """Whether the reply that ``create`` asks for has sound."""
+        return (options.speaks if create.speaks is None else create.speaks) and self.can_speak
 
     @property
     def can_hear(self) -> bool:

@@ -125,6 +125,15 @@ class StageStreams:
         if stage in self._opened and stage not in self.cancelled:
             self.cancelled = (*self.cancelled, stage)
 
+    def change_engine(self, stage: str, *, is_lighter: bool, has_partials: bool) -> None:
+        """A turn is through: reset the stage's stream unless it is where a new one would be opened. ``is_lighter``: on the
+        lighter engine. ``has_partials``: the caller gets partial transcripts."""
+        now = self.degradations.get(stage)
+        was_lighter, had_partials = (now.is_lighter, now.has_partials) if now is not None else (False, True)
+        is_better = stage == "stt" and has_partials and not had_partials
+        if was_lighter != is_lighter or is_better:
+            self.reset(stage)
+
     def refuse(self, stage: str, refusal: Refusal, now_ms: float) -> None:
         self._refused[stage] = (refusal, now_ms + RETRY_OPEN_MS)
 

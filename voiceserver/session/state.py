@@ -24,7 +24,6 @@ from voiceserver.session.speech_output import SpeechOutput
 from voiceserver.session.stage import ROWS, Stage
 from voiceserver.session.stage_streams import StageStreams
 from voiceserver.session.transcripts import Transcripts
-from voiceserver_workers.ipc.messages import StreamParams
 
 
 class Phase(Enum):
@@ -218,21 +217,6 @@ class SessionState:
     def needs(self, stage: str) -> bool:
         """Whether the caller waits for the stage."""
         return self.demand().get(stage, False)
-
-    def speaks(self, create: ev.ReplyCreate) -> bool:
-        settings, wants = self.settings, self.options.speaks if create.speaks is None else create.speaks
-        return wants and (TTS in settings.stages or settings.audio_stage == REPLY)
-
-    def voice_params(self) -> StreamParams:
-        options = self.options
-        wanted: dict[str, str | int | float | bool] = {}
-        if options.language:
-            wanted["language"] = options.language
-        if options.voice:
-            wanted["voice"] = options.voice
-        if options.speed and options.speed != 1.0:
-            wanted["speed"] = options.speed
-        return StreamParams(rate_hz=self.output_rate_hz, options=wanted)
 
     @property
     def is_well(self) -> bool:  # hot

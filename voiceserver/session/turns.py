@@ -6,7 +6,7 @@
       |                                                    |
       '--> a reply in progress is cut off (barge-in) ------'--> no words came: the reply goes on (false interruption)
 
-Functions over a session, as in ``commands``; the state is the session's. Rule: a turn number is used for one utterance and
+Functions over a session, as in ``requests``; the state is the session's. Rule: a turn number is used for one utterance and
 for at most one reply.
 """
 
@@ -25,7 +25,7 @@ from voiceserver.session.preemptive import (
     is_answerable,
     request_key,
 )
-from voiceserver.session.reply import Interrupted, Reply
+from voiceserver.session.reply import Interrupted, Reply, ReplyQueue
 from voiceserver.session.reply_request import encode_again, encode_request, request_fields
 from voiceserver.session.transcripts import Transcripts, Utterance
 from voiceserver.session.turn_table import TURN, TurnEvent, TurnState, check_event, check_move
@@ -113,17 +113,9 @@ def hear_by_hand(session: SessionState, audio_input: AudioInput, now_ms: float) 
     return begins
 
 
-def is_partial(session: SessionState, audio_input: AudioInput, stage: str, record: Record) -> bool:  # hot
-    """Whether the result is but another word of what is being said: it is told, and nothing else follows from it."""
-    return (
-        record.kind in _PARTIAL
-        and stage == "stt"
-        and record.turn == audio_input.capturing_turn
-        and session.is_open
-        and session.preemptive_reply is None
-        and not audio_input.is_paused
-        and session.is_well
-    )
+def is_partial(audio_input: AudioInput, record: Record) -> bool:  # hot
+    """Whether a result of stt is but another word of what is being said: it is told, and nothing else follows from it."""
+    return record.kind in _PARTIAL and record.turn == audio_input.capturing_turn and not audio_input.is_paused
 
 
 def decide(session: SessionState, audio_input: AudioInput, decision: Decision, now_ms: float) -> None:
@@ -154,7 +146,8 @@ def start_speech(session: SessionState, audio_input: AudioInput, start: Start, n
     if detection is not None and detection.interrupts_reply and session.has_speech_output:
         heard = session.speech_output.heard(now_ms)
         interrupted = stop_reply(session, "interrupted", now_ms)
-        _remember_cut(session, heard)
+        may_go_on = session.settings.resumes_replies(detection)
+        session.interrupted = _cut_after(session.interrupted, heard, session.turn, may_go_on=may_go_on)
     # speech.started explains the end of the reply, so it goes before it.
     started = ev.SpeechStarted(turn=session.turn, at_ms=round(begun_ms, 1), interrupted_turn=interrupted)
     session.outgoing.emit_before(mark, started)
@@ -319,7 +312,10 @@ def receive_hearing(
         if audio_input.capturing_turn == turn:  # the engine gave up on a turn that is still being spoken
             end_turn(session, "close", now_ms)
         audio_input.capture.commit_turn(turn)
-        _change_engine(session, stage)
+        is_lighter, has_partials = stage in session.server_snapshot.lighter, not session.goes_without_partials
+        # The next turn waits already. Who is behind keeps a stream for turn after turn, and would never come to the lighter
+        # engine otherwise, or never back.
+        session.the_stage_streams.change_engine(stage, is_lighter=is_lighter, has_partials=has_partials)
     if stage == "reply":  # speech to speech: the turn is answered by audio
         if kind == ResultKind.FINAL:
             transcripts.receive(record, is_last=False)
@@ -337,19 +333,6 @@ def receive_hearing(
     if utterance is not None:
         _finish_utterance(session, utterance, text, now_ms)
         drop_preemptive(session)  # unless it was adopted
-
-
-def _change_engine(session: SessionState, stage: str) -> None:
-    """A turn is through, and the next one waits already: is the stage's stream still where a new one would be opened? Who is
-    behind keeps a stream for turn after turn, and would never come to the lighter engine otherwise, or never back."""
-    stage_streams = session.the_stage_streams
-    degradations = stage_streams.degradations.get(stage)
-    is_lighter, has_partials = (
-        (degradations.is_lighter, degradations.has_partials) if degradations is not None else (False, True)
-    )
-    is_better = stage == "stt" and not has_partials and not session.goes_without_partials
-    if is_lighter != (stage in session.server_snapshot.lighter) or is_better:
-        stage_streams.reset(stage)
 
 
 def _finish_utterance(session: SessionState, utterance: Utterance, text: str | None, now_ms: float) -> None:
@@ -394,7 +377,9 @@ def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"
     """End the reply in progress (or the playing of the last); its turn, 0 for none."""
     reply, before = session.reply, allow(session, "cancel")
     turn = session.speech_output.stop(reason, now_ms)
-    drop_queue(session, reason)
+    session.queue, ended = drop_queue(session.queue, reason)
+    for done in ended:
+        session.outgoing.emit(done)
     if reply is not None:
         abandon(session, reply)
     if reason == "cancelled":
@@ -403,14 +388,17 @@ def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"
     return turn
 
 
-def drop_queue(session: SessionState, reason: Literal["interrupted", "cancelled"], key: str = "") -> None:
-    """Give up the replies that wait, or the one of ``key``; whoever named one hears that it is over."""
-    waiting, session.queue = session.queue or (), None
-    for create in waiting:
+def drop_queue(
+    queue: ReplyQueue | None, reason: Literal["interrupted", "cancelled"], key: str = ""
+) -> tuple[ReplyQueue | None, list[ev.ReplyDone]]:
+    """Give up the replies that wait, or the one of ``key``: those that are left, and what whoever named one hears of its end."""
+    left, ended = ReplyQueue(), []
+    for create in queue or ():
         if key and create.key != key:
-            session.enqueue_reply(create)
+            left.append(create)
         elif create.key:
-            session.outgoing.emit(ev.ReplyDone(turn=0, reason=reason, key=create.key))
+            ended.append(ev.ReplyDone(turn=0, reason=reason, key=create.key))
+    return left or None, ended
 
 
 def abandon(session: SessionState, reply: Reply) -> None:
@@ -439,13 +427,13 @@ def start_reply(
     else:
         turn = _next_turn(session)
     session.replied_turn = max(session.replied_turn, turn)
-    speaks = session.speaks(create)
+    speaks = session.settings.speaks(create, session.options)
     hears, speech_output = settings.audio_stage == "reply", session.speech_output
     fields = {} if hears else request_fields(turn, create, session.options, speech_output.history.items)
     request = b"" if hears else encode_request(fields, session.server_snapshot)
     preemptive_reply = session.preemptive_reply
     if preemptive_reply is not None:
-        key = request_key(fields, speaks, session.voice_params())
+        key = request_key(fields, speaks, session.options.voice_params(session.output_rate_hz))
         if preemptive_reply.answers(turn, key, create):
             session.preemptive_reply = None
         else:
@@ -499,7 +487,11 @@ def _receive_text(session: SessionState, audio_input: AudioInput, record: Record
     user = ev.HistoryItem(role="user", text=text, turn=record.turn, key=f"user:{record.turn}")
     history = session.speech_output.history.with_record(user)
     fields = request_fields(record.turn, _ANSWER, session.options, history)
-    key = request_key(fields, session.speaks(_ANSWER), session.voice_params())
+    key = request_key(
+        fields,
+        session.settings.speaks(_ANSWER, session.options),
+        session.options.voice_params(session.output_rate_hz),
+    )
     preemptive_reply = session.preemptive_reply
     if preemptive_reply is not None:
         if preemptive_reply.request_key == key:
@@ -541,19 +533,15 @@ def drop_preemptive(session: SessionState) -> None:
 # --------------------------------------------------------------------------------------------- false interruptions
 
 
-def _remember_cut(session: SessionState, heard: tuple[Reply, float] | None) -> None:
-    """A reply of which ``heard`` ms were played was cut off by the turn that begins; or nothing was, but there is an older cut
-    of which it is still open whether there were words."""
-    cut, settings = session.interrupted, session.settings
+def _cut_after(
+    cut: Interrupted | None, heard: tuple[Reply, float] | None, turn: int, *, may_go_on: bool
+) -> Interrupted | None:
+    """A reply of which ``heard`` ms were played was cut off by ``turn``, which begins; or nothing was, but there is an older
+    ``cut`` of which it is still open whether there were words. Returns the cut that is open now. ``may_go_on``: what was cut
+    off without words goes on."""
     if heard is not None:
-        may_go_on = heard[0].speaks and settings.resumes_replies(session.options.turn_detection)
-        session.interrupted = Interrupted(*heard, session.turn) if may_go_on else None
-    elif cut is not None and not cut.speak_again(session.turn):
-        session.interrupted = None
-
-
-def false_interruption_due_ms(session: SessionState) -> float:
-    return session.interrupted.settles_ms if session.interrupted is not None else math.inf
+        return Interrupted(*heard, turn) if may_go_on and heard[0].speaks else None
+    return cut if cut is not None and cut.speak_again(turn) else None
 
 
 def settle_interruption(session: SessionState, now_ms: float) -> None:

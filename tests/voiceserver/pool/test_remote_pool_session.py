@@ -34,7 +34,7 @@ class ChatBench(Bench):
 
     def pump(self) -> None:
         session = self.session
-        if self.stream is not None and "reply" in session.stages_unwanted():
+        if self.stream is not None and "reply" in session.streams_to_change()[0]:
             self.stream.close()
             self.stream = None
         super().pump()

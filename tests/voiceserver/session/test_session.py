@@ -38,7 +38,7 @@ def test_a_session_opens_once() -> None:
 
 def test_an_idle_session_wants_no_stream_and_no_timer() -> None:
     bench = Bench()
-    assert bench.session.stages_wanted() == []
+    assert bench.session.streams_to_change()[1] == []
     assert bench.session.deadline_ms == float("inf")
 
 
@@ -87,7 +87,7 @@ def test_nothing_comes_after_the_close() -> None:
     bench.pump()
     assert bench.events == []
     assert bench.session.accounting() == books
-    assert bench.session.stages_wanted() == []
+    assert bench.session.streams_to_change()[1] == []
 
 
 # ----------------------------------------------------------------------------------------------------- golden turn

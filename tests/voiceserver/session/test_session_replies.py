@@ -689,7 +689,7 @@ def test_a_speech_to_speech_engine_hears_audio_and_answers_with_audio() -> None:
     assert bench.one(ev.TranscriptFinal).text == "what was heard"
     assert len(bench.one(ev.ReplyAudio).pcm) == OUT_HZ // 10 * 2
     assert bench.one(ev.ReplyDone).reason == "completed"
-    assert bench.session.stages_wanted() == []
+    assert bench.session.streams_to_change()[1] == []
     books = bench.session.accounting()
     assert books.consumed_ms == books.received_ms
 
@@ -730,7 +730,7 @@ def test_a_speech_to_speech_reply_that_never_comes_is_given_up() -> None:
     assert bench.one(ev.ReplyDone).code == "reply_timeout"
     bench.take()
     bench.pass_time(10_000)
-    assert bench.session.stages_wanted() == []
+    assert bench.session.streams_to_change()[1] == []
     assert bench.all(ev.ServerBusy) == []
 
 
@@ -772,7 +772,7 @@ def test_a_speech_to_speech_turn_waits_for_a_client_that_asks_for_the_answer_its
     with pytest.raises(ProtocolError) as caught:
         bench.do(ev.ReplyCreate())
     assert caught.value.code == "input_empty"
-    assert bench.session.stages_wanted() == []
+    assert bench.session.streams_to_change()[1] == []
 
 
 @pytest.mark.parametrize("end", ["speech", "close", "drain"])
@@ -805,7 +805,7 @@ def test_a_listener_of_a_speech_to_speech_engine_is_not_answered() -> None:
     assert bench.one(ev.SpeechStopped).turn == 1
     assert bench.all(ev.ReplyStarted) == []
     bench.take()
-    assert "reply" not in bench.session.stages_wanted()
+    assert "reply" not in bench.session.streams_to_change()[1]
     bench.pass_time(12_000)
     assert bench.all(ev.ServerBusy) == []
     books = bench.session.accounting()

@@ -23,7 +23,7 @@ from voiceserver.config.schema import (
 )
 from voiceserver.errors import Refusal
 from voiceserver.observability.logs import Log
-from voiceserver.pool import Pool, PoolStats, StreamOwner
+from voiceserver.pool import Pool, PoolStats, Speech, StreamOwner
 from voiceserver.server.build import Host, build
 from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.testing import ManualClock
@@ -112,7 +112,7 @@ class MemoryTransport:
 class AnsweredPool(Pool):
     """A pool whose streams remember what they were sent; the test gives the results."""
 
-    voices: frozenset[str] = frozenset()  # type: ignore[assignment]  # set by tests
+    speech: Speech = Speech()  # type: ignore[assignment]  # set by tests
 
     def __init__(self, stage: str) -> None:
         self.stage = stage

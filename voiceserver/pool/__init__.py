@@ -26,6 +26,13 @@ LossReason = Literal["worker_lost", "worker_hung", "worker_memory", "quarantined
 OnEvent = Callable[[str, Mapping[str, object]], None]
 
 
+class Speech(NamedTuple):
+    """Of a speech engine: its voices, and its languages as primary subtags. Empty: it does not list them."""
+
+    voices: frozenset[str] = frozenset()
+    languages: frozenset[str] = frozenset()
+
+
 def ignore_event(name: str, fields: Mapping[str, object]) -> None:
     """The default ``on_event`` of a pool."""
 
@@ -148,9 +155,9 @@ class Pool(ABC):
     has_lighter = False
 
     @property
-    def voices(self) -> frozenset[str]:
-        """The voices of a speech engine; empty while they are not known."""
-        return frozenset()
+    def speech(self) -> Speech:
+        """What a speech engine says of itself; nothing while it is not known."""
+        return Speech()
 
     @abstractmethod
     def try_open(
@@ -199,4 +206,10 @@ class Pool(ABC):
 def speech_voices(pools: Mapping[str, Pool]) -> frozenset[str]:
     """The voices of the tts engine; empty where there is none, or where it does not list them."""
     pool = pools.get("tts")
-    return pool.voices if pool is not None else frozenset()
+    return pool.speech.voices if pool is not None else frozenset()
+
+
+def speech_languages(pools: Mapping[str, Pool]) -> frozenset[str]:
+    """The languages of the tts engine; empty where there is none, or where it does not list them."""
+    pool = pools.get("tts")
+    return pool.speech.languages if pool is not None else frozenset()

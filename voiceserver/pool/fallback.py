@@ -15,7 +15,7 @@ import asyncio
 from dataclasses import replace
 
 from voiceserver.errors import Refusal
-from voiceserver.pool import Pool, PoolStats, Stream, StreamOwner
+from voiceserver.pool import Pool, PoolStats, Speech, Stream, StreamOwner
 from voiceserver_workers.ipc.messages import StreamParams
 
 
@@ -56,9 +56,10 @@ class FallbackPool(Pool):
         self.lighter.forget(owner)
 
     @property
-    def voices(self) -> frozenset[str]:
-        """Of the stage's own engine."""
-        return self.own.voices
+    def speech(self) -> Speech:
+        """Voices of the stage's own engine; languages that both speak, none where one does not list them."""
+        own = self.own.speech
+        return Speech(own.voices, own.languages & self.lighter.speech.languages)
 
     def is_ready(self) -> bool:
         """See ``Pool``: of the stage's own engine; the lighter one is an extra."""

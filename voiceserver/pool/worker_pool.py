@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from voiceserver.errors import Refusal
-from voiceserver.pool import Pool, PoolStats, Stream, StreamOwner
+from voiceserver.pool import Pool, PoolStats, Speech, Stream, StreamOwner
 from voiceserver.pool.duty import Duty
 from voiceserver.pool.pool_context import PoolContext
 from voiceserver.pool.worker_set import WorkerSet
@@ -21,9 +21,9 @@ class WorkerPool(Pool):
         self.workers = workers
 
     @property
-    def voices(self) -> frozenset[str]:
+    def speech(self) -> Speech:
         """See ``Pool``."""
-        return self.workers.voices
+        return self.workers.speech
 
     def try_open(
         self, owner: StreamOwner, params: StreamParams, *, key: str = "", is_lighter: bool = False

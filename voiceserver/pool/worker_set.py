@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from voiceserver.pool import LossReason
+from voiceserver.pool import LossReason, Speech
 from voiceserver.pool.places import Places
 from voiceserver.pool.pool_context import CallSoon, PoolContext
 from voiceserver.pool.quarantine import Quarantine
@@ -99,7 +99,7 @@ class WorkerSet:
         self._results = ResultDelivery(context, self.places)
         self.restarts = 0
         # As a worker's hello says.
-        self.voices: frozenset[str] = frozenset()
+        self.speech = Speech()
 
     def all_handles(self) -> list[WorkerHandle]:
         """The trials come last."""
@@ -281,7 +281,7 @@ class WorkerSet:
             ]
             handle.max_streams = min(limits, default=0)
             handle.state = WorkerState.READY
-            self.voices = frozenset(hello.voices)
+            self.speech = Speech(frozenset(hello.voices), frozenset(hello.languages))
             if handle.end is not None:
                 handle.life.pid = (
                     handle.end.flight().worker_pid

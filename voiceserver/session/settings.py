@@ -27,6 +27,7 @@ class ServerSnapshot(msgspec.Struct):
     local_time: str = ""
     degrade_level: int = 0  # how far the server has retreated; see limit.Ladder
     voices: frozenset[str] = frozenset()  # of the speech engine; empty: it does not tell them
+    languages: frozenset[str] = frozenset()  # that it speaks, as primary subtags; empty: the same
     lighter: frozenset[str] = frozenset()  # stages whose new streams open on their lighter engine
 
 

@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from voiceserver.events.events import (
+    ErrorEvent,
     HistoryItem,
     PlaybackStop,
     ReplyAudio,
@@ -27,7 +28,9 @@ from voiceserver.events.events import (
 from voiceserver.session.event_queue import EventQueue
 from voiceserver.session.history import History
 from voiceserver.session.reply import Ending, Reason, Reply, ToolCall
+from voiceserver.session.scripts import ScriptWatch
 from voiceserver.session.sentences import spoken_pieces
+from voiceserver.session.settings import ServerSnapshot
 from voiceserver_workers.ipc.messages import (
     Failure,
     Finish,
@@ -39,6 +42,7 @@ from voiceserver_workers.ipc.messages import (
     decode_tool_piece,
 )
 
+SCRIPT_UNSUPPORTED: Final = "script_unsupported"
 SilentEnding = Literal["no_answer", "try_again"]
 _FINAL_CODES = frozenset({"empty_reply", "reply_rejected", "text_too_long"})  # asking again would not help
 FINISH_REASONS: dict[str, Reason] = {"length": "limited", "content_filter": "filtered"}
@@ -50,6 +54,7 @@ class SpeechOutput:
         "_events",
         "_played_ms",
         "_playing",
+        "_scripts",
         "fillers",
         "history",
         "interruptions",
@@ -62,10 +67,13 @@ class SpeechOutput:
         "silent_ending",
     )
 
-    def __init__(self, events: EventQueue, history_items: int, output_rate_hz: int) -> None:
+    def __init__(
+        self, events: EventQueue, history_items: int, output_rate_hz: int, server: ServerSnapshot
+    ) -> None:
         self._events = events
         self.output_rate_hz = output_rate_hz  # of the next reply
         self.language = ""  # of the next reply, BCP 47; "" unknown
+        self._scripts = ScriptWatch(server)
         self.history = History(history_items)
         self.reply: Reply | None = None
         self._playing: Reply | None = None  # the last reply that had audio
@@ -184,6 +192,9 @@ class SpeechOutput:
     def _show(self, reply: Reply, text: str) -> None:
         if text:
             self._events.emit(ReplyText(turn=reply.turn, text=text))
+            if not text.isascii() and reply.needs_tts and (script := self._scripts.look(text)):
+                message = f"The voice cannot say text in the {script} script; the text is shown all the same."
+                self._events.emit(ErrorEvent(code=SCRIPT_UNSUPPORTED, message=message, retryable=False))
 
     def _audio(self, reply: Reply, sentence: int, pcm: bytes, now_ms: float) -> None:  # hot
         pcm = reply.receive_audio(sentence, pcm, now_ms)

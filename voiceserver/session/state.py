@@ -151,7 +151,7 @@ class SessionState:
     def speech_output(self) -> SpeechOutput:
         if self._speech_output is None:
             self._speech_output = SpeechOutput(
-                self.outgoing, self.settings.history_items, self.output_rate_hz
+                self.outgoing, self.settings.history_items, self.output_rate_hz, self.server_snapshot
             )
         return self._speech_output
 

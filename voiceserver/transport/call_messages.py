@@ -20,6 +20,7 @@ from voiceserver.events.events import (
     ServerReady,
 )
 from voiceserver.session.session import Session
+from voiceserver.session.speech_output import SCRIPT_UNSUPPORTED
 from voiceserver.transport.replay_buffer import ASK_BYTES, ReplayBuffer
 from voiceserver.wire import Audio, Codec, Frame
 from voiceserver.wire.decoding import event_id_of
@@ -254,6 +255,9 @@ class CallMessages:
                     self._services.places.note_busy(self, event)
                 elif type(event) is ReplyDone:
                     self._tell_talk_limit()
+                elif type(event) is ErrorEvent:
+                    if event.code == SCRIPT_UNSUPPORTED:
+                        self._services.caller_log.cannot_say(event.message)
                 elif type(event) is BusyCue:
                     self._play(event)
                 self.send(codec.encode(event))

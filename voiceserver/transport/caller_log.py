@@ -1,4 +1,5 @@
-"""Log entries about callers: who came in, who was refused for want of a place, who had no right.
+"""Log entries about callers: who came in, who was refused for want of a place, who had no right, and what cannot be
+said to them.
 
 Rule: a storm of refusals writes ``MOST_A_SECOND`` entries a second; the next entry says how many were passed over. Never keys or
 tokens.
@@ -27,7 +28,7 @@ MAX_TEXT: Final = 200
 class CallerLog:
     """``refused`` and ``opened`` cost nothing that a caller waits for."""
 
-    __slots__ = ("_count", "_log", "_passed_over", "_proxies", "_second")
+    __slots__ = ("_count", "_log", "_passed_over", "_proxies", "_second", "_unsaid")
 
     def __init__(self, log: Log, proxies: TrustedProxies) -> None:
         self._log = log
@@ -35,6 +36,7 @@ class CallerLog:
         self._second = -1
         self._count = 0
         self._passed_over = 0
+        self._unsaid: set[str] = set()  # one for each script at most
 
     def opened(self, upgrade: Upgrade, session_id: str, *, is_resumed: bool = False) -> None:
         caller = upgrade.caller
@@ -45,6 +47,14 @@ class CallerLog:
             is_resumed=is_resumed,
             **_who(caller.headers, caller.address, upgrade.key),
         )
+
+    def cannot_say(self, message: str) -> None:
+        """A caller was told that the voice cannot say a script: each is logged once."""
+        if message not in self._unsaid:
+            self._unsaid.add(message)
+            self._log.warning(
+                "script_unsupported", reason=message, fix="choose a tts engine or voice that speaks it"
+            )
 
     def told(self, upgrade: Upgrade, now_ms: float) -> None:
         """A caller who is refused over an upgraded connection."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from voiceserver.events.events import SessionReady
-from voiceserver.pool import Pool, speech_voices
+from voiceserver.pool import Pool, speech_languages, speech_voices
 from voiceserver.session import spoken_text
 from voiceserver.session.session import Session
 from voiceserver.session.settings import ServerSnapshot, SessionSettings
@@ -30,6 +30,7 @@ class SessionFactory:
         """seed: of ``SessionStore.new_seed``; it is used up."""
         seed = seed or self.store.new_seed()
         self.snapshot.voices = speech_voices(self._pools)
+        self.snapshot.languages = speech_languages(self._pools)
         return Session(
             self.store.session_id_of(seed),
             self.settings,

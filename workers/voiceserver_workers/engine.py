@@ -84,7 +84,7 @@ class EngineInfo:
     of this many samples (0: no preference); works_ahead: it uses pauses to have the transcript ready (stt); takes_audio:
     a reply engine that hears the turn itself and answers with AUDIO (speech to speech); options: what ``open`` takes of a
     session (``voice``, ``language``, ``speed``, or names of its own), the pool sends no others; voices: what ``voice`` may be
-    (empty: unknown)."""
+    (empty: unknown); languages: that it speaks, as primary subtags (``en``; empty: unknown)."""
 
     name: str
     stage: Stage
@@ -95,6 +95,7 @@ class EngineInfo:
     takes_audio: bool = False
     options: tuple[str, ...] = ()
     voices: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
 
     @property
     def hears(self) -> bool:

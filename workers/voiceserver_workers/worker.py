@@ -428,7 +428,13 @@ MAX_VOICES = 1_000
 def hello_of(info: EngineInfo) -> Hello:
     """What the pool must know of the engine."""
     return Hello(
-        info.name, info.stage, info.rate_hz, info.max_streams, info.options, info.voices[:MAX_VOICES]
+        info.name,
+        info.stage,
+        info.rate_hz,
+        info.max_streams,
+        info.options,
+        info.voices[:MAX_VOICES],
+        info.languages[:MAX_VOICES],
     )
 
 

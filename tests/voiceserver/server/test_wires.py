@@ -11,6 +11,7 @@ from websockets.frames import Opcode
 from tests.voiceserver.shell import Line, Shell, masked, text, upgrade
 from voiceserver.announcements.lines import LINES
 from voiceserver.config.schema import BackpressureConfig, TwilioConfig
+from voiceserver.pool import Speech
 from voiceserver.server.auth import Auth
 from voiceserver.wire import openai, twilio, whisperlive
 from voiceserver.wire.samples import G711_BYTES_PER_MS
@@ -59,7 +60,7 @@ def test_a_realtime_client_of_a_server_without_vad_sees_that_turns_are_ended_by_
 
 def test_a_realtime_caller_is_told_that_the_speech_engine_has_no_such_voice() -> None:
     shell = Shell("tts")
-    shell.pools["tts"].voices = frozenset({"en-us", "de"})
+    shell.pools["tts"].speech = Speech(frozenset({"en-us", "de"}))
     line = shell.call(upgrade(openai.PATH))
     line.receive(text({"type": "session.update", "session": {"voice": "klingon"}}))
     assert line.events()[-1]["error"]["param"] == "session.voice"

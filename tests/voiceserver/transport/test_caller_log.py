@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.voiceserver.shell import Shell, upgrade
+from tests.voiceserver.shell import Shell, text, upgrade
 from voiceserver.config.schema import AuthConfig, BackpressureConfig
+from voiceserver.pool import Speech
 from voiceserver.server.auth import hash_of
 from voiceserver.transport.caller_log import MOST_A_SECOND
 
@@ -66,3 +67,18 @@ def test_plain_answers_are_not_logged() -> None:
     for path in ("/healthz", "/metrics", "/nowhere"):
         shell.call(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert shell.logged == []
+
+
+def test_what_a_voice_cannot_say_is_logged_once() -> None:
+    shell = Shell("vad")
+    for message in ("no Han", "no Han", "no Greek", "no Han"):
+        shell.services.caller_log.cannot_say(message)
+    assert [entry["reason"] for entry in of(shell, "script_unsupported")] == ["no Han", "no Greek"]
+
+
+def test_a_session_knows_what_the_voice_speaks() -> None:
+    shell = Shell("tts")
+    shell.pools["tts"].speech = Speech(frozenset({"en-us"}), frozenset({"en"}))
+    shell.call().receive(text({"type": "session.update", "language": "en"}))
+    snapshot = shell.services.sessions.snapshot
+    assert (snapshot.voices, snapshot.languages) == ({"en-us"}, {"en"})

@@ -65,7 +65,9 @@ class Hibari(SentenceVoice[Manner, Part]):
     def __init__(self, params: Mapping[str, object]) -> None:
         super().__init__()
         self._threads, self._manner = _read(params)
-        self.info = EngineInfo("hibari", "tts", RATE_HZ, options=_OPTIONS, voices=voices_here())
+        self.info = EngineInfo(
+            "hibari", "tts", RATE_HZ, options=_OPTIONS, voices=voices_here(), languages=("en",)
+        )
         self._model(self._manner.voice)
 
     @staticmethod

@@ -139,6 +139,8 @@ class Hello(msgspec.Struct, frozen=True):
     options: tuple[str, ...] = ()
     # What the option ``voice`` may be; empty: unknown.
     voices: tuple[str, ...] = ()
+    # That the engine speaks, as primary subtags; empty: unknown.
+    languages: tuple[str, ...] = ()
 
 
 class Opened(msgspec.Struct, frozen=True):

@@ -10,7 +10,8 @@ import math
 from array import array
 from typing import TYPE_CHECKING, Final
 
-from voiceserver.announcements.prerendered import Prerendered
+from voiceserver.announcements.spoken_lines import SpokenLines
+from voiceserver.wire.request import line_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,20 +30,23 @@ class Earcons:
 
     def __init__(self, lines: Mapping[str, str], rate_hz: int) -> None:
         self._rate_hz = rate_hz
-        self._prerendered = Prerendered(lines, rate_hz, bytes)
+        self._lines = SpokenLines(lines, rate_hz, bytes)
 
     @property
     def made(self) -> Mapping[str, bytes]:
-        return self._prerendered.made
+        return self._lines.made
+
+    def want(self, language: str) -> None:
+        """A caller has this language, BCP 47."""
+        self._lines.want(language)
 
     def make(self, pool: Pool | None) -> None:
         """Have the lines spoken. May be called again for what is missing."""
-        self._prerendered.make(pool)
+        self._lines.make(pool)
 
-    def audio_of(self, cue: BusyCue, rate_hz: int) -> bytes:
+    def audio_of(self, cue: BusyCue, rate_hz: int, language: str = "") -> bytes:
         """PCM16 little-endian mono at ``rate_hz``."""
-        made = self._prerendered.made
-        spoken = made.get(f"{cue.cue}_{cue.position}") or made.get(cue.cue)
+        spoken = line_of(self.made, cue.cue, cue.position, language)
         return spoken if spoken and rate_hz == self._rate_hz else tone(rate_hz)
 
 

@@ -18,11 +18,20 @@ MAX_TRIES = 5
 
 
 class Prerendered:
-    """``made``: clips by name, as ``encode`` makes them of PCM16 at ``rate_hz``. A ``StreamOwner``."""
+    """``made``: clips by name, as ``encode`` makes them of PCM16 at ``rate_hz``; others may add to it.
+    ``language``: of the lines, "" for the voice's own. A ``StreamOwner``."""
 
-    __slots__ = ("_encode", "_lines", "_pcm", "_rate_hz", "_stream", "_tries", "_unsent", "made")
+    __slots__ = ("_encode", "_language", "_lines", "_pcm", "_rate_hz", "_stream", "_tries", "_unsent", "made")
 
-    def __init__(self, lines: Mapping[str, str], rate_hz: int, encode: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self,
+        lines: Mapping[str, str],
+        rate_hz: int,
+        encode: Callable[[bytes], bytes],
+        language: str = "",
+        made: dict[str, bytes] | None = None,
+    ) -> None:
+        self._language = language
         self._lines = list(lines.items())
         self._rate_hz = rate_hz
         self._encode = encode
@@ -30,15 +39,16 @@ class Prerendered:
         self._unsent = list(range(len(self._lines)))
         self._tries = 0
         self._stream: Stream | None = None
-        self.made: dict[str, bytes] = {}
+        self.made: dict[str, bytes] = {} if made is None else made
 
     def make(self, pool: Pool | None) -> None:
         """Begin, unless it was begun. What a pool refused is begun again by the next call; what failed, a few times."""
-        if self._stream is not None or pool is None or len(self.made) == len(self._lines):
+        if self._stream is not None or pool is None or all(name in self.made for name, _ in self._lines):
             return
         if self._tries >= MAX_TRIES:
             return
-        got = pool.try_open(self, StreamParams(rate_hz=self._rate_hz), key="clips")
+        options: dict[str, str | int | float | bool] = {"language": self._language} if self._language else {}
+        got = pool.try_open(self, StreamParams(rate_hz=self._rate_hz, options=options), key="clips")
         if isinstance(got, Refusal):
             return
         self._tries += 1

@@ -92,9 +92,10 @@ class CapacityWatch:
     def look(self) -> None:
         services = self._services
         is_ready = all(pool.is_ready() for pool in self._pools.values())
+        if is_ready:  # and again, for the languages of callers
+            services.announcements.make(self._pools.get("tts"))
         if not self._has_lines and is_ready:
             self._has_lines = True
-            services.announcements.make(self._pools.get("tts"))
         elif services.config.backpressure.max_talkers == 0:
             self._calibrate(is_ready)
         fillers = services.announcements.fillers

@@ -18,6 +18,7 @@ from voiceserver.events.events import (
     ReplyDone,
     ServerBusy,
     ServerReady,
+    SessionUpdate,
 )
 from voiceserver.session.session import Session
 from voiceserver.session.speech_output import SCRIPT_UNSUPPORTED
@@ -190,6 +191,8 @@ class CallMessages:
         for item in items:
             if not isinstance(item, Audio):
                 session.receive_event(item, now_ms)
+                if type(item) is SessionUpdate and session.options.language:
+                    self._services.announcements.want(session.options.language)
             elif not session.key or self._may_talk(item.pcm):
                 session.receive_audio(item.pcm, now_ms)
 
@@ -273,7 +276,9 @@ class CallMessages:
     def _play(self, cue: BusyCue) -> None:
         codec = self._codec
         if codec.traits.plays_earcons:
-            pcm = self._services.announcements.earcons.audio_of(cue, codec.output_rate_hz)
+            pcm = self._services.announcements.earcons.audio_of(
+                cue, codec.output_rate_hz, self._session.options.language
+            )
             self.send(codec.encode(ReplyAudio(turn=0, pcm=pcm)))
 
     def send(self, frames: list[Frame]) -> None:  # hot

@@ -48,6 +48,24 @@ class WireRequest:
     lines: Mapping[str, bytes]
 
 
+def primary_language(language: str) -> str:
+    return language.replace("_", "-").partition("-")[0].lower()
+
+
+def line_name(line: str, language: str) -> str:
+    """``language``: primary subtag; "" for the server's own."""
+    return f"{language}:{line}" if language else line
+
+
+def line_of(lines: Mapping[str, bytes], cue: str, position: int, language: str) -> bytes:
+    """The best of the spoken lines for a cue: in the caller's language, with the place in line; empty for none."""
+    for one in dict.fromkeys((primary_language(language), "")):
+        spoken = lines.get(line_name(f"{cue}_{position}", one)) or lines.get(line_name(cue, one))
+        if spoken:
+            return spoken
+    return b""
+
+
 @dataclass(frozen=True, slots=True)
 class LineFormat:
     """How a wire wants the lines that are spoken once and kept.

@@ -42,7 +42,7 @@ from voiceserver.events.events import ServerEvent
 from voiceserver.events.fields import Language, PhoneKey, VoiceName
 from voiceserver.wire import Audio, Codec, CodecTraits, Frame, Received
 from voiceserver.wire.decoding import decode_base64, field_error, why_unreadable
-from voiceserver.wire.request import LineFormat, Wire, WireRequest
+from voiceserver.wire.request import LineFormat, Wire, WireRequest, line_of
 from voiceserver.wire.samples import G711_BYTES_PER_MS, G711_RATE_HZ, mulaw_to_pcm, pcm_to_mulaw
 from voiceserver.wire.tones import tones
 
@@ -133,6 +133,7 @@ class TwilioCodec(Codec):
     __slots__ = (
         "_prerendered",
         "_held",
+        "_language",
         "_line",
         "_mark",
         "_own",
@@ -153,14 +154,19 @@ class TwilioCodec(Codec):
     output_rate_hz = G711_RATE_HZ
 
     def __init__(
-        self, prerendered: Mapping[str, bytes] | None = None, voices: frozenset[str] = frozenset()
+        self,
+        prerendered: Mapping[str, bytes] | None = None,
+        voices: frozenset[str] = frozenset(),
+        language: str = "",
     ) -> None:
         """
         prerendered: the spoken lines that there are, as mu-law, by the names of ``announcements.lines``; shared by all calls.
         voices: of the speech engine; empty for unknown. A call that names another voice gets the server's own, because the
             caller would not hear an error.
+        language: of the lines, unless the call has a parameter for it.
         """
         self._voices = voices
+        self._language = language
         self._prerendered: Mapping[str, bytes] = {} if prerendered is None else prerendered
         self.stream_sid = ""
         self.call_sid = ""
@@ -261,6 +267,8 @@ class TwilioCodec(Codec):
         held, self._held = self._held, []
         for event in held:
             self._own += self.encode(event)
+        if isinstance(asked.language, str):
+            self._language = asked.language
         update = ev.SessionUpdate(
             audible_busy=True,
             voice=self._voice(asked.voice),
@@ -345,7 +353,7 @@ class TwilioCodec(Codec):
         if line == self._line and self.linger_ms:
             return []  # it is being said
         self._line = line
-        spoken = self._prerendered.get(line) or self._prerendered.get(cue)
+        spoken = line_of(self._prerendered, cue, position, self._language)
         if spoken:
             return [*(self._clear() if self._is_clip_only() else []), *self._clip(spoken)]
         return self._clip(tones()[_TONE_OF_CUE[cue]]) if not self.linger_ms else []
@@ -400,7 +408,7 @@ def make_codec(request: WireRequest) -> TwilioCodec:
         signature, twilio.auth_token, host=host, path=request.path, public_url=twilio.public_url
     ):
         raise Forbidden("bad_signature", f"{SIGNATURE_HEADER} is missing, or not of this account and URL.")
-    return TwilioCodec(request.lines, request.voices)
+    return TwilioCodec(request.lines, request.voices, request.config.session.language)
 
 
 WIRE: Final = Wire(

@@ -3,11 +3,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 
+import pytest
+
 from tests.voiceserver.shell import AnsweredPool, Shell, text
 from voiceserver.announcements import lines
 from voiceserver.announcements.earcons import Earcons, tone
-from voiceserver.config.schema import BackpressureConfig
+from voiceserver.announcements.spoken import Announcements
+from voiceserver.config.schema import BackpressureConfig, SessionConfig
 from voiceserver.events.events import BusyCue
+from voiceserver.pool import Speech
 from voiceserver_workers.ipc.messages import ResultKind
 
 LINES = {"busy": "One moment.", "waiting": "Please hold.", "waiting_2": "You are number 2."}
@@ -59,3 +63,54 @@ def test_who_asked_for_it_hears_the_place_in_line_without_any_stage() -> None:
     heard = [bytes(frame.data) for frame in third.frames() if frame.opcode.name == "BINARY"]
     assert heard[1:] == [b"waiting_1" * 2]
     assert shell.pools["vad"].streams == []
+
+
+def speak_all(pool: AnsweredPool) -> None:
+    """What was sent to the last stream, spoken as the text itself."""
+    stream = pool.streams[-1]
+    for _, turn, seq, payload in stream.sent:
+        stream.answer(ResultKind.AUDIO, turn, seq, payload + bytes(len(payload) & 1))
+        stream.answer(ResultKind.DONE, turn, seq)
+
+
+def test_lines_are_in_the_language_of_the_caller_once_the_voice_has_spoken_them() -> None:
+    pool = AnsweredPool("tts")
+    pool.speech = Speech(languages=frozenset({"en", "de"}))
+    announcements = Announcements(SessionConfig())
+    announcements.make(pool)
+    speak_all(pool)
+    announcements.want("de-AT")
+    announcements.want("fr")  # the voice does not speak it
+    announcements.make(pool)
+    announcements.make(pool)
+    assert len(pool.streams) == 2
+    speak_all(pool)
+    assert pool.streams[-1].params.options == {"language": "de"}
+
+    def heard(cue: str, position: int, language: str) -> str:
+        pcm = announcements.earcons.audio_of(BusyCue(cue, position), SessionConfig().output_rate_hz, language)
+        return pcm.rstrip(b"\0").decode()
+
+    assert heard("no_answer", 0, "de") == lines.TRANSLATIONS["de"]["no_answer"]
+    assert heard("waiting", 3, "de-CH").endswith("Nummer 3 in der Schlange.")
+    assert heard("waiting", 99, "de") == lines.TRANSLATIONS["de"]["waiting"]
+    assert heard("no_answer", 0, "fr") == heard("no_answer", 0, "") == lines.LINES["no_answer"]
+
+
+@pytest.mark.parametrize("language", lines.TRANSLATIONS)
+def test_a_translation_has_every_line(language: str) -> None:
+    translated = lines.TRANSLATIONS[language]
+    assert translated.keys() == lines.LINES.keys()
+    assert len(set(translated.values())) == len(translated)
+    assert all("7" in translated[name] for name in ("waiting_7",))
+    assert not any("{" in text for text in translated.values())
+
+
+def test_who_sets_a_language_has_the_lines_spoken_in_it() -> None:
+    shell = Shell("vad", "tts")
+    shell.pools["tts"].speech = Speech(languages=frozenset({"en", "de"}))
+    shell.call().receive(text({"type": "session.update", "language": "de"}))
+    shell.services.announcements.make(shell.pools["tts"])
+    # For callers on the native wire, and for phones.
+    options = [stream.params.options for stream in shell.pools["tts"].streams]
+    assert options == [{}, {"language": "de"}] * 2

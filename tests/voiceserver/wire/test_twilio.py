@@ -394,3 +394,11 @@ def test_nonsense_is_no_signature(signature: str) -> None:
 
 def test_without_a_token_nothing_is_signed() -> None:
     assert not is_signed(signature_of("wss://h/p", ""), "", host="h", path="/p")
+
+
+def test_a_line_is_in_the_language_that_the_call_names() -> None:
+    codec = TwilioCodec({"busy": b"\x01" * 800, "de:busy": b"\x02" * 800})
+    german = {**START["start"], "customParameters": {"language": "de-AT"}}
+    receive(codec, {**START, "start": german})
+    frames = codec.encode(ev.BusyCue("busy"))
+    assert base64.b64encode(b"\x02" * 800).decode() in "".join(map(str, frames))

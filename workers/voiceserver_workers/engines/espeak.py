@@ -170,7 +170,16 @@ class Espeak:
         parameters.read("espeak", parameters.EspeakParameters, params)
         self._voice = _configured(params)
         voices = tuple(sorted(voice_paths()))
-        self.info = EngineInfo("espeak", "tts", RATE_HZ, 0, FRAME_SAMPLES, options=_SETTINGS, voices=voices)
+        languages = tuple(sorted({voice.partition("-")[0] for voice in voices}))
+        self.info = EngineInfo(
+            "espeak",
+            "tts",
+            RATE_HZ,
+            frame_samples=FRAME_SAMPLES,
+            options=_SETTINGS,
+            voices=voices,
+            languages=languages,
+        )
         self._streams: dict[int, _Stream] = {}
         # Loads the library while the worker says hello.
         synthesiser()

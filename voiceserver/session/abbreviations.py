@@ -55,6 +55,9 @@ TITLES: Final[dict[str, str]] = {
     "uk": "вул просп пл буд кв ім проф акад т.зв напр див тел",
     "el": "κ κα κος δρ καθ π.χ δηλ βλ αρ τηλ",
     "tr": "dr prof doç av sn örn bkz vb tel cad sok mah",
+    "hi": "डॉ डा श्री प्रो पं",
+    "bn": "ডা ড মো প্রো",
+    "ar": "د أ م ص",
 }
 SUFFIXES: Final[dict[str, str]] = {
     "en": "jr sr inc ltd co corp bros etc a.m p.m ph.d esq llc hrs hr min sec lb lbs oz in sq",
@@ -72,6 +75,9 @@ SUFFIXES: Final[dict[str, str]] = {
     "uk": "ін т.д",
     "el": "κ.λπ κλπ κ.ά μ.μ π.μ",
     "tr": "vs a.ş ltd şti",
+    "hi": "",
+    "bn": "",
+    "ar": "",
 }
 NUMBERED: Final = _set(
     "no nos nr num núm nº fig figs figure vol vols p pp pg art arts sec ch chap cap ex eq eqs tab abb abs "
@@ -106,7 +112,7 @@ _UNKNOWN_TITLES: Final = (
     "hr mme mlle mmes bzgl ca evtl ggf inkl vgl z.b d.h u.a p.ej p.ex sra srta sig dott dhr mevr bijv "
     "t.ex f.eks"
 )
-_OTHER_ALPHABETS: Final = ("ru", "uk", "el")
+_OTHER_ALPHABETS: Final = ("ru", "uk", "el", "hi", "bn", "ar")
 
 
 @cache

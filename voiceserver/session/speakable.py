@@ -40,7 +40,8 @@ _CODE: Final = {
 
 # Letters with their marks, and the signs that a voice reads as prose: such a piece needs nothing.
 _is_prose: Final = regex.compile(
-    r"""(?:[\p{L}\p{M}\p{Nd},;:?!'’‘"“”«»… -]|\.(?!\p{L})|[\p{SB=ST}--\p{Cc}])*+""", regex.V1
+    r"""(?:[[\p{L}\p{M}\p{Nd},;?!'’‘"“”«»… -]--[\u20e3\ufe0e\ufe0f]]|:(?![\p{L}+-])|\.(?!\p{L})|[\p{SB=ST}--\p{Cc}])*+""",
+    regex.V1,
 ).fullmatch
 _has_words: Final = regex.compile(r"[\p{L}\p{N}]").search
 
@@ -65,6 +66,11 @@ _HOST: Final = regex.compile(
 )
 _OPEN_LINK: Final = regex.compile(r"!?\[([^\[\]]*+)\]\([^\s()]*+$")
 _CLOSED_LINK: Final = regex.compile(r'\]\([^()\s]*+(?:\s+"[^"]*+")?\)')
+_DATA: Final = regex.compile(r"(?i)\bdata:[a-z]++/[a-z0-9.+-]++(?:;[a-z0-9=-]++)*+,\S*+")
+# GitHub: the name of an emoji, a kind of note; between dollars, mathematics.
+_MARKED: Final = regex.compile(
+    r"(?<![\p{L}\p{N}:]):(?:[+-]1|[a-z][a-z0-9_+-]++):(?![\p{L}\p{N}:])|\[![A-Z]++\]|\$\$|={2,}"
+)
 _FOOTNOTE: Final = regex.compile(r"[\[【](?:\^[^\[\]\s]+|\p{Nd}+(?:[,†: -]*[\p{L}\p{N}]*)*+)[\]】]")
 
 # A mark that is left where no pair was found, as of bold text over two sentences.
@@ -97,6 +103,10 @@ _REPEATED: Final = regex.compile(r"([^\p{L}\p{N}\s])\1{3,}")
 _TIMES: Final = regex.compile(r"(?<=\p{N}) ?\*(?= ?\p{N})")
 _IN_WORD: Final = regex.compile(r"(?<=\p{L})_(?=[\p{L}\p{N}])")
 _is_ended: Final = regex.compile(r"[\p{SB=ST}\p{SB=AT}:;,…][\p{SB=Close}]*+$").search
+
+
+# Tags between two pieces of text.
+_SPACED_TAGS: Final = ("<br", "</p", "</l", "</t", "</summ", "</div", "</dt", "</dd", "</h")
 
 
 class Speakable:
@@ -201,7 +211,7 @@ def _words(tokens: Iterable[Token]) -> str:
             words.append(" ")
         elif token.type == "image":
             words.append(_words(token.children or ()))
-        elif token.type == "html_inline" and token.content[1:3].lower() in ("br", "/p", "/l", "/t"):
+        elif token.type == "html_inline" and token.content.lower().startswith(_SPACED_TAGS):
             words.append(" ")
     return "".join(words)
 
@@ -214,7 +224,9 @@ def _domain(found: regex.Match[str]) -> str:
 
 # In this order: what a later rule looks at is what the earlier ones left.
 _RULES: Final[tuple[tuple[regex.Pattern[str], str | Callable[[regex.Match[str]], str]], ...]] = (
+    (_DATA, " "),
     (_URL, _domain),
+    (_MARKED, ""),
     (_CLOSED_LINK, " "),
     (_FOOTNOTE, ""),
     (_TIMES, " × "),

@@ -148,6 +148,39 @@ def test_a_full_stop_that_ends_a_sentence(language: str, pieces: list[str]) -> N
     assert cut("".join(pieces), language=language) == pieces
 
 
+@pytest.mark.parametrize(
+    ("language", "pieces"),
+    [
+        # Abbreviations of CLDR's suppressions, laws, clocks and titles; marks within brackets and quotes; UAX #29, SB5 to SB8a.
+        ("en", ["See e.g. Fig. 3 or Sec. 4.2 for more.", " Done."]),
+        ("en", ["It costs $3.50.", " Cheap!"]),
+        ("en", ["Use the app (v2.0).", " It works."]),
+        ("en", ["Ph.D. students get it.", " Good."]),
+        ("en", ["At 5:30 a.m. the shop opens.", " Go."]),
+        ("en", ["Wait . . . what?", " Ok."]),
+        ("en", ['He said "Stop!"', " Then he left."]),
+        ("de", ["Siehe Abs. 3 Nr. 4 BGB.", " Gut."]),
+        ("de", ["Am 1. Januar 2026 um 8 Uhr.", " Gut."]),
+        ("fr", ["Il est 8 h.", " M. Martin est là."]),
+        ("es", ["¿Cómo está?", " ¡Bien!", " El Dr. Ruiz."]),
+        ("ru", ["Это стоит 5 тыс. руб. в год.", " Да."]),
+        ("hi", ["डॉ. शर्मा आए।", " वे गए।"]),
+        ("bn", ["ডা. রহমান এলেন।", " ভালো।"]),
+        ("ar", ["جاء د. أحمد.", " ثم ذهب."]),
+        ("fa", ["حال شما چطور است؟", " خوبم."]),
+        ("zh", ["他说：“好。”", "然后走了。"]),
+        ("hy", ["Ինչպե՞ս ես։", " Լավ եմ։"]),
+        ("my", ["မင်္ဂလာပါ။", " နေကောင်းလား။"]),
+        ("am", ["ሰላም።", " እንዴት ነህ፧"]),
+        ("km", ["សួស្តី។", " អ្នកសុខសប្បាយទេ?"]),
+    ],
+)
+def test_more_ends_of_sentences(language: str, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    assert cut(text, language=language, first_clause_chars=1_000) == pieces
+    assert cut(text, language=language, size=1_000, first_clause_chars=1_000) == pieces
+
+
 def test_a_delta_of_a_million_letters_is_cut_in_linear_time() -> None:
     def seconds(text: str) -> float:
         begin = time.thread_time()

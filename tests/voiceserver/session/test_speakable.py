@@ -96,6 +96,39 @@ def test_an_answer_is_prose_for_the_voice(text: str, prose: str | None) -> None:
     assert spoken(text, size=1) == spoken(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "prose"),
+    [
+        # GitHub and its kin: names of emoji, notes, keys, details, task lists; nodejs, docs.github.com.
+        ("Hello :smile: there :+1:", "Hello there"),
+        ("> [!NOTE]\n> We open at nine.", "We open at nine."),
+        ("Press <kbd>Ctrl</kbd>+<kbd>C</kbd>.", "Press Ctrl+C."),
+        ("<details><summary>More</summary>We open.</details>", "More We open."),
+        ("- [ ] buy **milk**\n- [x] ~~sell~~ tea\n", "buy milk. sell tea."),
+        # UTS #51: keycaps, a skin, a row, a flag of tags.
+        ("Steps: 1\ufe0f\u20e3 tea 2\ufe0f\u20e3 cake.", "Steps: 1 tea 2 cake."),
+        ("Hi \U0001f44b\U0001f3fd! How are you? \U0001f642\U0001f642\U0001f642", "Hi! How are you?"),
+        ("\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f England.", "England."),
+        # HTML entities, hard breaks (CommonMark 6.7), footnotes, a picture within a line.
+        ("Tea &mdash; or coffee&nbsp;now.", "Tea — or coffee now."),
+        ("Line one  \nline two\\\nline three.", "Line one line two line three."),
+        ("[^1]: A note.\nWe open.[^1]", "We open."),
+        ("![](https://example.com/a.png)We open.", "We open."),
+        # RFC 2397, mathematics, highlights of notes.
+        ("See data:image/png;base64,iVBORw0KGgoAAAANSUhEUg== here.", "See here."),
+        ("$$E = mc$$ is it.", "E = mc is it."),
+        ("We open ==at nine==.", "We open at nine."),
+        ("Open `https://example.com/a/b?c=d` now.", "Open example.com now."),
+        # These are none.
+        ("At 9:30: tea, 1 == 1.", "At 9:30: tea, 1 1."),
+        ("Note: we open. Ratio 3:2:1.", "Note: we open. Ratio 3:2:1."),
+    ],
+)  # fmt: skip
+def test_more_that_is_written_for_the_eye(text: str, prose: str) -> None:
+    assert " ".join(spoken(text)) == prose
+    assert spoken(text, size=1) == spoken(text)
+
+
 def test_code_is_named_in_the_language_of_the_session() -> None:
     assert spoken("```\nx\n```", "es-MX") == ["código."]
     assert spoken("```\nx\n```", "xx") == ["code."]

@@ -77,6 +77,43 @@ def end(reason: str = "stop") -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
 
 
+# What services send, after their documents and reports about them.
+STREAMS = {
+    "Azure: a first chunk without choices": sse({"id": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]})
+    + sse(text("We open at nine.")) + sse(end()) + DONE,
+    "OpenRouter: comments and CRLF": b": OPENROUTER PROCESSING\r\n\r\n" * 3
+    + (sse(text("We open ")) + sse(text("at nine."))).replace(b"\n", b"\r\n") + sse(end()) + DONE,
+    "Magistral: thoughts and text as parts": sse(text([{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}]))
+    + sse(text([{"type": "text", "text": "We open at nine."}])) + sse(end()) + DONE,
+    "vLLM: reasoning beside content null": sse(text(None)) + sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]})
+    + sse(text("We open at nine.")) + sse(end()) + DONE,
+    "Groq: usage in x_groq": sse(text("We open at nine.", usage=None))
+    + sse({**end(), "x_groq": {"usage": {"queue_time": 0.1}}}) + DONE,
+    "Ollama: JSON lines": b"\n".join(json.dumps(one).encode() for one in (text("We open "), text("at nine."), end())),
+    "a proxy: a byte order mark": b"\xef\xbb\xbf" + sse(text("We open at nine.")) + sse(end()) + DONE,
+    "a proxy: no space behind the colon": (sse(text("We open at nine.")) + sse(end()) + DONE).replace(b": {", b":{"),
+    "HTML standard: lines end with CR": (sse(text("We open at nine.")) + sse(end()) + DONE).replace(b"\n", b"\r"),
+    "HTML standard: one event in two lines": b'data: {"choices": [{"index": 0,\n'
+    + b'data: "delta": {"content": "We open at nine."}}]}\n\n'
+    + sse(end()) + DONE,
+    "a reason with every delta": sse({"choices": [{"index": "0", "delta": {"content": "We open "}, "finish_reason": ""}]})
+    + sse({"choices": [{"delta": {"content": "at nine."}, "finish_reason": ""}]}) + sse(end()) + DONE,
+    "LiteLLM: every field null at the end": sse(text("We open at nine.", citations=None))
+    + sse({"choices": [{"finish_reason": "stop", "delta": {"content": None, "tool_calls": None, "audio": None}}]}) + DONE,
+    "Python: NaN": b'data: {"choices":[{"delta":{"content":"We open at nine."},"logprobs":NaN}]}\n\n' + sse(end()) + DONE,
+    "usage in words and with costs": sse(text("We open at nine.", usage={"prompt_tokens": "3", "cost": 1e-7}))
+    + sse(end()) + DONE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_what_services_send_is_understood(name: str) -> None:
+    heard = play(STREAMS[name])
+    assert (heard.text, heard.failure) == ("We open at nine.", None)
+    assert heard.finish is not None
+    assert heard.finish.finish_reason == "stop"
+
+
 # ------------------------------------------------------------------- any odd field anywhere leaves the text as it is
 
 # Values that are of the wrong type for every field of the format.

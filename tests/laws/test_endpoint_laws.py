@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import FrameType
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from voiceserver.pool.chat.attempts import Attempts
+from voiceserver.pool.chat.body import MAX_VALUE_BYTES
+from voiceserver.pool.chat.chunks import read_event
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.remote_pool import RemoteFailure
 from voiceserver.session import sentences
@@ -21,6 +24,7 @@ from voiceserver.session import sentences
 CALL_S = 0.25e-6  # of a machine of today
 # 2 ms of work are 8,000 calls; what was begun within them is brought to its end.
 MOST_CALLS = 16_000
+MOST_BYTES = 12 * MAX_VALUE_BYTES  # a megabyte of values that were all made takes 30 and more
 MOST_RECORDS = 64  # 128 characters may be 43 sentences
 
 
@@ -106,9 +110,13 @@ SENT: dict[str, tuple[str, bytes]] = {
     "arguments of empty objects": ("", delta(tool_calls=[tool(0, "{}" * 40_000)])),
     "arguments as an object": ("", delta(tool_calls={"function": {"name": "f", "arguments": [[n] for n in range(20_000)]}})),
     "a line without an end": ("", b"data: " + b"x" * 400_000),
-    "compressed comments": ("gzip", gzip.compress(b":\n" * 300_000)),
+    "values in choices": ("", b'{"choices":[' + b",".join([b"{}"] * 340_000) + b"]}"),
+    "values in an unknown field": ("", b'{"x":[' + b",".join([b"[]"] * 340_000) + b"]}"),
+    "values behind a number that is none": ("", b'{"z":NaN,"x":[' + b",".join([b"[]"] * 340_000) + b"]}"),
+    "values that do not end": ("", b'{"choices":[' + b",".join([b"[]"] * 340_000)),
+    "compressed comments": ("gzip", gzip.compress(b":\n" * 60_000)),
     "compressed white space": ("gzip", gzip.compress(b" " * 4_000_000)),
-    "compressed events": ("gzip", gzip.compress(b"data: {}\n\n" * 15_000)),
+    "compressed events": ("gzip", gzip.compress(b"data: {}\n\n" * 5_000)),
 }  # fmt: skip
 
 
@@ -134,3 +142,18 @@ def test_others_have_the_loop_every_few_milliseconds(name: str, step: int) -> No
     turns = loop.drive(receive())
     assert max(turns) <= MOST_CALLS
     assert max(Counter(records).values(), default=0) <= MOST_RECORDS
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_an_event_makes_a_bounded_number_of_values(name: str) -> None:
+    coding, body = SENT[name]
+    if len(body) > MAX_VALUE_BYTES or coding:
+        return
+    tracemalloc.start()
+    try:
+        for _ in read_event(body.removeprefix(b"data:")):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= MOST_BYTES

@@ -24,7 +24,7 @@ from voiceserver.session.session import Session
 from voiceserver.session.speech_output import SCRIPT_UNSUPPORTED
 from voiceserver.transport.replay_buffer import ASK_BYTES, ReplayBuffer
 from voiceserver.wire import Audio, Codec, Frame
-from voiceserver.wire.decoding import event_id_of
+from voiceserver.wire.decoding import event_id_of, read_text
 from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class CallMessages:
             except ProtocolError as error:
                 self._complain(error)
         try:
-            self._receive_items(codec.receive_text(payload))
+            self._receive_items(read_text(codec, payload))
         except ProtocolError as error:
             error.event_id = error.event_id or event_id_of(payload)
             self._complain(error)

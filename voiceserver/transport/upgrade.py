@@ -22,6 +22,7 @@ from voiceserver.transport.http import (
 )
 from voiceserver.transport.websocket import FrameReceiver
 from voiceserver.wire import Codec, Frame
+from voiceserver.wire.decoding import read_text
 from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class RefusedCaller:
     def receive_text(self, payload: bytes) -> None:
         """On some wires nothing can be told before the caller's first message."""
         try:
-            self.codec.receive_text(payload)
+            read_text(self.codec, payload)
         except ProtocolError:
             return
         frames = self.codec.frames_to_send()

@@ -12,15 +12,19 @@ import pybase64
 from msgspec import inspect
 
 from voiceserver.errors import ProtocolError
+from voiceserver.events.json_values import MAX_VALUES, has_too_many_values
+from voiceserver.wire.traits import Codec, Received
 
-_URL_SAFE: Final = str.maketrans("-_", "+/")
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+_BLANKS: Final = b" \t\r\n\f\v"
 _INVALID_ENUM: Final = "Invalid enum value "
 _RANGE: Final = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>[<>]=?) (?P<bound>\S+)$")
 _WHERE: Final = re.compile(r" - at (`key` in )?`\$\.?(.*?)`$")
 _STEP: Final = re.compile(r"[^.\[\]]+|\[[^\]]*\]")
+# What it begins with is looked for first, because that is quick; what stands before it is looked at only there.
 _LONE_SURROGATE: Final = re.compile(
-    rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    rb"|(?<!\\)(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"\\u(?<!\\\\u)[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|[c-fC-F](?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F])[0-9a-fA-F]{2})"
 )
 
 
@@ -30,10 +34,18 @@ def decode_base64(text: str) -> bytes:  # hot
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError:
-        bare = "".join(text.split()).rstrip("=")
+        bare = text.encode().translate(_URL_SAFE, _BLANKS).rstrip(b"=")
         if len(bare) % 4 == 1 or len(text) - len(bare) > len(bare) + 2:
             raise
-        return pybase64.b64decode(bare.translate(_URL_SAFE) + "=" * (-len(bare) % 4), validate=True)
+        return pybase64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
+
+
+def read_text(codec: Codec, message: bytes) -> Received:  # hot
+    """``message`` read by ``codec``, which is not asked about more values than the loop has time for. Raises ProtocolError."""
+    if has_too_many_values(message):
+        text = f"The message has too many values: there may be {MAX_VALUES}, and text as long as a message can be."
+        raise ProtocolError("too_many_values", text)
+    return codec.receive_text(message)
 
 
 class _Envelope(msgspec.Struct):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
+
+from voiceserver.events.json_values import has_too_many_values
 
 MAX_TOKENS: Final = 1 << 53  # what a client in JavaScript can count
 MAX_CALLS: Final = 128  # of one answer
@@ -27,6 +29,8 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _RAW_BYTE: Final = re.compile("[\udc80-\udcff]+")
 # Fields of a delta that hold the thoughts of a model: a sign of life, and nothing to say.
 _THOUGHTS: Final = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
+_NOTHING: Final = msgspec.Raw(b"null")
+_UNREAD: Final = object()
 _TEXT_PARTS: Final = ("text", "output_text", "")
 
 
@@ -60,49 +64,78 @@ class Chunk(NamedTuple):
 
 def read_event(data: bytes) -> Iterator[Chunk]:
     """The chunks of one event: one, or as many as there are values in it."""
-    values, is_whole = _values(data)
-    for value in values:
+    for value in _values(data):
         # A peer that does not stream may send all its chunks as one list.
         several = value[:MAX_CHUNKS] if isinstance(value, list) and value else [value]
         for one in several:
-            yield _read_chunk(one)
-    if not is_whole:
-        # "json": the rest of something; "data": nothing of a chunk was ever in it.
-        yield Chunk(odd=("json" if b"{" in data else "data",))
+            # "json": the rest of something; "data": nothing of a chunk was ever in it.
+            yield Chunk(odd=("json" if b"{" in data else "data",)) if one is _UNREAD else _read_chunk(one)
 
 
-def _values(data: bytes) -> tuple[list[object], bool]:
-    """The JSON values of ``data``, and whether that is all of it."""
+def _values(data: bytes) -> Iterable[object]:
+    """The JSON values of ``data``; ``_UNREAD`` after them where that is not all of it."""
     if data == b"[DONE]":
-        return ["[DONE]"], True
+        return ["[DONE]"]
+    if has_too_many_values(data):
+        return _what_is_used(data)
     try:
-        return [msgspec.json.decode(data)], True
+        return [msgspec.json.decode(data)]
     except (msgspec.DecodeError, RecursionError):
         return _leniently(data)
 
 
-def _leniently(data: bytes) -> tuple[list[object], bool]:
+def _leniently(data: bytes) -> Iterator[object]:
     """Also NaN, line breaks within text, halves of surrogate pairs, bytes that are no UTF-8, and several values in a row."""
     text = data.decode("utf-8", "surrogateescape")
-    values: list[object] = []
     at, failures = 0, 0
     most = _MAX_FAILURES if len(text) < _LONG else 1
-    while failures < most:
+    for _ in range(MAX_CHUNKS):
         between = _BETWEEN.match(text, at)
         at = between.end() if between is not None else at
-        if at == len(text):
+        if at == len(text) or failures == most:
             break
         if text.startswith("[DONE]", at):
-            values.append("[DONE]")
+            yield "[DONE]"
             break
         try:
             value, at = _LENIENT.raw_decode(text, at)
-            values.append(value)
+            yield value
         except (ValueError, RecursionError):
             failures += 1
             following = _NEXT.search(text, at)
             at = len(text) if following is None else following.start()
-    return values, not failures
+    if failures:
+        yield _UNREAD
+
+
+class _UsedOfChoice(msgspec.Struct, omit_defaults=True):
+    delta: msgspec.Raw = _NOTHING
+    message: msgspec.Raw = _NOTHING
+    text: msgspec.Raw = _NOTHING
+    finish_reason: msgspec.Raw = _NOTHING
+
+
+class _UsedOfChunk(msgspec.Struct, omit_defaults=True):
+    choices: tuple[_UsedOfChoice] | None = None
+    usage: msgspec.Raw = _NOTHING
+    error: msgspec.Raw = _NOTHING
+    object: msgspec.Raw = _NOTHING
+
+
+def _what_is_used(data: bytes) -> Iterator[object]:
+    """Of one chunk that is too large to be decoded: what is passed over, as probabilities of tokens, makes no values."""
+    try:
+        chunk = _decode_used(data)
+        rest = msgspec.json.encode(chunk)
+        if not has_too_many_values(rest):
+            yield msgspec.json.decode(rest)
+            return
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    yield _UNREAD
+
+
+_decode_used: Final = msgspec.json.Decoder(_UsedOfChunk).decode
 
 
 def _number(digits: str) -> int | None:

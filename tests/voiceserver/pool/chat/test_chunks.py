@@ -216,3 +216,17 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["choices", "usage", "error", "object"]), JSON))
 def test_no_value_raises(value: object) -> None:
     list(read_event(json.dumps(value).encode()))
+
+
+def test_what_is_passed_over_makes_no_values_and_loses_no_text() -> None:
+    """As the probabilities of all tokens, which some proxies send unasked."""
+    words = [{"token": "word", "logprob": -0.1, "bytes": [1, 2, 3, 4]}] * 5_000
+    choice = {"message": {"content": "Hi."}, "logprobs": {"content": words}, "finish_reason": "stop"}
+    (chunk,) = read_event(json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3}}).encode())
+    assert (chunk.text, chunk.finish_reason, chunk.prompt_tokens, chunk.odd) == ("Hi.", "stop", 3, ())
+
+
+@pytest.mark.parametrize("event", [b'{"choices":[%s]}', b"[%s]", b'{"choices":[{"delta":{"content":[%s]}}]}'])
+def test_more_values_than_an_event_can_have_are_passed_over(event: bytes) -> None:
+    (chunk,) = read_event(event % b",".join([b"{}"] * 20_000))
+    assert (chunk.text, chunk.odd) == ("", ("json",))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KEEPALIVE_S: Final = 300.0
 _RETRIED_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 _WRONG_STATUS: Final = frozenset({401, 403, 404, 405, 407, 502, 503, 504})
+_MAX_PROBE_BYTES: Final = 4_194_304
 _PROBE_TIMEOUT_MS: Final = 5_000.0
 _PATH: Final = "/chat/completions"
 
@@ -59,22 +60,27 @@ class Endpoint:
         """Make the client; nothing is connected yet."""
         import httpx
 
+        from voiceserver.pool.chat.heads import bound_heads
+
         config = self._config
         headers = {"User-Agent": "voiceserver", **config.headers}
         if config.api_key:
             headers["Authorization"] = f"Bearer {config.api_key}"
+        limits = httpx.Limits(
+            max_connections=None,
+            max_keepalive_connections=config.max_concurrency,
+            keepalive_expiry=KEEPALIVE_S,
+        )
+        # trust_env: the environment was read above, and httpx raises for what it does not know.
+        transport = httpx.AsyncHTTPTransport(
+            verify=httpx.create_ssl_context(), limits=limits, proxy=self._proxy or None, trust_env=False
+        )
         self.client = httpx.AsyncClient(
             headers=headers,
             # Attempts keeps the other times.
             timeout=httpx.Timeout(None, connect=config.connect_timeout_ms / 1000.0),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=config.max_concurrency,
-                keepalive_expiry=KEEPALIVE_S,
-            ),
-            proxy=self._proxy or None,
-            verify=httpx.create_ssl_context(),
-            trust_env=False,  # the environment was read above, and httpx raises for what it does not know
+            transport=bound_heads(transport),
+            trust_env=False,
         )
 
     async def close(self) -> None:
@@ -91,10 +97,10 @@ class Endpoint:
             return
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_MS / 1000.0):
-                status = (await client.get(url)).status_code
+                status = await _status_of(client, "GET", url)
                 if 400 <= status < 500 and status != 429:  # it has no such list, or not for us
                     url = self.url
-                    status = (await client.post(url, content=b"{}", headers=_JSON)).status_code
+                    status = await _status_of(client, "POST", url, b"{}")
         except (TimeoutError, httpx.HTTPError) as error:
             self.note_down(url, error)
             return
@@ -178,6 +184,18 @@ class Endpoint:
 
 
 _JSON: Final = {"Content-Type": "application/json"}
+
+
+async def _status_of(client: httpx.AsyncClient, method: str, url: str, content: bytes | None = None) -> int:
+    """The body is read so that its connection can be used again, but not understood, and a long one is not read to its end."""
+    async with client.stream(method, url, content=content, headers=_JSON if content else None) as response:
+        left_bytes = _MAX_PROBE_BYTES
+        async for data in response.aiter_raw():
+            left_bytes -= len(data)
+            if left_bytes < 0:
+                break
+            await asyncio.sleep(0)
+        return response.status_code
 
 
 def without_password(url: str) -> str:

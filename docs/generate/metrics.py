@@ -25,7 +25,7 @@ class Described(NamedTuple):
 def observed() -> Metrics:
     """The metrics of a server that has everything to observe."""
     metrics = Metrics()
-    metrics.observe_state(lambda: False)
+    metrics.observe_state(lambda: False, ())
     metrics.observe_pools(list)
     admission = Admission(0, 1, "connection", 1.0)
     controller = CapacityController(

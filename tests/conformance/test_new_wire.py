@@ -62,7 +62,7 @@ def make_codec(request: WireRequest) -> Codec:
     return NetworkOrderCodec()
 
 
-WIRE = Wire(paths=("/v1/network-order",), make_codec=make_codec)
+WIRE = Wire(name="network_order", paths=("/v1/network-order",), make_codec=make_codec)
 
 
 def heard(frames: Iterable[Frame]) -> bytes:

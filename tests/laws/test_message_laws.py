@@ -15,7 +15,7 @@ import pytest
 from tests.conformance.wires import WIRES
 from voiceserver.errors import ProtocolError
 from voiceserver.testing.codec_suite import CodecCase
-from voiceserver.wire.decoding import read_text
+from voiceserver.wire import read_text
 
 MESSAGE_BYTES = 1_048_576  # server.max_message_bytes
 # Some 2 ms of a machine of today.

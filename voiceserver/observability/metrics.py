@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Concatenate, Final, ParamSpec, Protocol
 
 import msgspec
@@ -193,9 +193,12 @@ class Metrics(Collector):
         }
         self._part_of = {part: self._turn.labels(part) for part in _PIECES}
 
-    def observe_state(self, is_draining: Callable[[], bool]) -> None:
-        """Read at every scrape whether the server drains, and have counters begin at 0."""
+    def observe_state(self, is_draining: Callable[[], bool], wires: Iterable[str]) -> None:
+        """Read at every scrape whether the server drains, and have counters begin at 0, also for each of ``wires``."""
         self._registry.register(_StateCollector(is_draining))
+        for wire in wires:
+            self._opened.labels(wire)
+            self._closed.labels(wire, "1000")
         for counter, values in _ZEROS.items():
             for value in values:
                 getattr(self, counter).labels(value)
@@ -367,17 +370,22 @@ def _installed_version() -> str:
 
 def of_observers(faults: int) -> Iterator[Metric]:
     """What was lost of logs and metrics themselves."""
+    yield log_lines_lost(LOST_LINES.counts())
+    yield CounterMetricFamily(
+        "voiceserver_metric_faults", "Faults while counting, kept from callers.", value=faults
+    )
+
+
+def log_lines_lost(counts: Mapping[str, int]) -> Metric:
+    """``counts``: by reason."""
     lost = CounterMetricFamily(
         "voiceserver_log_lines_lost",
         "Log lines lost: their reader had stopped or was gone, their disk was full, or they could not be made.",
         labels=["reason"],
     )
-    for reason, count in LOST_LINES.counts().items():
+    for reason, count in counts.items():
         lost.add_metric([reason], count)
-    yield lost
-    yield CounterMetricFamily(
-        "voiceserver_metric_faults", "Faults while counting, kept from callers.", value=faults
-    )
+    return lost
 
 
 class _AdmissionCollector(Collector):

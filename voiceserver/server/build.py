@@ -87,7 +87,7 @@ def build(
     sessions = SessionFactory(settings, pools, store)
     places = _places(config, pools, sessions, ticks, log)
     history = _observe(metrics, pools, places, lambda: live_accounting(state, store), peer)
-    _observe_state(metrics, state, store)
+    _observe_state(metrics, state, store, host.wires)
     auth = _auth(config, pools, host)
     parts = RouteParts(config, pools, places.admission, metrics, state, auth, announcements, host.wires, peer)
     routes = build_routes(parts)
@@ -125,9 +125,9 @@ def _auth(config: Config, pools: Mapping[str, Pool], host: Host) -> Auth:
     )
 
 
-def _observe_state(metrics: Metrics, state: ServerState, store: SessionStore) -> None:
+def _observe_state(metrics: Metrics, state: ServerState, store: SessionStore, wires: Sequence[Wire]) -> None:
     metrics.observe_detached(lambda: store.detached)
-    metrics.observe_state(lambda: state.is_draining)
+    metrics.observe_state(lambda: state.is_draining, [wire.name for wire in wires])
 
 
 def _settings(config: Config, announcements: Announcements) -> SessionSettings:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from voiceserver.transport.services import Services
 
 _FAREWELL_MS: Final = 500.0
+_IDLE_LOOK_S: Final = 0.2
 
 
 class Server:
@@ -189,7 +190,7 @@ class Server:
         ``drain_timeout_ms``, close with 1012, stop."""
         services, peer, server = self.services, self._host.peer, self.config.server
         within_ms, idle_ms = float(server.drain_timeout_ms), float(server.drain_until_idle_ms)
-        services.state.begin_drain()
+        services.state.begin_drain(leaves_calls=idle_ms > 0)
         sessions = services.state.sessions
         if server.reuse_port and self._listener is not None:
             self._listener.close()  # new callers go to the server that takes over
@@ -197,7 +198,8 @@ class Server:
             self._host.log.info(
                 "draining", sessions=sessions, deadline_ms=idle_ms + within_ms, until_idle_ms=idle_ms
             )
-            await self._wait_empty(idle_ms)
+            await self._wait_idle(idle_ms)
+            services.state.begin_drain()
             sessions = services.state.sessions
         services.sessions.store.end_all("draining", services.ticks.clock())
         for connection in list(services.state.connections):
@@ -209,6 +211,14 @@ class Server:
                 async with asyncio.timeout(_FAREWELL_MS / 1000.0):
                     await peer.handoff.wait_idle()
         await self.stop()
+
+    async def _wait_idle(self, timeout_ms: float) -> None:
+        """Until no session is open, and nobody may come back to one."""
+        state, store = self.services.state, self.services.sessions.store
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000.0):
+                while state.sessions or store.detached:
+                    await asyncio.sleep(_IDLE_LOOK_S)
 
     async def _wait_empty(self, timeout_ms: float) -> None:
         """Until no session is open."""

@@ -244,7 +244,7 @@ class Call:
     def is_worth_keeping(self) -> bool:
         """Whether the call is kept if its connection is lost now."""
         session, connection = self.session, self.messages.connection
-        if not session.resume_token or self._services.state.is_draining:
+        if not session.resume_token or self._services.state.is_ending:
             return False
         is_used = (
             session.audio_input is not None

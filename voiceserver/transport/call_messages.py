@@ -23,8 +23,8 @@ from voiceserver.events.events import (
 from voiceserver.session.session import Session
 from voiceserver.session.speech_output import SCRIPT_UNSUPPORTED
 from voiceserver.transport.replay_buffer import ASK_BYTES, ReplayBuffer
-from voiceserver.wire import Audio, Codec, Frame
-from voiceserver.wire.decoding import event_id_of, read_text
+from voiceserver.wire import Audio, Codec, Frame, read_text
+from voiceserver.wire.decoding import event_id_of
 from voiceserver.wire.frames import PING, build_frame, build_head
 
 if TYPE_CHECKING:

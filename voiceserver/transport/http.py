@@ -112,6 +112,8 @@ ResumeHook = Callable[[Caller, Codec, str], ResumeTarget | OtherProcess | Respon
 class Draining(Protocol):
     @property
     def is_draining(self) -> bool: ...
+    @property
+    def is_ending(self) -> bool: ...
 
 
 class Gatekeeper(Protocol):
@@ -272,7 +274,7 @@ class Router:
             return error_response(error.http_status, error.code, str(error), param=error.param)
         except BadRequest as error:
             return _response_to(error)
-        if resume is not None and resume.call.places.has_place and not self._state.is_draining:
+        if resume is not None and resume.call.places.has_place and not self._state.is_ending:
             return Upgrade(data, codec, caller, None, key=key, resume=resume)
         got = self._try_enter(caller, codec, key, now_ms, is_resumed=resume is not None)
         if isinstance(got, Ticket):
@@ -287,7 +289,7 @@ class Router:
     def _try_enter(
         self, caller: Caller, codec: Codec, key: str, now_ms: float, *, is_resumed: bool
     ) -> Ticket | Refusal:
-        if self._state.is_draining:
+        if self._state.is_ending or (self._state.is_draining and not is_resumed):
             return Refusal("draining", DRAIN_RETRY_MS)
         # Some wires have no word for a place in a line that all their clients take for that; a browser sees no 503.
         can_wait = is_resumed or "Origin" in caller.headers or codec.traits.can_wait

@@ -37,15 +37,16 @@ class OpenConnection(Member, Protocol):
 
 
 class ServerState:
-    """``sessions``: upgraded connections; ``unopened``: the others. ``is_draining``: no new session is let in. ``is_measuring``:
-    the engines are measured before the first caller. ``loop_lag_ms``: how late the event loop runs what is due, smoothed.
-    ``port``: the port that is listened on; 0 before that."""
+    """``sessions``: upgraded connections; ``unopened``: the others. ``is_draining``: no new session is let in. ``is_ending``: nor
+    does one that is lost come back. ``is_measuring``: the engines are measured before the first caller. ``loop_lag_ms``: how late
+    the event loop runs what is due, smoothed. ``port``: the port that is listened on; 0 before that."""
 
     __slots__ = (
         "_on_empty",
         "activity",
         "connections",
         "is_draining",
+        "is_ending",
         "is_measuring",
         "loop_lag_ms",
         "port",
@@ -60,6 +61,7 @@ class ServerState:
         self.connections: dict[OpenConnection, None] = {}
         self.sessions = 0
         self.is_draining = False
+        self.is_ending = False
         self.is_measuring = False
         self.loop_lag_ms = 0.0
         self.port = 0
@@ -90,8 +92,10 @@ class ServerState:
         """The engines are measured, or a caller came first."""
         self.is_measuring = False
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, *, leaves_calls: bool = False) -> None:
+        """``leaves_calls``: those in progress go on for now, also over another connection."""
         self.is_draining = True
+        self.is_ending = not leaves_calls
 
     def when_empty(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when the last upgraded connection leaves; at once if there is none."""

@@ -21,8 +21,7 @@ from voiceserver.transport.http import (
     refusal_events,
 )
 from voiceserver.transport.websocket import FrameReceiver
-from voiceserver.wire import Codec, Frame
-from voiceserver.wire.decoding import read_text
+from voiceserver.wire import Codec, Frame, read_text
 from voiceserver.wire.frames import build_frame
 
 if TYPE_CHECKING:

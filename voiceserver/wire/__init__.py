@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from voiceserver.wire.traits import Audio, Codec, CodecTraits, Frame, Received
+from voiceserver.wire.traits import Audio, Codec, CodecTraits, Frame, Received, read_text
 
-__all__ = ["Audio", "Codec", "CodecTraits", "Frame", "Received"]
+__all__ = ["Audio", "Codec", "CodecTraits", "Frame", "Received", "read_text"]

@@ -12,8 +12,6 @@ import pybase64
 from msgspec import inspect
 
 from voiceserver.errors import ProtocolError
-from voiceserver.events.json_values import MAX_VALUES, has_too_many_values
-from voiceserver.wire.traits import Codec, Received
 
 _URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
 _BLANKS: Final = b" \t\r\n\f\v"
@@ -38,14 +36,6 @@ def decode_base64(text: str) -> bytes:  # hot
         if len(bare) % 4 == 1 or len(text) - len(bare) > len(bare) + 2:
             raise
         return pybase64.b64decode(bare + b"=" * (-len(bare) % 4), validate=True)
-
-
-def read_text(codec: Codec, message: bytes) -> Received:  # hot
-    """``message`` read by ``codec``, which is not asked about more values than the loop has time for. Raises ProtocolError."""
-    if has_too_many_values(message):
-        text = f"The message has too many values: there may be {MAX_VALUES}, and text as long as a message can be."
-        raise ProtocolError("too_many_values", text)
-    return codec.receive_text(message)
 
 
 class _Envelope(msgspec.Struct):

@@ -140,7 +140,7 @@ def make_codec(request: WireRequest) -> NativeCodec:
     return codec_from_query(request.query, request.config.session.output_rate_hz)
 
 
-WIRE: Final = Wire(paths=(PATH,), make_codec=make_codec)
+WIRE: Final = Wire(name="native", paths=(PATH,), make_codec=make_codec)
 
 
 def _rate(query: Mapping[str, str], name: str, default: int) -> int:

@@ -82,12 +82,14 @@ class LineFormat:
 class Wire:
     """One wire protocol, as the server offers it.
 
+    ``name``: that of its codec's traits.
     ``paths``: of its WebSockets.
     ``make_codec``: raises ProtocolError for a request that cannot be served (HTTP 400), Forbidden for one that may not (403).
     ``line_format``: None for a wire whose clients hear no lines.
     ``is_self_signed``: whether callers prove in another way than by an API key who they are, as the server is configured.
     """
 
+    name: str
     paths: tuple[str, ...]
     make_codec: Callable[[WireRequest], Codec]
     line_format: LineFormat | None = None

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from voiceserver.errors import ProtocolError
 from voiceserver.events.events import ClientEvent, ServerEvent
+from voiceserver.events.json_values import MAX_VALUES, has_too_many_values
 
 Frame = str | bytes  # str: a text message; bytes: a binary message
 
@@ -124,3 +125,11 @@ class Codec(ABC):
     def set_talk_limit(self, daily_ms: float, left_ms: float, reset_s: float) -> None:
         """Audio that the caller's API key may send: a day, of that left, and seconds until the next day begins."""
         return
+
+
+def read_text(codec: Codec, message: bytes) -> Received:  # hot
+    """``message`` read by ``codec``, which is not asked about more values than the loop has time for. Raises ProtocolError."""
+    if has_too_many_values(message):
+        text = f"The message has too many values: there may be {MAX_VALUES}, and text as long as a message can be."
+        raise ProtocolError("too_many_values", text)
+    return codec.receive_text(message)

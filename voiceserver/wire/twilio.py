@@ -412,6 +412,7 @@ def make_codec(request: WireRequest) -> TwilioCodec:
 
 
 WIRE: Final = Wire(
+    name="twilio",
     paths=(PATH,),
     make_codec=make_codec,
     line_format=LineFormat(G711_RATE_HZ, pcm_to_mulaw),

@@ -283,7 +283,7 @@ class WhisperLiveCodec(Codec):
 
 
 # Its clients can be told a host and a port, but no path.
-WIRE: Final = Wire(paths=(PATH, "/"), make_codec=lambda request: WhisperLiveCodec())
+WIRE: Final = Wire(name="whisperlive", paths=(PATH, "/"), make_codec=lambda request: WhisperLiveCodec())
 
 
 def _uid_of(message: bytes) -> str:

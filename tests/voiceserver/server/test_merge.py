@@ -13,8 +13,17 @@ import msgspec
 import pytest
 from prometheus_client.core import Metric
 
+from voiceserver.observability.metrics import log_lines_lost
 from voiceserver.server.multiprocess.handoff import Handoff, answer_waiting, mailbox
-from voiceserver.server.multiprocess.merge import Unready, decode, figures_of, lasting, merge, restarts
+from voiceserver.server.multiprocess.merge import (
+    Unready,
+    decode,
+    figures_of,
+    lasting,
+    lost_lines,
+    merge,
+    restarts,
+)
 from voiceserver.server.multiprocess.peer import Peer
 from voiceserver.server.multiprocess.shared_stats import PLACE_BYTES, SILENT_MS, SharedStats
 
@@ -107,6 +116,14 @@ def test_restarts_of_processes_add_up_and_outlive_them() -> None:
     for _ in range(3):
         kept = lasting([kept, restarts(1)])
     assert told(merge([kept])) == {("voiceserver_process_restarts_total", ""): 3.0}
+
+
+def test_lines_that_the_supervisor_lost_are_counted_beside_those_of_the_processes() -> None:
+    process = figures_of([log_lines_lost({"overflow": 5})], b"null", "0")
+    kept = lasting([lost_lines({}, {"overflow": 2})])
+    kept = lasting([kept, lost_lines({"overflow": 2}, {"overflow": 3, "gone": 1})])
+    found = {tuple(s.labels.values()): s.value for family in merge([process, kept]) for s in family.samples}
+    assert found == {("overflow",): 8.0, ("gone",): 1.0}
 
 
 def test_a_process_hears_why_callers_of_the_others_would_not_be_served(shares: list[Peer]) -> None:

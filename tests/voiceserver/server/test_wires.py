@@ -14,6 +14,7 @@ from voiceserver.config.schema import BackpressureConfig, TwilioConfig
 from voiceserver.pool import Speech
 from voiceserver.server.auth import Auth
 from voiceserver.wire import openai, twilio, whisperlive
+from voiceserver.wire.registry import WIRES
 from voiceserver.wire.samples import G711_BYTES_PER_MS
 from voiceserver_workers.ipc.messages import ResultKind
 
@@ -33,6 +34,20 @@ def speak_clips(shell: Shell) -> None:
         stream.answer(ResultKind.AUDIO, turn, seq, bytes(2 * 8 * 100 * seq))
         stream.answer(ResultKind.DONE, turn, seq)
     assert stream.is_closed
+
+
+def test_counters_of_every_wire_begin_at_zero_and_have_the_names_of_the_codecs() -> None:
+    shell = Shell()
+    opened = {wire.name: 0.0 for wire in WIRES}
+
+    def told(name: str) -> dict[str, float]:
+        return {one.labels["wire"]: one.value for one in shell.services.metrics.to_samples()[name]}
+
+    assert told("voiceserver_sessions_opened_total") == told("voiceserver_sessions_closed_total") == opened
+    for wire in WIRES:
+        assert shell.call(upgrade(wire.paths[0])).status == 101
+        opened[wire.name] += 1.0
+        assert told("voiceserver_sessions_opened_total") == opened
 
 
 @pytest.mark.parametrize("path", [openai.PATH, f"{openai.PATH}?model=gpt-realtime"])

@@ -312,6 +312,22 @@ def test_a_drain_ends_what_nobody_listens_to_and_keeps_nothing_more() -> None:
     assert shell.admission.taken == 0
 
 
+def test_a_drain_that_leaves_calls_time_lets_them_come_back_until_it_ends_them() -> None:
+    shell = Shell("stt")
+    first = begin(shell)
+    shell.services.state.begin_drain(leaves_calls=True)
+    assert shell.call().status == 503
+    for _ in range(2):
+        first.lose()
+        assert shell.services.sessions.store.detached == 1
+        first = resume(shell, token_of(first))
+        assert first.status == 101
+    shell.services.state.begin_drain()
+    first.lose()
+    assert shell.services.sessions.store.detached == 0
+    assert resume(shell, token_of(first)).status != 101
+
+
 def test_too_many_kept_calls_cost_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voiceserver.transport.session_store.MAX_DETACHED", 2)
     shell = Shell("stt")

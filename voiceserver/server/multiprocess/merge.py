@@ -6,13 +6,13 @@ Figures of single workers keep their process as a label.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from prometheus_client.core import Metric
 
-from voiceserver.observability.metrics import process_restarts
+from voiceserver.observability.metrics import log_lines_lost, process_restarts
 
 _WORST: Final = ("_seconds", "_ratio", "_level", "_batch", "_ms")
 _LASTING: Final = ("counter", "histogram")  # what outlives the process that counted it
@@ -109,6 +109,12 @@ def lasting(all_figures: Iterable[Figures]) -> Figures:
 def restarts(count: int) -> Figures:
     """What the supervisor itself has to tell: how many server processes were lost and are started again."""
     return figures_of([process_restarts(count)], b"null", "")
+
+
+def lost_lines(before: Mapping[str, int], now: Mapping[str, int]) -> Figures:
+    """How many lines of the supervisor's own log were lost between two looks."""
+    more = {reason: count - before.get(reason, 0) for reason, count in now.items()}
+    return figures_of([log_lines_lost(more)], b"null", "")
 
 
 def merge_capacity(capacities: Sequence[bytes]) -> bytes:

@@ -26,14 +26,14 @@ import msgspec
 
 from voiceserver.config.schema import Config
 from voiceserver.errors import StartError
-from voiceserver.observability.logs import get_logger
+from voiceserver.observability.logs import LOST_LINES, get_logger
 from voiceserver.server import admin
 from voiceserver.server.key_usage import usage_that_lasts
 from voiceserver.server.listening import is_both_families, take_both_families
 from voiceserver.server.multiprocess.child_handle import Child
 from voiceserver.server.multiprocess.handoff import answer_waiting, mailbox
 from voiceserver.server.multiprocess.lifeline import DRAIN, READY, send_config
-from voiceserver.server.multiprocess.merge import Figures, decode, lasting, restarts
+from voiceserver.server.multiprocess.merge import Figures, decode, lasting, lost_lines, restarts
 from voiceserver.server.multiprocess.peer import USAGE_BYTES, decode_usage
 from voiceserver.server.multiprocess.shared_stats import SharedStats
 from voiceserver.server.systemd import tell_systemd
@@ -100,6 +100,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._deadline_ms = 0.0  # of a drain; 0: there is none
         self._is_told = False
+        self._lost_lines = LOST_LINES.counts()
         self._code = 0
 
     def run(self) -> int:
@@ -114,6 +115,7 @@ class Supervisor:
                 self._obey_signals()
                 self._reap()
                 self._kill_hung()
+                self._count_lost_lines()
         finally:
             self._close()
         self._log.info("stopped", code=self._code)
@@ -280,6 +282,12 @@ class Supervisor:
         # Who waited for it to take up a call again is not kept waiting for its successor.
         answer_waiting(self._mailboxes[child.index][0], CALL_IS_ELSEWHERE.to_bytes())
         self._log.error("server process lost", process=child.index, pid=pid, status=code)
+
+    def _count_lost_lines(self) -> None:
+        counts = LOST_LINES.counts()
+        if counts != self._lost_lines:
+            self._keep([lost_lines(self._lost_lines, counts)])
+            self._lost_lines = counts
 
     def _let_go(self, child: Child) -> None:
         if child.lifeline is not None:

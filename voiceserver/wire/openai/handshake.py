@@ -87,4 +87,4 @@ def make_codec(request: WireRequest) -> OpenAICodec:
     return codec_for(asked, request.seed, request.turn_detection, request.voices, session=request.session)
 
 
-WIRE: Final = Wire(paths=(PATH,), make_codec=make_codec)
+WIRE: Final = Wire(name="openai", paths=(PATH,), make_codec=make_codec)

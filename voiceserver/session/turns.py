@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 LOST: Final = 1006  # the close code of a session whose caller has gone without a word
 LATE_MS: Final = 100.0  # a timer that is later than this means that the server stood still
+# Turns begin at its multiples, where the samples of all usual rates coincide: resampled, the same speech is the same samples.
+GRID_MS: Final = 10.0
 MOST_PENDING: Final = 32  # turns that have ended and wait for their transcript
 _ANSWER: Final = ev.ReplyCreate()  # of whatever was said until it is its turn
 
@@ -140,7 +142,8 @@ def decide(session: SessionState, audio_input: AudioInput, decision: Decision, n
 def start_speech(session: SessionState, audio_input: AudioInput, start: Start, now_ms: float) -> None:
     detection = session.options.turn_detection
     padding_ms = detection.prefix_padding_ms if detection is not None else 0
-    begun_ms = begin_turn(session, audio_input, max(start.at_ms - padding_ms, 0.0), start.decided_ms, now_ms)
+    from_ms = max(start.at_ms - padding_ms, 0.0)
+    begun_ms = begin_turn(session, audio_input, from_ms - from_ms % GRID_MS, start.decided_ms, now_ms)
     mark = len(session.outgoing)
     interrupted = 0
     if detection is not None and detection.interrupts_reply and session.has_speech_output:

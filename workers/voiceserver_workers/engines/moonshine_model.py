@@ -4,7 +4,8 @@ Transcription and Voice Commands", 2024). The window has any length, so a short 
 The decoder is greedy, and may be made to begin with tokens that were told already. Guards against what it invents, or leaves
 out, all measured on recordings:
 
-- Silence around the speech is cut to 100 ms: digital silence sometimes makes it end before the first word.
+- Silence and noise around the speech are cut: digital silence sometimes makes it end before the first word, and a little more
+  of either changes the spelling of a word.
 - Where there is speech, the first token is not the end.
 - A hypothesis is dropped where the model wanted to end at once and is not sure of the words it gave instead.
 - It has no more tokens than anybody says in that time, and stops when the same four tokens come for the third time in a row.
@@ -31,10 +32,13 @@ CONTEXT_S: Final = 15
 _BEGIN, _END = 1, 2
 # A window is at least as long.
 _MIN_SAMPLES = RATE_HZ // 10
-_BLOCK_SAMPLES = RATE_HZ * 10 // 1000
-_MARGIN_SAMPLES = RATE_HZ // 10
-_SOUND_POWER = 10.0 ** (-40.0 / 10.0)
-_SOUND_LEVEL = 10.0 ** (-40.0 / 20.0)  # of the loudest sample
+_BLOCK_SAMPLES = RATE_HZ * 50 // 1000
+# More behind: many words end in a fricative, which is no louder than noise.
+_BEFORE_SAMPLES, _BEHIND_SAMPLES = RATE_HZ * 60 // 1000, RATE_HZ * 150 // 1000
+# Of the loudest block, for speech without noise. The quietest tenth of an utterance is noise; what is so much louder, or as loud as
+# speech, is sound.
+_SOUND_DB, _SPEECH_DB = -40.0, -20.0
+_NOISE_SHARE, _OVER_NOISE_DB, _NOISE_STEP_DB, _LEAST_NOISE = 0.1, 12.0, 6.0, 1e-9
 # Nobody speaks faster: tokens a second, and some for the beginning.
 _TOKENS_PER_S, _MIN_TOKENS = 6.5, 8
 _LOOP_TOKENS, _LOOP_TIMES = 4, 3
@@ -124,25 +128,37 @@ class MoonshineModel:
 
 
 def without_silence(audio: Audio) -> Audio:
-    """``audio`` (n,) with exactly 100 ms before its first and after its last sound; where it has less, zeros are added.
+    """``audio`` (n,) with exactly 60 ms before its first and 150 ms after its last sound; where it has less, zeros are added.
 
-    Sound is what is less than 40 dB below the loudest 10 ms: a noisy line has no silence, and a quiet voice loses nothing. The
-    ends are found to the sample, so the same speech is shown to the model alike, however much silence came with it.
+    Sound is 50 ms, less than 40 dB below the loudest and clearly louder than the noise of the line; a soft click is none.
+    They may begin at any sample, so the same speech is shown to the model alike, however much silence or noise came with it.
     """
-    count = len(audio) // _BLOCK_SAMPLES
-    blocks = audio[: count * _BLOCK_SAMPLES].reshape(count, _BLOCK_SAMPLES)
-    power = np.mean(blocks * blocks, axis=1)
-    if count and power.max() > 0:
-        loud = np.flatnonzero(power > power.max() * _SOUND_POWER) * _BLOCK_SAMPLES
-        first, last = max(0, int(loud[0]) - _BLOCK_SAMPLES), int(loud[-1]) + 2 * _BLOCK_SAMPLES
-        level = np.abs(audio[first:last])
-        sounds = first + np.flatnonzero(level > level.max() * _SOUND_LEVEL)
-        start, stop = int(sounds[0]) - _MARGIN_SAMPLES, int(sounds[-1]) + 1 + _MARGIN_SAMPLES
+    found = _sound(audio)
+    if found is not None:
+        start, stop = found[0] - _BEFORE_SAMPLES, found[1] + _BEHIND_SAMPLES
         shown = audio[max(start, 0) : stop]
         audio = np.pad(shown, (max(-start, 0), max(stop - len(audio), 0)))
     if len(audio) < _MIN_SAMPLES:
         audio = np.concatenate((audio, np.zeros(_MIN_SAMPLES - len(audio), np.float32)))
     return np.ascontiguousarray(audio, np.float32)
+
+
+def _sound(audio: Audio) -> tuple[int, int] | None:
+    """The samples from the first sound to the last. None: there is none."""
+    if len(audio) < _BLOCK_SAMPLES:
+        return None
+    energy = np.cumsum(np.square(audio, dtype=np.float64))
+    power = energy[_BLOCK_SAMPLES - 1 :].copy()
+    power[1:] -= energy[:-_BLOCK_SAMPLES]
+    loudest = float(power.max())
+    if loudest <= 0:
+        return None
+    noise = max(float(np.quantile(power[::_BLOCK_SAMPLES], _NOISE_SHARE)) / loudest, _LEAST_NOISE)
+    # In steps, so that a little more of the noise moves no limit.
+    noise_db = _NOISE_STEP_DB * round(10.0 * math.log10(noise) / _NOISE_STEP_DB)
+    limit = loudest * 10.0 ** (min(max(noise_db + _OVER_NOISE_DB, _SOUND_DB), _SPEECH_DB) / 10.0)
+    loud = np.flatnonzero(power > limit)
+    return int(loud[0]), int(loud[-1]) + _BLOCK_SAMPLES
 
 
 def repeats(tokens: Sequence[int]) -> bool:

@@ -26,7 +26,7 @@ from benchmarks.callers import realtime_callers as realtime
 from benchmarks.report.results import percentiles, print_table, store
 from benchmarks.running import run_until_done
 from benchmarks.sides.slow_llm import SlowLlm
-from voiceserver_clients.conversation import CHUNK_MS, Exchange, Pacer, TurnReport
+from voiceserver_clients.conversation import CHUNK_MS, ConversationState, Pacer, TurnReport
 from voiceserver_clients.local_server import LocalServer
 from voiceserver_clients.made_speech import LINES, make_speech
 from voiceserver_clients.recording import BYTES_PER_SAMPLE, Recording, read_recording
@@ -60,19 +60,19 @@ class NativeCaller:
 
     def __init__(self, client: VoiceClient) -> None:
         self.client = client
-        self.exchange = Exchange()
+        self.state = ConversationState()
         self.done = asyncio.Event()
 
     async def listen(self) -> None:
         async for event in self.client.events():
             now_ms = time.monotonic() * 1000
-            self.exchange.receive_event(event, now_ms)
-            if self.exchange.turns and self.exchange.is_settled(now_ms):
+            self.state.receive_event(event, now_ms)
+            if self.state.turns and self.state.is_settled(now_ms):
                 self.done.set()
 
     def reports(self) -> list[TurnReport]:
         """Of the turns after the warm-up that were answered."""
-        reports = [self.exchange.turns[turn] for turn in sorted(self.exchange.turns)]
+        reports = [self.state.turns[turn] for turn in sorted(self.state.turns)]
         return [report for report in reports if report.answer_ms is not None][WARM_UP_TURNS:]
 
     def answers_ms(self) -> list[float]:

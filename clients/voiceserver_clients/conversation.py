@@ -1,8 +1,8 @@
 """A conversation from recordings: speak one, fall silent, listen to the answer, go on with the next.
 
 A recording is sent as a microphone would send it: on an absolute clock (a late chunk does not make the next one late), with
-silence after the words until the server has found the end of the turn and answered. :class:`Exchange` is the pure part: it
-follows the events and knows when everything that was said has been answered.
+silence after the words until the server has found the end of the turn and answered. :class:`ConversationState` is the pure part:
+it follows the events and knows when everything that was said has been answered.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TurnReport:
 
 
 @dataclass(slots=True)
-class Exchange:
+class ConversationState:
     """What has been said and what has been answered, from events alone. Time is an argument."""
 
     turns: dict[int, TurnReport] = field(default_factory=dict)
@@ -178,7 +178,7 @@ class Conversation:
         patience_ms: float = 15_000,
         on_speak: Callable[[float, Recording], None] | None = None,
     ) -> None:
-        self.exchange = Exchange()
+        self.state = ConversationState()
         self._client = client
         self._on_event = on_event
         self._on_speak = on_speak
@@ -209,12 +209,12 @@ class Conversation:
             for task in (listening, speaking):
                 task.cancel()
             await asyncio.gather(listening, speaking, return_exceptions=True)
-        return [self.exchange.turns[turn] for turn in sorted(self.exchange.turns)]
+        return [self.state.turns[turn] for turn in sorted(self.state.turns)]
 
     async def _listen(self) -> None:
         async for event in self._client.events():
             now_ms = self.now_ms()
-            self.exchange.receive_event(event, now_ms)
+            self.state.receive_event(event, now_ms)
             self._on_event(now_ms, event)
 
     async def _speak(self, recordings: Sequence[Recording]) -> None:
@@ -257,19 +257,19 @@ class Conversation:
 
     def _may_go_on(self, silent_since_ms: float) -> bool:
         now_ms = self.now_ms()
-        exchange = self.exchange
-        if now_ms - max(silent_since_ms, exchange.last_event_ms) > self._patience_ms:
+        state = self.state
+        if now_ms - max(silent_since_ms, state.last_event_ms) > self._patience_ms:
             return True
         if now_ms - silent_since_ms < EMPTY_TURN_MS and not self._is_answered_since(silent_since_ms):
             return False
-        if exchange.is_busy or not exchange.is_settled(now_ms):
+        if state.is_busy or not state.is_settled(now_ms):
             return False
         if not self._is_realtime:
-            return now_ms - max(silent_since_ms, exchange.last_event_ms) >= QUIET_MS
-        return not self._waits_for_playback or now_ms >= exchange.playing_until_ms
+            return now_ms - max(silent_since_ms, state.last_event_ms) >= QUIET_MS
+        return not self._waits_for_playback or now_ms >= state.playing_until_ms
 
     def _is_answered_since(self, since_ms: float) -> bool:
-        return any((report.done_ms or -math.inf) >= since_ms for report in self.exchange.turns.values())
+        return any((report.done_ms or -math.inf) >= since_ms for report in self.state.turns.values())
 
 
 def _bytes_of(duration_ms: float, rate_hz: int) -> int:

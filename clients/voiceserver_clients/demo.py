@@ -105,11 +105,11 @@ async def converse(console: Console, url: str, recordings: Sequence[Recording]) 
         reports = await conversation.hold(recordings)
     console.print()
     console.print(latency_table(reports))
-    exchange = conversation.exchange
-    write_wav(REPLY_FILE, bytes(exchange.reply_audio), exchange.output_rate_hz)
-    length_s = speech_seconds(exchange.reply_audio, exchange.output_rate_hz)
+    state = conversation.state
+    write_wav(REPLY_FILE, bytes(state.reply_audio), state.output_rate_hz)
+    length_s = speech_seconds(state.reply_audio, state.output_rate_hz)
     console.print(f"What the server said is in {REPLY_FILE} ({length_s:.1f} s).")
-    return exchange.is_answered
+    return state.is_answered
 
 
 @dataclass(slots=True)

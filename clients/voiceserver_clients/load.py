@@ -120,15 +120,15 @@ class Load:
         kinds = [self._talker] * self.plan.talkers + [self._listener] * self.plan.listeners
         kinds += [self._idle] * self.plan.connections
         random.Random(self.plan.seed).shuffle(kinds)
-        gate = asyncio.Semaphore(CONNECTING_AT_ONCE)
+        connecting = asyncio.Semaphore(CONNECTING_AT_ONCE)
         start_ms = self._now_ms()
         async with asyncio.TaskGroup() as group:
             for index, kind in enumerate(kinds):
                 due_ms = start_ms + index * 1000 / self.plan.ramp_per_s
                 await asyncio.sleep(max(0.0, due_ms - self._now_ms()) / 1000)
-                await gate.acquire()
+                await connecting.acquire()
                 task = group.create_task(self._connect(index, kind(index, due_ms)))
-                task.add_done_callback(lambda _: gate.release())
+                task.add_done_callback(lambda _: connecting.release())
 
     def _talker(self, index: int, due_ms: float) -> Caller:
         script = self._scripts[self.plan.talker_chunk_ms]

@@ -151,13 +151,13 @@ async def _converse(recordings: list[Recording], options: Options) -> int:
             f"{client.lost_ms / 1000:.1f} s of speech went with a session that could not be picked up again",
             EXIT_UNANSWERED,
         )
-    return 0 if conversation.exchange.is_answered and not client.lost_ms else EXIT_UNANSWERED
+    return 0 if conversation.state.is_answered and not client.lost_ms else EXIT_UNANSWERED
 
 
 def _write_reply(conversation: Conversation, out: Path | None) -> None:
-    exchange = conversation.exchange
-    if out is not None and exchange.reply_audio:
-        write_wav(out, bytes(exchange.reply_audio), exchange.output_rate_hz)
+    state = conversation.state
+    if out is not None and state.reply_audio:
+        write_wav(out, bytes(state.reply_audio), state.output_rate_hz)
 
 
 def _print_summary(
@@ -167,8 +167,8 @@ def _print_summary(
     console.print(latency_table(reports))
     if not reports:
         console.print("The server heard no speech.")
-    if out is not None and conversation.exchange.reply_audio:
-        length_s = speech_seconds(conversation.exchange.reply_audio, conversation.exchange.output_rate_hz)
+    if out is not None and conversation.state.reply_audio:
+        length_s = speech_seconds(conversation.state.reply_audio, conversation.state.output_rate_hz)
         console.print(f"Reply written to {out} ({length_s:.1f} s)")
 
 

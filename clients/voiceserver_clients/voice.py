@@ -97,7 +97,7 @@ class VoiceClient:
         self._open_timeout_s = open_timeout_s
         self._unheard: asyncio.TimerHandle | None = None  # until the first event of the native wire
         self._log = AudioLog(rate_hz, reconnect.keep_ms if reconnect else 0.0)
-        self._said = EventLog(KEPT_EVENTS if reconnect else 0)
+        self._event_log = EventLog(KEPT_EVENTS if reconnect else 0)
         self._saying = asyncio.Lock()
         self._is_greeted = True  # False from a reconnect to its session.ready, which says where to go on
         self._credit = Credit()
@@ -172,11 +172,11 @@ class VoiceClient:
         self._is_finishing = self._is_finishing or isinstance(event, SessionClose)
         has_place = isinstance(event, InputCommit | InputClear | SessionClose)
         position = self._log.end if has_place else self._log.cursor
-        number = self._said.append(_encode_event(event).decode(), position)
+        number = self._event_log.append(_encode_event(event).decode(), position)
         session = self._session
         if not has_place:
             await self._say_due()
-        while self._session == session and self._said.sent <= number:
+        while self._session == session and self._event_log.sent <= number:
             async with self._sending:
                 await self._send_log()
 
@@ -184,14 +184,14 @@ class VoiceClient:
         """Send the control events whose place in the audio has come, in their order, as soon as there is a connection."""
         async with self._saying:
             socket = await self._connected()
-            while self._socket is socket and (message := self._said.peek(self._log.cursor)) is not None:
+            while self._socket is socket and (message := self._event_log.peek(self._log.cursor)) is not None:
                 try:
                     await socket.send(message)
                 except ConnectionClosed:
                     await self._wait_for_other(socket)
                     return
                 if self._socket is socket:  # else a resume has moved the cursor meanwhile
-                    self._said.advance()
+                    self._event_log.advance()
 
     async def commit(self) -> None:
         """End the utterance by hand."""
@@ -375,15 +375,15 @@ class VoiceClient:
             if ready.is_resumed:
                 self.lost_ms += self._log.rewind(ready.received_ms)
                 if ready.received_events is not None:
-                    self._said.rewind(ready.received_events)
+                    self._event_log.rewind(ready.received_events)
             else:
                 self.lost_ms += self._log.sent_ms
-                self._said.restart(self._log.cursor)
+                self._event_log.restart(self._log.cursor)
                 self._log.restart()
                 self._session += 1
             does_count = ready.is_resumed and ready.received_events is not None
-            if self._is_finishing and not does_count and self._said.peek(self._log.end) is None:
-                self._said.append(_encode_event(SessionClose()).decode(), self._log.end)
+            if self._is_finishing and not does_count and self._event_log.peek(self._log.end) is None:
+                self._event_log.append(_encode_event(SessionClose()).decode(), self._log.end)
             if self._resuming is not None:
                 self._resuming.cancel()
             self._resuming = asyncio.create_task(self._resume_sending(), name="voice-client-resume")
@@ -401,7 +401,7 @@ class VoiceClient:
     async def _send_log(self) -> None:
         """The audio, and between its chunks the events that have their place there."""
         while True:
-            if self._said.peek(self._log.cursor) is not None:
+            if self._event_log.peek(self._log.cursor) is not None:
                 await self._say_due()
             elif (chunk := self._log.peek()) is not None:
                 await self._send_chunk(chunk)

@@ -33,7 +33,7 @@ from voiceserver.events.events import (
     TranscriptFinal,
 )
 from voiceserver_clients import talk, voice
-from voiceserver_clients.conversation import EMPTY_TURN_MS, Exchange
+from voiceserver_clients.conversation import EMPTY_TURN_MS, ConversationState
 from voiceserver_clients.made_speech import NoSpeech
 from voiceserver_clients.recording import BadRecording, Recording, read_recording, write_wav
 from voiceserver_clients.talk import EXIT_LOST, EXIT_REFUSED, EXIT_UNANSWERED, EXIT_USAGE, Options
@@ -126,7 +126,7 @@ class TestRecording:
 
 class TestExchange:
     def test_a_filler_is_heard_and_is_not_the_answer(self) -> None:
-        exchange = Exchange()
+        state = ConversationState()
         filled: list[tuple[float, ServerEvent]] = [
             (0.0, SpeechStopped(1, 0.0)),
             (5.0, ReplyStarted(1)),
@@ -135,13 +135,13 @@ class TestExchange:
             (1_500.0, ReplyAudio(1, bytes(200))),
         ]
         for now_ms, event in filled:
-            exchange.receive_event(event, now_ms)
-        assert exchange.turns[1].answer_ms == 1_500.0
-        assert exchange.turns[1].audio_bytes == 300
+            state.receive_event(event, now_ms)
+        assert state.turns[1].answer_ms == 1_500.0
+        assert state.turns[1].audio_bytes == 300
 
     def test_settled_when_every_turn_is_answered(self) -> None:
-        exchange = Exchange()
-        assert exchange.is_settled(0)
+        state = ConversationState()
+        assert state.is_settled(0)
         steps: list[tuple[ServerEvent, bool]] = [
             (SpeechStarted(1, 0), False),
             (SpeechStopped(1, 900), False),
@@ -151,49 +151,49 @@ class TestExchange:
             (SpeechStarted(2, 2_000), False),
         ]
         for now_ms, (event, is_settled) in enumerate(steps):
-            exchange.receive_event(event, now_ms)
-            assert exchange.is_settled(now_ms) is is_settled, event
+            state.receive_event(event, now_ms)
+            assert state.is_settled(now_ms) is is_settled, event
 
     def test_a_turn_that_the_caller_went_on_from_is_answered_with_the_next(self) -> None:
-        exchange = Exchange()
+        state = ConversationState()
         for event in (
             SpeechStarted(1, 0),
             SpeechStopped(1, 900),
             SpeechStarted(2, 1_000),
             SpeechStopped(2, 1_900),
         ):
-            exchange.receive_event(event, 0)
-        exchange.receive_event(TranscriptFinal(1, "and so"), 0)
-        assert not exchange.is_settled(1e6)
-        assert not exchange.is_answered
+            state.receive_event(event, 0)
+        state.receive_event(TranscriptFinal(1, "and so"), 0)
+        assert not state.is_settled(1e6)
+        assert not state.is_answered
         for event in (TranscriptFinal(2, "my friends"), ReplyStarted(2), ReplyDone(2, "completed")):
-            exchange.receive_event(event, 0)
-        assert exchange.is_settled(0)
-        assert exchange.is_answered
+            state.receive_event(event, 0)
+        assert state.is_settled(0)
+        assert state.is_answered
 
     def test_a_failed_reply_is_no_answer(self) -> None:
-        exchange = Exchange()
+        state = ConversationState()
         for event in (SpeechStarted(1, 0), SpeechStopped(1, 900), ReplyStarted(1), ReplyDone(1, "failed")):
-            exchange.receive_event(event, 0)
-        assert exchange.is_settled(0)
-        assert not exchange.is_answered
+            state.receive_event(event, 0)
+        assert state.is_settled(0)
+        assert not state.is_answered
 
     def test_a_turn_without_words_may_stay_unanswered(self) -> None:
-        exchange = Exchange()
+        state = ConversationState()
         for event in (SpeechStarted(1, 0), SpeechStopped(1, 900), TranscriptFinal(1, "")):
-            exchange.receive_event(event, 100)
-        assert not exchange.is_settled(100 + EMPTY_TURN_MS - 1)
-        assert exchange.is_settled(100 + EMPTY_TURN_MS)
+            state.receive_event(event, 100)
+        assert not state.is_settled(100 + EMPTY_TURN_MS - 1)
+        assert state.is_settled(100 + EMPTY_TURN_MS)
 
     def test_playback_ends_when_the_audio_has_been_heard_or_interrupted(self) -> None:
-        exchange = Exchange()
+        state = ConversationState()
         second = bytes(24_000 * 2)
-        exchange.receive_event(READY, 0)
-        exchange.receive_event(ReplyAudio(1, second), 100)
-        exchange.receive_event(ReplyAudio(1, second), 150)
-        assert exchange.playing_until_ms == 2_100
-        exchange.receive_event(SpeechStarted(2, 0, interrupted_turn=1), 500)
-        assert exchange.playing_until_ms == 500
+        state.receive_event(READY, 0)
+        state.receive_event(ReplyAudio(1, second), 100)
+        state.receive_event(ReplyAudio(1, second), 150)
+        assert state.playing_until_ms == 2_100
+        state.receive_event(SpeechStarted(2, 0, interrupted_turn=1), 500)
+        assert state.playing_until_ms == 500
 
 
 class TestTimeline:

@@ -217,7 +217,7 @@ class Metrics(Collector):
         controller: Retreating,
         live: Callable[[], Iterable[ev.Accounting]],
     ) -> None:
-        """Read who is in, who waits, and the books of ``live`` sessions at every scrape."""
+        """Read who is in, who waits, and the accounting of ``live`` sessions at every scrape."""
         self._registry.register(_AdmissionCollector(admission, controller, live))
 
     @_unfailing
@@ -423,11 +423,11 @@ class _AdmissionCollector(Collector):
             labels=["fate"],
         )
         sums = dict.fromkeys(("received", "consumed", "buffered", "dropped"), 0.0)
-        for books in self._live():
-            sums["received"] += books.received_ms
-            sums["consumed"] += books.consumed_ms
-            sums["buffered"] += books.discarded_ms  # what is still there counts so until the end
-            sums["dropped"] += books.dropped_ms
+        for accounting in self._live():
+            sums["received"] += accounting.received_ms
+            sums["consumed"] += accounting.consumed_ms
+            sums["buffered"] += accounting.discarded_ms  # what is still there counts so until the end
+            sums["dropped"] += accounting.dropped_ms
         for fate, ms in sums.items():
             family.add_metric([fate], ms / 1e3)
         yield family

@@ -195,7 +195,7 @@ class TwilioCodec(Codec):
     def receive_text(self, message: bytes) -> Received:  # hot
         """One message of Twilio. Raises ProtocolError; one with a ``close_code`` for a ``start`` that no call can begin with."""
         try:
-            said = _decode(message)
+            received = _decode(message)
         except msgspec.ValidationError as error:
             raise self._not_understood(error, message) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -203,21 +203,21 @@ class TwilioCodec(Codec):
             raise ProtocolError(
                 "invalid_message", f"This is no message of Twilio Media Streams: {reason}."
             ) from None
-        if said.event == "media":
-            return self._receive_media(said.media)
-        if said.event == "mark":
-            return self._receive_mark(said.mark)
-        if said.event == "start":
-            return self._receive_start(said.start)
-        if said.event == "dtmf":
-            if said.dtmf is None:
+        if received.event == "media":
+            return self._receive_media(received.media)
+        if received.event == "mark":
+            return self._receive_mark(received.mark)
+        if received.event == "start":
+            return self._receive_start(received.start)
+        if received.event == "dtmf":
+            if received.dtmf is None:
                 raise _missing("dtmf")
-            return [ev.Digit(digit=said.dtmf.digit)]
-        if said.event == "stop":
+            return [ev.Digit(digit=received.dtmf.digit)]
+        if received.event == "stop":
             return [ev.SessionClose()]
-        if said.event == "connected":
+        if received.event == "connected":
             return []
-        raise ProtocolError("unknown_event", f"There is no event {said.event[:80]!r}.", param="event")
+        raise ProtocolError("unknown_event", f"There is no event {received.event[:80]!r}.", param="event")
 
     def _receive_media(self, media: _Media | None) -> Received:  # hot
         if media is None:

@@ -279,7 +279,9 @@ class WhisperLiveCodec(Codec):
         shown = [one for one in self._segments if one.text]
         completed = [one for one in shown if one.is_completed][-self._last :]
         growing = [one for one in shown if not one.is_completed]
-        return [self._frame(segments=[_said(one) for one in (*completed, *growing)])] if shown else []
+        return (
+            [self._frame(segments=[_segment_fields(one) for one in (*completed, *growing)])] if shown else []
+        )
 
 
 # Its clients can be told a host and a port, but no path.
@@ -294,7 +296,7 @@ def _uid_of(message: bytes) -> str:
         return ""
 
 
-def _said(segment: _Segment) -> dict[str, object]:
+def _segment_fields(segment: _Segment) -> dict[str, object]:
     """As Whisper does, text begins with a space, so that clients may join it."""
     return {
         "start": f"{segment.start_ms / 1000.0:.3f}",

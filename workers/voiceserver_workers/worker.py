@@ -112,7 +112,7 @@ class Worker:
         self._has_sent = False
         self._is_audio_in = engine.info.hears
         self._has_partials = engine.info.stage == "stt"
-        self._is_done_said = engine.info.stage in ("reply", "tts")
+        self._announces_done = engine.info.stage in ("reply", "tts")
         self.is_stopping = False
 
     def start(self) -> None:
@@ -357,7 +357,7 @@ class Worker:
     def _answer(self, work: Work, output: Output) -> None:
         """Encode before sending, so that a piece that cannot be encoded fails the item and not the worker."""
         pieces = output.pieces
-        if len(pieces) == 1 and not self._is_done_said:
+        if len(pieces) == 1 and not self._announces_done:
             payload = pieces[0].payload
             if isinstance(payload, bytes):
                 self._send(pieces[0].kind, work.stream, work.turn, work.seq, payload)
@@ -370,7 +370,7 @@ class Worker:
             output.more = False
             self._fail(work.stream, work.turn, work.seq, _as_engine_error(error))
             return
-        is_over = self._is_done_said and not output.more and (work.is_flush or not self._is_audio_in)
+        is_over = self._announces_done and not output.more and (work.is_flush or not self._is_audio_in)
         if is_over and not any(p.kind == ResultKind.DONE for p in pieces):
             payloads += self._encode(work, Piece(ResultKind.DONE))
         if not payloads and not work.is_continued:

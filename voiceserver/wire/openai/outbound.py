@@ -39,7 +39,7 @@ class RateLimit(NamedTuple):
 class HeardTurn:
     """What was said about one turn of the caller."""
 
-    __slots__ = ("audio_ms", "is_announced", "is_committed", "item_id", "partial", "said", "started_ms")
+    __slots__ = ("audio_ms", "is_announced", "is_committed", "item_id", "partial", "sent_text", "started_ms")
 
     def __init__(self, item_id: str) -> None:
         self.item_id = item_id
@@ -48,7 +48,7 @@ class HeardTurn:
         self.started_ms = 0.0
         self.audio_ms = 0.0
         self.partial = ""
-        self.said = ""  # of the transcript, in deltas
+        self.sent_text = ""  # of the transcript, in deltas
 
 
 class Outbound:
@@ -234,12 +234,12 @@ class Outbound:
     def _delta(self, heard: HeardTurn, text: str) -> list[Frame]:
         if (
             self.settings.transcription is None
-            or len(text) <= len(heard.said)
-            or not text.startswith(heard.said)
+            or len(text) <= len(heard.sent_text)
+            or not text.startswith(heard.sent_text)
         ):
             return []
-        fields = {"item_id": heard.item_id, "content_index": 0, "delta": text[len(heard.said) :]}
-        heard.said = text
+        fields = {"item_id": heard.item_id, "content_index": 0, "delta": text[len(heard.sent_text) :]}
+        heard.sent_text = text
         return [self.writer.frame("conversation.item.input_audio_transcription.delta", fields)]
 
     def _partial(self, event: ev.TranscriptPartial) -> list[Frame]:

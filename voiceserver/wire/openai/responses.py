@@ -196,8 +196,8 @@ class Response:
                 self._writer.frame("response.function_call_arguments.delta", {**where, "delta": piece})
             )
         if event.is_done:
-            said = {**where, "name": item.name, "arguments": item.arguments}
-            frames.append(self._writer.frame("response.function_call_arguments.done", said))
+            fields = {**where, "name": item.name, "arguments": item.arguments}
+            frames.append(self._writer.frame("response.function_call_arguments.done", fields))
             frames += self._close_item(item, "completed")
         return frames
 

@@ -65,12 +65,12 @@ def solve(text: str) -> Fraction | None:
     """The value of the sum that ``text`` asks for; ``None`` if it asks for none. Raises Unanswerable."""
     if len(text) > _MAX_CHARS:
         return None
-    said = _LEAD_IN.sub("", re.sub(r"(?<=\d),(?=\d{3})", "", text.lower()).rstrip(" ?.!"), count=1)
-    said = _TAIL.sub("", said).replace("×", "*").replace("÷", "/").replace("-", " - ")
+    spoken = _LEAD_IN.sub("", re.sub(r"(?<=\d),(?=\d{3})", "", text.lower()).rstrip(" ?.!"), count=1)
+    spoken = _TAIL.sub("", spoken).replace("×", "*").replace("÷", "/").replace("-", " - ")
     for phrase in sorted(_OPERATORS, key=len, reverse=True):
-        said = re.sub(rf"\b{phrase}\b", f" {_OPERATORS[phrase]} ", said)
-    tokens = _TOKEN.findall(said)
-    if len(tokens) < 2 or _TOKEN.sub("", said).strip(" "):
+        spoken = re.sub(rf"\b{phrase}\b", f" {_OPERATORS[phrase]} ", spoken)
+    tokens = _TOKEN.findall(spoken)
+    if len(tokens) < 2 or _TOKEN.sub("", spoken).strip(" "):
         return None
     if not any(token in "+-*/^%" for token in tokens[1:]):
         return None

@@ -72,21 +72,21 @@ def _output(request: str | None) -> Output:
         asked = decode_reply_request(request)
     except (ValueError, RecursionError):
         raise EngineError("bad_request", "the reply request is not a JSON object with messages") from None
-    sentences = answer(_last_said(asked.messages), asked.context or {})
+    sentences = answer(_last_user_text(asked.messages), asked.context or {})
     pieces = [Piece(ResultKind.TEXT, f" {text}" if index else text) for index, text in enumerate(sentences)]
     return Output([*pieces, _DONE])
 
 
-def _last_said(messages: Sequence[ReplyMessage]) -> str:
+def _last_user_text(messages: Sequence[ReplyMessage]) -> str:
     return next((message.text for message in reversed(messages) if message.role == "user"), "")
 
 
-def answer(said: str, context: Context) -> list[str]:
-    """Sentences to say to someone who said ``said``. An empty ``said`` is speech that was not understood."""
-    said = " ".join(said.split())
-    greeting = _GREETING.match(said)
+def answer(text: str, context: Context) -> list[str]:
+    """Sentences to say to a caller who said ``text``. An empty ``text`` is speech that was not understood."""
+    text = " ".join(text.split())
+    greeting = _GREETING.match(text)
     opening = ["Hello."] if greeting else []
-    rest = said[greeting.end() :] if greeting else said
+    rest = text[greeting.end() :] if greeting else text
     if not re.search(r"\w", rest):
         if greeting:
             return ["Hello.", "What can I do for you?"]
@@ -103,13 +103,13 @@ def answer(said: str, context: Context) -> list[str]:
     return [*opening, _repeat(rest)]
 
 
-def _repeat(said: str) -> str:
-    said = (
-        said
-        if len(said) <= _MAX_REPEATED_CHARS
-        else said[:_MAX_REPEATED_CHARS].rsplit(" ", 1)[0] + " and so on"
+def _repeat(text: str) -> str:
+    text = (
+        text
+        if len(text) <= _MAX_REPEATED_CHARS
+        else text[:_MAX_REPEATED_CHARS].rsplit(" ", 1)[0] + " and so on"
     )
-    return f"You said: {said.rstrip(' .,;:')}{'' if said.endswith(('?', '!')) else '.'}"
+    return f"You said: {text.rstrip(' .,;:')}{'' if text.endswith(('?', '!')) else '.'}"
 
 
 def _local_time(context: Context) -> datetime:

@@ -19,18 +19,18 @@ STEP_SAMPLES = RATE_HZ  # said in one step; longer turns share the worker with o
 
 
 class _Stream:
-    """heard: the turn so far. said: how many samples of it were given back."""
+    """heard: the turn so far. sent_samples: how many samples of it were given back."""
 
-    __slots__ = ("heard", "said", "turn")
+    __slots__ = ("heard", "sent_samples", "turn")
 
     def __init__(self) -> None:
         self.heard: list[Audio] = []
-        self.said = 0
+        self.sent_samples = 0
         self.turn = 0
 
     def forget(self) -> None:
         self.heard.clear()
-        self.said = 0
+        self.sent_samples = 0
 
 
 class Echo:
@@ -77,10 +77,10 @@ def _say(state: _Stream) -> Output:
     """The next second of what was heard; DONE behind the last."""
     whole = np.concatenate(state.heard) if state.heard else np.empty(0, np.float32)
     state.heard = [whole]
-    part = whole[state.said : state.said + STEP_SAMPLES]
-    state.said += len(part)
+    part = whole[state.sent_samples : state.sent_samples + STEP_SAMPLES]
+    state.sent_samples += len(part)
     pieces = [Piece(ResultKind.AUDIO, part)] if len(part) else []
-    if state.said < len(whole):
+    if state.sent_samples < len(whole):
         return Output(pieces, more=True)
     state.forget()
     return Output([*pieces, Piece(ResultKind.DONE)])

@@ -167,12 +167,12 @@ class SmartTurn:
                     _queue_windows(state, piece)
         order = sorted(range(len(states)), key=lambda index: states[index].waiting_since or self._steps)
         outputs = [Output() for _ in batch]
-        may_judge = True
+        may_predict = True
         for index in order:
-            may_judge = self._advance(states[index], outputs[index], may_judge)
+            may_predict = self._advance(states[index], outputs[index], may_predict)
         return outputs
 
-    def _advance(self, state: _Stream, output: Output, may_judge: bool) -> bool:
+    def _advance(self, state: _Stream, output: Output, may_predict: bool) -> bool:
         """Tell the stream's windows up to the first pause for which the model may not be asked any more in this step.
         Returns whether the next stream may ask it."""
         told: list[_Window] = []
@@ -185,20 +185,20 @@ class SmartTurn:
                     continue
                 output.pieces.append(_speech(told))
                 told = []
-            if not may_judge:
+            if not may_predict:
                 state.waiting_since = state.waiting_since or self._steps
                 output.more = True
                 return False
             state.windows.popleft()
             state.waiting_since = 0
-            output.pieces.append(self._judge(state, window))
-            may_judge = False
+            output.pieces.append(self._predict(state, window))
+            may_predict = False
         if told:
             output.pieces.append(_speech(told))
         state.trim()
-        return may_judge
+        return may_predict
 
-    def _judge(self, state: _Stream, window: _Window) -> Piece:
+    def _predict(self, state: _Stream, window: _Window) -> Piece:
         """Ask the model about the pause that ends with ``window``."""
         at_ms = window.start_ms + WINDOW_MS
         probability = self._model.probability(pcm16_to_float(state.turn_pcm(at_ms)))

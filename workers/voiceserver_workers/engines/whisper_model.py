@@ -65,7 +65,7 @@ class Settings:
         return cls(**msgspec.structs.asdict(given))
 
 
-class _Guess(NamedTuple):
+class _Decoding(NamedTuple):
     """is_cut: it went on beyond ``tokens``, so its last word may be half of one."""
 
     tokens: list[int]
@@ -124,8 +124,10 @@ class WhisperModel:
                     languages[index] = found[0][0].strip("<|>")
         elif not self.is_multilingual:
             languages = ["en"] * len(jobs)
-        guesses = self._generate(encoded, jobs, languages, beam_size)
-        looping = [index for index, guess in enumerate(guesses) if self._repeats(guess, languages[index])]
+        decodings = self._generate(encoded, jobs, languages, beam_size)
+        looping = [
+            index for index, decoding in enumerate(decodings) if self._repeats(decoding, languages[index])
+        ]
         if looping:
             again = self._model.encode(ctranslate2.StorageView.from_array(features[looping]))
             better = self._generate(
@@ -135,11 +137,11 @@ class WhisperModel:
                 beam_size,
                 _FORBIDDEN_REPEAT,
             )
-            for index, guess in zip(looping, better, strict=True):
-                guesses[index] = guess
+            for index, decoding in zip(looping, better, strict=True):
+                decodings[index] = decoding
         return [
-            self._heard(job, guess, language)
-            for job, guess, language in zip(jobs, guesses, languages, strict=True)
+            self._heard(job, decoding, language)
+            for job, decoding, language in zip(jobs, decodings, languages, strict=True)
         ]
 
     def _generate(
@@ -149,7 +151,7 @@ class WhisperModel:
         languages: Sequence[str],
         beam_size: int,
         no_repeat: int = 0,
-    ) -> list[_Guess]:
+    ) -> list[_Decoding]:
         prompts = []
         for job, language in zip(jobs, languages, strict=True):
             tokenizer = self.tokenizer(language)
@@ -163,32 +165,32 @@ class WhisperModel:
             return_scores=True,
             return_no_speech_prob=True,
         )
-        guesses = []
+        decodings = []
         for job, result in zip(jobs, results, strict=True):
             tokens = result.sequences_ids[0]
             # As Whisper counts: over the tokens and the end of text.
             log_probability = result.scores[0] * len(tokens) / (len(tokens) + 1)
             seconds = len(job.audio) / RATE_HZ
             limit = max(int(_MIN_TOKENS + _TOKENS_PER_S * seconds), len(job.prefix))
-            guesses.append(
-                _Guess(tokens[:limit], len(tokens) > limit, log_probability, result.no_speech_prob)
+            decodings.append(
+                _Decoding(tokens[:limit], len(tokens) > limit, log_probability, result.no_speech_prob)
             )
-        return guesses
+        return decodings
 
-    def _repeats(self, guess: _Guess, language: str) -> bool:
-        text = self.tokenizer(language).decode(guess.tokens).encode()
+    def _repeats(self, decoding: _Decoding, language: str) -> bool:
+        text = self.tokenizer(language).decode(decoding.tokens).encode()
         return len(text) > _COMPRESSION_LIMIT * len(zlib.compress(text))
 
-    def _heard(self, job: Job, guess: _Guess, language: str) -> Heard:
+    def _heard(self, job: Job, decoding: _Decoding, language: str) -> Heard:
         tokenizer = self.tokenizer(language)
-        is_nothing = guess.no_speech > self._settings.no_speech_threshold
-        tokens: Sequence[int] = guess.tokens
-        if is_nothing and guess.log_probability < _UNSURE_LOG_PROBABILITY:
+        is_nothing = decoding.no_speech > self._settings.no_speech_threshold
+        tokens: Sequence[int] = decoding.tokens
+        if is_nothing and decoding.log_probability < _UNSURE_LOG_PROBABILITY:
             tokens = job.prefix
         tokens = [token for token in tokens if token < tokenizer.eot]
         _, split = tokenizer.split_to_word_tokens([*tokens, tokenizer.eot])
         words = [tuple(word) for word in split if word and word[0] != tokenizer.eot]
-        is_half = guess.is_cut and sum(map(len, words)) > len(job.prefix)
+        is_half = decoding.is_cut and sum(map(len, words)) > len(job.prefix)
         return Heard(words[:-1] if is_half else words, language)
 
     def _log_mel(self, audio: Audio) -> Audio:

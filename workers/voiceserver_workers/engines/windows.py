@@ -333,8 +333,8 @@ class WindowEngine(ABC):
         self._want(state)
 
     def _joined(self, state: _Stream, words: Sequence[Word], spoken: str) -> str:
-        said = self._model.text(words, spoken)
-        return f"{state.text} {said}" if state.text and said else state.text or said
+        tail = self._model.text(words, spoken)
+        return f"{state.text} {tail}" if state.text and tail else state.text or tail
 
 
 def _priority(state: _Stream) -> int:

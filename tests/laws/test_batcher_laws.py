@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from voiceserver_workers.batcher import Batcher, BatchLimits, Work
 
 STREAMS = st.integers(1, 6)
+REST_MS = 5.0
 LIMITS = st.builds(
     BatchLimits,
     max_batch_size=st.integers(1, 4),
@@ -19,7 +20,7 @@ LIMITS = st.builds(
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), STREAMS, st.integers(1, 5), st.booleans()),
-        st.tuples(st.just("take"), st.floats(0.0, 10.0), st.sampled_from(["", "more"])),
+        st.tuples(st.just("take"), st.floats(0.0, 10.0), st.sampled_from(["", "more", "rest"])),
         st.tuples(st.just("cancel"), STREAMS),
         st.tuples(st.just("close"), STREAMS),
     ),
@@ -37,6 +38,7 @@ class Model:
         self.position: dict[int, int] = defaultdict(int)
         self.turn: dict[int, int] = defaultdict(lambda: 1)
         self.queued: dict[int, list[Work]] = defaultdict(list)
+        self.resting: dict[int, float] = defaultdict(float)  # until when
         self.waits: dict[int, int] = defaultdict(int)  # batches that left without a stream that had work
         for stream in range(1, 7):
             self.batcher.open(stream)
@@ -59,10 +61,13 @@ class Model:
         if batch:
             self._check_starvation(streams)
         for work in batch:
+            assert self.now_ms >= self.resting[work.stream], "stepped before its time"
             self._check_order(work)
         for work in batch[:1] if more else []:
             if not work.is_continued:
-                self.batcher.put_continued(work, self.now_ms)
+                rest_ms = REST_MS if more == "rest" else 0.0
+                self.resting[work.stream] = self.now_ms + rest_ms
+                self.batcher.put_continued(work, self.now_ms, rest_ms)
                 self.queued[work.stream].insert(0, Work(*work[:3], b"", work.is_flush, True))
 
     def _check_order(self, work: Work) -> None:
@@ -80,7 +85,8 @@ class Model:
 
     def _check_starvation(self, streams: list[int]) -> None:
         for stream, queue in self.queued.items():
-            self.waits[stream] = self.waits[stream] + 1 if queue and stream not in streams else 0
+            waits = queue and stream not in streams and self.now_ms > self.resting[stream]
+            self.waits[stream] = self.waits[stream] + 1 if waits else 0
             # Six streams: at most five others go first, one batch each in the worst case.
             assert self.waits[stream] <= 5, f"stream {stream} starves"
 
@@ -89,10 +95,12 @@ class Model:
         self.batcher.cancel(stream, turn)
         self.queued[stream] = [work for work in self.queued[stream] if work.turn > turn]
         self.turn[stream] += 1
+        self.resting[stream] = 0.0
 
     def close(self, stream: int) -> None:
         self.batcher.close(stream)
         self.queued[stream] = []
+        self.resting[stream] = 0.0
         self.batcher.open(stream)
 
     def drain(self) -> None:
@@ -100,7 +108,8 @@ class Model:
             due_ms = self.batcher.due_ms()
             if due_ms is None:
                 break
-            assert due_ms <= self.now_ms + self.limits.max_wait_ms, "waits longer than max_wait_ms"
+            longest_ms = max(self.limits.max_wait_ms, REST_MS)
+            assert due_ms <= self.now_ms + longest_ms, "waits longer than max_wait_ms"
             self.now_ms = max(self.now_ms, due_ms)
             self.take("")
         assert not any(self.queued.values()), "work was lost"

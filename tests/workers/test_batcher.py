@@ -181,3 +181,32 @@ def test_a_stream_on_trial_goes_alone_and_then_like_everybody() -> None:
 def test_impossible_limits_are_refused(limits: dict[str, int], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         BatchLimits(**limits)
+
+
+def test_resting_work_and_what_is_behind_it_wait_and_others_do_not() -> None:
+    batcher = make(1, 2, max_wait_ms=50.0)
+    batcher.put(text(1, 1), 0.0)
+    batcher.put(text(2, 1), 0.0)
+    first, _ = batcher.take(0.0)
+    batcher.put_continued(first, 0.0, 5.0)
+    batcher.put(text(1, 2), 1.0)
+    assert batcher.due_ms() == 5.0
+    assert batcher.take(4.0) == []
+    # The other stream is all that could bring something, so it waits for nobody.
+    batcher.put(text(2, 2), 4.0)
+    assert [(work.stream, work.seq) for work in batcher.take(4.0)] == [(2, 2)]
+    assert [(work.seq, work.is_continued) for work in batcher.take(5.0)] == [(1, True)]
+    assert [(work.seq, work.is_continued) for work in batcher.take(55.0)] == [(2, False)]
+
+
+def test_a_cancelled_rest_frees_what_was_behind_it() -> None:
+    batcher = make(1)
+    batcher.put(text(1, 1), 0.0)
+    (first,) = batcher.take(0.0)
+    batcher.put_continued(first, 0.0, 1000.0)
+    batcher.put(text(1, 2, turn=2), 0.0)
+    assert batcher.cancel(1, 1) == 1
+    assert [work.seq for work in batcher.take(0.0)] == [2]
+    batcher.put_continued(first, 0.0, 1000.0)
+    batcher.close(1)
+    assert (batcher.pending, batcher.due_ms()) == (0, None)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class ScriptedStream:
         self.queue = list(script)
         self.samples = 0
         self.wants_more = False
+        self.rest_ms = 0.0
         self.pieces: list[Piece] = []
 
     @property
@@ -124,6 +126,7 @@ class ScriptedStream:
     def take(self, output: Output) -> None:
         self.pieces += output.pieces
         self.wants_more = output.more
+        self.rest_ms = output.rest_ms if output.more else 0.0
 
 
 def run_together(engine: Engine, streams: Sequence[ScriptedStream], steps: int = MOST_STEPS) -> None:
@@ -136,7 +139,13 @@ def run_together(engine: Engine, streams: Sequence[ScriptedStream], steps: int =
         assert len(outputs) == len(busy)
         for stream, output in zip(busy, outputs, strict=True):
             stream.take(output)
+        rest(busy)
     assert steps != MOST_STEPS, "the engine asks for more steps without end"
+
+
+def rest(streams: Sequence[ScriptedStream]) -> None:
+    """As a worker does whose engine waits for somebody else."""
+    time.sleep(min(stream.rest_ms for stream in streams) / 1000.0)
 
 
 def run_alone(engine: Engine, stream_id: int, script: Sequence[Input]) -> list[Piece]:
@@ -289,6 +298,7 @@ class EngineSuite:
             with pytest.raises((EngineError, KeyError)):
                 engine.step([item, stranger])
             stream.take(engine.step([item])[0])
+            rest([stream])
         assert_same(stream.pieces, alone, case.tolerance)
         engine.close(2)
 

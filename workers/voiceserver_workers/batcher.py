@@ -7,6 +7,8 @@ Rules, kept by ``tests/laws/test_batcher_laws.py``:
 - A batch leaves when it is full, when every open stream is in it (nothing else could arrive), or ``max_wait_ms``
   after its first item came. Continued work, flushes and what an earlier batch left behind do not wait at all.
 - Adjacent audio of one stream is taken as one item up to ``merge_bytes``, so that a backlog catches up.
+- Work that rests, because its engine waits for somebody else, is in no batch before its time, and neither is what its stream
+  has behind it.
 - A stream on trial goes alone: if the worker dies then, it is known who did it.
 """
 
@@ -58,6 +60,7 @@ class Batcher:
     def __init__(self, limits: BatchLimits) -> None:
         self.limits = limits
         self._queues: OrderedDict[int, deque[Work]] = OrderedDict()  # streams with work, next one first
+        self._resting: dict[int, tuple[float, deque[Work]]] = {}  # when they have work again, and which
         self._open: set[int] = set()
         self._on_trial: dict[int, int] = {}
         self._due_ms: float | None = None
@@ -73,7 +76,8 @@ class Batcher:
         """Forget the stream and its work. Unknown streams are ignored."""
         self._open.discard(stream)
         self._on_trial.pop(stream, None)
-        queue = self._queues.pop(stream, None)
+        rest = self._resting.pop(stream, None)
+        queue = self._queues.pop(stream, None) if rest is None else rest[1]
         if queue is not None:
             self._pending -= len(queue)
 
@@ -81,6 +85,10 @@ class Batcher:
         """Queue ``work`` behind everything its stream already has."""
         # hot
         queue = self._queues.get(work.stream)
+        if queue is None and work.stream in self._resting:
+            self._resting[work.stream][1].append(work)
+            self._pending += 1
+            return
         if queue is None:
             self._queues[work.stream] = deque((work,))
         else:
@@ -88,24 +96,34 @@ class Batcher:
         self._pending += 1
         self._be_due(now_ms if work.is_flush or work.is_pause else now_ms + self.limits.max_wait_ms)
 
-    def put_continued(self, work: Work, now_ms: float) -> None:
-        """The engine wants another step for what it got as ``work``: before the stream's next work, behind other streams."""
+    def put_continued(self, work: Work, now_ms: float, rest_ms: float = 0.0) -> None:
+        """The engine wants another step for what it got as ``work``: before the stream's next work, behind other streams.
+
+        rest_ms: not before then."""
         queue = self._queues.get(work.stream)
         if queue is None:
             queue = self._queues[work.stream] = deque()
         queue.appendleft(Work(work.stream, work.turn, work.seq, b"", work.is_flush, True, work.is_pause))
         self._pending += 1
-        self._be_due(now_ms)
+        if rest_ms > 0.0:
+            self._resting[work.stream] = now_ms + rest_ms, self._queues.pop(work.stream)
+        else:
+            self._be_due(now_ms)
 
     def cancel(self, stream: int, turn: int) -> int:
         """Drop the stream's queued work of ``turn`` and older. Returns how many pieces went."""
-        queue = self._queues.get(stream)
+        rest = self._resting.pop(stream, None)
+        queue = self._queues.get(stream) if rest is None else rest[1]
         if queue is None:
             return 0
         kept = deque(work for work in queue if work.turn > turn)
         dropped = len(queue) - len(kept)
         self._pending -= dropped
-        if kept:
+        if rest is not None:
+            if kept:  # whatever it is, it may be stepped at once
+                self._queues[stream] = kept
+                self._be_due(0.0)
+        elif kept:
             self._queues[stream] = kept
         else:
             del self._queues[stream]
@@ -118,10 +136,16 @@ class Batcher:
 
     def due_ms(self) -> float | None:
         """When ``take`` gives a batch even if nothing more arrives; ``None`` with nothing queued."""
-        return self._due_ms if self._queues else None
+        due_ms = self._due_ms if self._queues else None
+        if not self._resting:
+            return due_ms
+        rested_ms = min(until_ms for until_ms, _ in self._resting.values())
+        return rested_ms if due_ms is None else min(due_ms, rested_ms)
 
     def take(self, now_ms: float) -> list[Work]:  # hot
         """The next batch; empty while it is worth waiting, or with nothing queued."""
+        if self._resting:
+            self._wake(now_ms)
         if not self._queues:
             self._due_ms = None
             return []
@@ -152,8 +176,15 @@ class Batcher:
         self._due_ms = now_ms if self._queues else None
         return batch
 
+    def _wake(self, now_ms: float) -> None:
+        for stream, (until_ms, queue) in list(self._resting.items()):
+            if until_ms <= now_ms:
+                del self._resting[stream]
+                self._queues[stream] = queue
+                self._due_ms = now_ms
+
     def _enough(self) -> int:
-        return max(1, min(self.limits.max_batch_size, len(self._open)))
+        return max(1, min(self.limits.max_batch_size, len(self._open) - len(self._resting)))
 
     def _be_due(self, due_ms: float) -> None:
         if self._due_ms is None or due_ms < self._due_ms or self._pending == 1:

@@ -68,13 +68,15 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Output:
-    """What one item gave. ``more``: step this stream again without new input (continuous batching). ``is_optional``: all that
-    was computed in this step is left out where there is more to do (stt: partial transcripts), so the server does not count it
-    when it learns how many callers it can carry."""
+    """What one item gave. ``more``: step this stream again without new input (continuous batching); ``rest_ms``: not before
+    then, because the engine waits for somebody else meanwhile. ``is_optional``: all that was computed in this step is left out
+    where there is more to do (stt: partial transcripts), so the server does not count it when it learns how many callers it
+    can carry."""
 
     pieces: list[Piece] = field(default_factory=list)
     more: bool = False
     is_optional: bool = False
+    rest_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

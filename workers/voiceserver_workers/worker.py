@@ -48,6 +48,7 @@ ENGINE_FAILED = EngineError("engine_failed", "The engine failed on this input.")
 # As plain ints: looking a member up costs more than comparing it.
 _OPEN, _DATA, _FLUSH, _CANCEL, _CLOSE, _PAUSE, _FINAL_ONLY = map(int, RequestKind)
 _WORK = frozenset((_DATA, _FLUSH, _PAUSE))
+_ENDINGS = (ResultKind.DONE, ResultKind.FAILED)
 _NO_AUDIO: Audio = np.zeros(0, np.float32)
 _new_work = _new_item = tuple.__new__  # half the time of the constructor that NamedTuple makes
 _PCM16_FRAME_BYTES = 3840  # 20 ms at 96 kHz, 80 ms at 24 kHz; below a slot of any sensible size
@@ -275,7 +276,7 @@ class Worker:
                 continue
             self._answer(work, output)
             if output.more:
-                self._batcher.put_continued(work, now_ms)
+                self._batcher.put_continued(work, now_ms, output.rest_ms)
 
     def _decode(self, batch: list[Work]) -> Sequence[Audio | None]:  # hot
         """The audio of each work, all converted in one go; ``None`` where there is none, or half a sample."""
@@ -371,7 +372,7 @@ class Worker:
             self._fail(work.stream, work.turn, work.seq, _as_engine_error(error))
             return
         is_over = self._announces_done and not output.more and (work.is_flush or not self._is_audio_in)
-        if is_over and not any(p.kind == ResultKind.DONE for p in pieces):
+        if is_over and not any(p.kind in _ENDINGS for p in pieces):
             payloads += self._encode(work, Piece(ResultKind.DONE))
         if not payloads and not work.is_continued:
             payloads.append((ResultKind.CONSUMED, b""))

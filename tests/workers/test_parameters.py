@@ -59,7 +59,7 @@ def test_what_is_read_is_of_its_kind_or_named(field: tuple[str, str, inspect.Typ
         return
     read = getattr(parameters.read(engine, KINDS[engine], {name: value}), name)
     assert read == value
-    assert not isinstance(read, bool | list)
+    assert isinstance(read, bool) == isinstance(kind, inspect.BoolType)
     plain = kind.type if isinstance(kind, inspect.Metadata) else kind
     if isinstance(plain, inspect.FloatType | inspect.IntType):
         assert plain.ge is None or read >= plain.ge
@@ -95,6 +95,15 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(
             "stages.tts.params.speed: must be a number from",
         ),
         (["stages.reply.engine=chat"], "stages.reply.params.base_url: the chat engine needs an address"),
+        (["stages.tts.engine=speech"], "stages.tts.params.base_url: the speech engine needs an address"),
+        (
+            [
+                "stages.stt.engine=transcription",
+                "stages.stt.params.base_url=http://x/v1",
+                "stages.stt.params.api_key_env=NOT_THERE_AT_ALL",
+            ],
+            "stages.stt.params.api_key_env: the environment has no NOT_THERE_AT_ALL",
+        ),
         (
             [
                 "stages.stt.engine=whisper",

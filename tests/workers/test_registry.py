@@ -31,6 +31,11 @@ def test_the_built_in_engines_are_known() -> None:
     }
 
 
+def test_what_an_endpoint_computes_costs_nothing_here() -> None:
+    elsewhere = {name for name in known_names() if not resolve(name).computes}
+    assert elsewhere == {"chat", "speech", "transcription"}
+
+
 def test_only_chat_is_remote() -> None:
     assert [name for name in BUILT_IN if resolve(name).is_remote] == ["chat"]
     with pytest.raises(EngineNotFound, match="runs in the server"):

@@ -62,11 +62,11 @@ def measure(config: Config, budget_s: float) -> Iterator[Step | Trouble]:
         if not settings.is_on:
             continue
         try:
-            is_remote = registry.check(settings.engine).is_remote
+            computes = registry.check(settings.engine).computes
         except registry.EngineLookupError as error:
             yield Trouble(stage, settings.engine, str(error))
             continue
-        if not is_remote:
+        if computes:
             yield from _measure(stage, settings, budget_s)
 
 
@@ -140,9 +140,4 @@ def carries(config: Config, steps: Sequence[Step], cores: float, connections: in
 
 def _computes(engine: str) -> bool:
     """Whether a stage with this engine takes time of this machine."""
-    if not has_engine(engine):
-        return False
-    try:
-        return not registry.resolve(engine).is_remote
-    except registry.EngineNotFound:
-        return True
+    return has_engine(engine) and registry.computes(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from voiceserver.config.environment import environment
 from voiceserver.config.schema import Config, StageConfig
 from voiceserver.errors import ConfigError
 from voiceserver.installation import missing_message
@@ -11,6 +12,7 @@ from voiceserver.observability.logs import Log, level_of, worker_output
 from voiceserver.pool import OnEvent, Pool, ignore_event
 from voiceserver.pool.fallback import FallbackPool
 from voiceserver_workers import parameters, registry
+from voiceserver_workers.http.address import AddressError, address_of
 
 MakePool = Callable[[str, StageConfig, OnEvent], Pool]
 
@@ -52,9 +54,20 @@ def _check_parameters(table: str, stage: StageConfig, source_of: Callable[[str],
         except ConfigError as error:
             raise ConfigError(error.key, error.message, source_of(error.key)) from None
         return
-    name, _, problem = parameters.problem_of(stage.engine, stage.params).partition(": ")
+    name, _, problem = _problem_of_parameters(stage).partition(": ")
     if problem:
         raise ConfigError(f"{table}.{name}", problem, source_of(f"{table}.{name}"))
+
+
+def _problem_of_parameters(stage: StageConfig) -> str:
+    """ "name: what is wrong"; empty for nothing."""
+    problem = parameters.problem_of(stage.engine, stage.params)
+    if not problem and registry.resolve(stage.engine).asks:
+        try:
+            address_of(stage.engine, stage.params, environment())
+        except AddressError as error:
+            return str(error)
+    return problem
 
 
 def _missing_packages(lacking: Sequence[registry.EngineMissing]) -> str:

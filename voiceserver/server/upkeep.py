@@ -22,6 +22,7 @@ from voiceserver.server.multiprocess.merge import Unready
 from voiceserver.server.routes import capacity_of, reasons_unready
 from voiceserver.server.tls import tls_context, use_instead
 from voiceserver.transport.services import Services
+from voiceserver_workers import registry
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -118,7 +119,10 @@ class CapacityWatch:
         if is_called or self._disturbed >= MOST_DISTURBED:
             services.state.end_measuring()
         if found is None and is_ready and not is_called and self._has_lines:
-            self._calibration = Calibration(self._pools, services.ticks.clock, self._cores.share)
+            stages = services.config.stages.by_name()
+            elsewhere = {name for name, stage in stages.items() if not registry.computes(stage.engine)}
+            measured = {name: pool for name, pool in self._pools.items() if name not in elsewhere}
+            self._calibration = Calibration(measured, services.ticks.clock, self._cores.share)
             self._calibration.begin()
         elif found is not None and not self._is_calibrated:
             found.give_up_if_late()

@@ -7,6 +7,7 @@
 ``running_server``               a server in this process, on a real socket
 ``server_in_thread``             the same for code without an event loop
 ``ChatEndpoint, Answer, ...``    a chat-completions endpoint that answers by script
+``SpeechEndpoint, Spoken, ...``  an endpoint that speaks and transcribes by script
 ``ManualClock``                  a clock and loop that only the test moves
 ================================ ==================================================================================
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from voiceserver.testing.pool_suite import Bench, MakeBench, Owner, PoolSuite, StreamSuite
     from voiceserver.testing.server import RunningServer, inline_pool, running_server, server_in_thread
+    from voiceserver.testing.speech_endpoint import Heard, SpeechEndpoint, Spoken
 
 __all__ = [
     "Answer",
@@ -43,6 +45,7 @@ __all__ = [
     "CodecSuite",
     "EngineCase",
     "EngineSuite",
+    "Heard",
     "Input",
     "MakeBench",
     "ManualClock",
@@ -51,6 +54,8 @@ __all__ = [
     "Raw",
     "RunningServer",
     "Silent",
+    "SpeechEndpoint",
+    "Spoken",
     "Status",
     "StreamSuite",
     "Tool",
@@ -69,6 +74,7 @@ _MODULES = {
     "engine_suite": {"EngineCase", "EngineSuite", "Input", "audio_script", "reply_script", "text_script"},
     "pool_suite": {"Bench", "MakeBench", "Owner", "PoolSuite", "StreamSuite"},
     "server": {"RunningServer", "inline_pool", "running_server", "server_in_thread"},
+    "speech_endpoint": {"Heard", "SpeechEndpoint", "Spoken"},
 }
 
 

@@ -94,7 +94,8 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
-    body: dict[str, Any]
+    body: dict[str, Any]  # empty where it is no JSON
+    raw: bytes = b""
 
 
 class ChatEndpoint:
@@ -102,7 +103,7 @@ class ChatEndpoint:
     answers whose client left before the end. ``models``: the HTTP status of the list of models."""
 
     def __init__(self, *scripts: Script, port: int = 0, models: int = 200) -> None:
-        self.scripts = list(scripts)
+        self.scripts: list[Any] = list(scripts)
         self.requests: list[Request] = []
         self.probes: list[str] = []
         self.connections = 0
@@ -164,7 +165,7 @@ class ChatEndpoint:
             writer.close()
 
     async def _play(
-        self, script: Script, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, script: Any, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """False: the connection is over."""
         if isinstance(script, Status):
@@ -197,17 +198,21 @@ class ChatEndpoint:
         for index, event in enumerate(events):
             if index == script.hold_before:
                 await writer.drain()
-                release = asyncio.ensure_future(script.release.wait())
-                gone = asyncio.ensure_future(self._wait_until_left(reader))
-                done, waiting = await asyncio.wait({release, gone}, return_when=asyncio.FIRST_COMPLETED)
-                for task in waiting:
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
-                if gone in done:
+                if not await self._hold(script.release, reader):
                     return False
             _write_chunk(writer, f"data: {event}{script.end}")
         writer.write(b"0\r\n\r\n")
         return True
+
+    async def _hold(self, until: asyncio.Event, reader: asyncio.StreamReader) -> bool:
+        """False: the client left before."""
+        release = asyncio.ensure_future(until.wait())
+        gone = asyncio.ensure_future(self._wait_until_left(reader))
+        done, waiting = await asyncio.wait({release, gone}, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return gone not in done
 
     async def _wait_until_left(self, reader: asyncio.StreamReader) -> bool:
         await reader.read(1)
@@ -225,7 +230,8 @@ async def _read_request(reader: asyncio.StreamReader) -> Request | None:
     method, path, _ = first.split(" ")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Request(method, path, headers, json.loads(body) if body else {})
+    is_form = headers.get("content-type", "").startswith("multipart/")
+    return Request(method, path, headers, json.loads(body) if body and not is_form else {}, body)
 
 
 def _write(
@@ -241,8 +247,8 @@ def _begin_stream(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
 
 
-def _write_chunk(writer: asyncio.StreamWriter, text: str) -> None:
-    data = text.encode()
+def _write_chunk(writer: asyncio.StreamWriter, text: str | bytes) -> None:
+    data = text.encode() if isinstance(text, str) else text
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 

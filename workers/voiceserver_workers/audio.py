@@ -29,6 +29,15 @@ def float_to_pcm16(audio: Audio) -> bytes:
     return pcm
 
 
+def wav_of(audio: Audio, rate_hz: int) -> bytes:
+    """A WAV of float32 (n,): 16 bits, mono."""
+    pcm = float_to_pcm16(audio)
+    numbers = ((16, 4), (1, 2), (1, 2), (rate_hz, 4), (2 * rate_hz, 4), (2, 2), (16, 2))
+    head = b"".join(value.to_bytes(size, "little") for value, size in numbers)
+    whole = b"WAVEfmt " + head + b"data" + len(pcm).to_bytes(4, "little") + pcm
+    return b"RIFF" + len(whole).to_bytes(4, "little") + whole
+
+
 class Resampler:
     """One stream's way from one rate to another; chunk boundaries leave no trace in the sound.
 

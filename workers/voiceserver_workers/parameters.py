@@ -16,7 +16,7 @@ from msgspec import Meta, inspect
 
 Device = Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d+)?)$", title="cpu, cuda or cuda:N")]
 Threads = Annotated[int, Meta(ge=1, le=256)]
-Speed = Annotated[float, Meta(ge=0.25, le=4.0)]
+Speed = Annotated[float, Meta(ge=0.25, le=4)]
 Noise = Annotated[float, Meta(ge=0.0, le=2.0)]
 Decibels = Annotated[float, Meta(ge=-120.0, le=0.0)]
 
@@ -153,6 +153,72 @@ class EspeakParameters(Parameters, frozen=True):
     speed: Speed = 1.0
 
 
+Timeout = Annotated[float, Meta(ge=1.0, le=3_600_000.0)]
+
+
+class EndpointParameters(Parameters, frozen=True):
+    """What engines share that ask an endpoint.
+
+    base_url: Address of the API up to and with its version, such as http://localhost:8000/v1; empty: OPENAI_BASE_URL.
+    model: Name of the model; empty where the endpoint serves only one.
+    api_key: Key that is sent as Authorization: Bearer; empty: OPENAI_API_KEY, for the host of OPENAI_BASE_URL only.
+    api_key_env: Environment variable that holds the key.
+    connect_timeout_ms: Time to connect.
+    first_byte_timeout_ms: Time until the first byte of an answer, tries and the wait for a place included.
+    stall_timeout_ms: Time between two pieces of an answer.
+    timeout_ms: Time for the whole answer.
+    retries: How often a request is tried again while nothing of its answer was received.
+    max_concurrency: Requests at once of one worker; others wait.
+    uses_proxy: Honour HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+    """
+
+    base_url: str = ""
+    model: str = ""
+    api_key: str = ""
+    api_key_env: str = ""
+    connect_timeout_ms: Timeout = 3_000.0
+    first_byte_timeout_ms: Timeout = 8_000.0
+    stall_timeout_ms: Timeout = 5_000.0
+    timeout_ms: Timeout = 60_000.0
+    retries: Annotated[int, Meta(ge=0, le=10)] = 1
+    max_concurrency: Annotated[int, Meta(ge=1, le=4096)] = 64
+    uses_proxy: bool = True
+
+
+class SpeechParameters(EndpointParameters, frozen=True):
+    """voice: Name of a voice of the endpoint.
+    speed: 1: as the voice is; 2: twice as fast.
+    response_format: What is asked for; pcm is 16 bits, little-endian, mono.
+    stream_format: How it is asked for: audio, or server-sent events; auto: not said.
+    rate_hz: Rate of pcm whose answer does not name one.
+    instructions: How the voice is to speak, for models that take such a text.
+    max_audio_ms: A sentence that lasts longer is cut and announced as failed.
+    """
+
+    voice: str = "alloy"
+    speed: Speed = 1.0
+    response_format: Literal["pcm", "wav"] = "pcm"
+    stream_format: Literal["auto", "audio", "sse"] = "auto"
+    rate_hz: Annotated[int, Meta(ge=8_000, le=192_000)] = 24_000
+    instructions: str = ""
+    max_audio_ms: Annotated[float, Meta(ge=1_000.0, le=600_000.0)] = 120_000.0
+
+
+class TranscriptionParameters(EndpointParameters, frozen=True):
+    """language: Language of the callers, such as de; auto: the endpoint finds out.
+    prompt: Words that may be said, such as names.
+    streams: Ask for the transcript as it is made, so that its beginning is told early.
+    works_ahead: Ask at each pause, so that the transcript is ready when the turn ends; more speech cancels the request.
+    silence_db: RMS level, in dB of full scale, below which nobody speaks.
+    """
+
+    language: str = "auto"
+    prompt: str = ""
+    streams: bool = False
+    works_ahead: bool = True
+    silence_db: Decibels = -55.0
+
+
 ENGINES: Final[dict[str, type[Parameters]]] = {
     "silero": SileroParameters,
     "smart_turn": SmartTurnParameters,
@@ -162,6 +228,8 @@ ENGINES: Final[dict[str, type[Parameters]]] = {
     "hibari": HibariParameters,
     "piper": PiperParameters,
     "espeak": EspeakParameters,
+    "speech": SpeechParameters,
+    "transcription": TranscriptionParameters,
     "concierge": Parameters,
     "echo": Parameters,
 }
@@ -220,6 +288,8 @@ def _fits(value: object, kind: inspect.Type) -> bool:
         return value in kind.values
     if isinstance(kind, inspect.StrType):
         return isinstance(value, str) and (kind.pattern is None or re.search(kind.pattern, value) is not None)
+    if isinstance(kind, inspect.BoolType):
+        return isinstance(value, bool)
     assert isinstance(kind, inspect.IntType | inspect.FloatType)
     is_number = isinstance(value, int if isinstance(kind, inspect.IntType) else int | float)
     if not is_number or isinstance(value, bool):
@@ -237,4 +307,4 @@ def _words(kind: inspect.Type) -> str:
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         noun = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
         return f"{noun} from {kind.ge:g} to {kind.le:g}" if kind.ge is not None else noun
-    return "text"
+    return "true or false" if isinstance(kind, inspect.BoolType) else "text"

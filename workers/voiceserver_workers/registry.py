@@ -5,8 +5,8 @@ importing it. Only :func:`load` imports an engine, and only workers call it.
 
 A name is one of
 
-- a built-in: ``silero``, ``smart_turn``, ``moonshine``, ``pocketsphinx``, ``whisper``, ``hibari``, ``espeak``, ``piper``,
-  ``concierge``, ``echo``, ``chat``
+- a built-in: ``silero``, ``smart_turn``, ``moonshine``, ``pocketsphinx``, ``whisper``, ``transcription``, ``hibari``,
+  ``espeak``, ``piper``, ``speech``, ``concierge``, ``echo``, ``chat``
 - an entry point of group ``voiceserver.engines``, from somebody's package
 - ``module:attr``, anything importable
 
@@ -82,6 +82,7 @@ class EngineSpec:
     name: as configured. target: ``module:attr`` of the factory (empty if remote). stages: those it can serve
     (empty: only the engine knows). extra: the extra of voiceserver that brings all it needs (empty: none). packages:
     what it imports. is_remote: it waits for a network, so it runs in the server's http pool, not in a worker.
+    asks: its worker asks an endpoint, which does the work: what that costs here is not measured.
     takes_audio: a reply engine that hears the turn itself (speech to speech), so stt and tts are not asked.
     platforms: as ``system-machine``, those that its packages are built for (empty: all). prepare: ``module:function`` that
     makes its weights ready before a worker starts (empty: there is nothing to make); stdlib only, it raises ValueError.
@@ -93,9 +94,15 @@ class EngineSpec:
     extra: str = ""
     packages: tuple[str, ...] = ()
     is_remote: bool = False
+    asks: bool = False
     takes_audio: bool = False
     platforms: tuple[str, ...] = ()
     prepare: str = ""
+
+    @property
+    def computes(self) -> bool:
+        """Its work takes time of this machine."""
+        return not (self.is_remote or self.asks)
 
 
 _BUILT_IN = {
@@ -145,6 +152,22 @@ _BUILT_IN = {
         EngineSpec(
             "espeak", "voiceserver_workers.engines.espeak:Espeak", ("tts",), "espeak", ("espeakng_loader",)
         ),
+        EngineSpec(
+            "transcription",
+            "voiceserver_workers.engines.transcription:Transcription",
+            ("stt",),
+            "endpoints",
+            ("httpx",),
+            asks=True,
+        ),
+        EngineSpec(
+            "speech",
+            "voiceserver_workers.engines.speech:Speech",
+            ("tts",),
+            "endpoints",
+            ("httpx",),
+            asks=True,
+        ),
         EngineSpec("concierge", "voiceserver_workers.engines.concierge:Concierge", ("reply",), "workers"),
         EngineSpec("echo", "voiceserver_workers.engines.echo:Echo", ("reply",), "workers", takes_audio=True),
         EngineSpec("chat", "", ("reply",), "chat", ("httpx",), is_remote=True),
@@ -184,6 +207,14 @@ def takes_audio(name: str) -> bool:
     except EngineNotFound:
         return False
     return spec.takes_audio or (name not in _BUILT_IN and _declares(spec.target, "takes_audio"))
+
+
+def computes(name: str) -> bool:
+    """Whether the work of the engine ``name`` takes time of this machine; of one that is not known, it does."""
+    try:
+        return resolve(name).computes
+    except EngineNotFound:
+        return True
 
 
 def check(name: str, stage: Stage | None = None) -> EngineSpec:

@@ -104,13 +104,17 @@ class Schedule:
         return one * streams if self.is_shared else one
 
     def is_silent(self, audio: Audio) -> bool:
-        """Nothing in ``audio`` is as loud as ``silence_db`` for 30 ms."""
-        count = len(audio) // _LEVEL_SAMPLES
-        if not count:
-            return True
-        blocks = audio[: count * _LEVEL_SAMPLES].reshape(count, _LEVEL_SAMPLES)
-        loudest = float(np.sqrt(np.mean(blocks * blocks, axis=1)).max())
-        return bool(loudest < 10.0 ** (self.silence_db / 20.0))
+        return is_silent(audio, self.silence_db)
+
+
+def is_silent(audio: Audio, silence_db: float) -> bool:
+    """Nothing in ``audio`` is as loud as ``silence_db`` for 30 ms."""
+    count = len(audio) // _LEVEL_SAMPLES
+    if not count:
+        return True
+    blocks = audio[: count * _LEVEL_SAMPLES].reshape(count, _LEVEL_SAMPLES)
+    loudest = float(np.sqrt(np.mean(blocks * blocks, axis=1)).max())
+    return bool(loudest < 10.0 ** (silence_db / 20.0))
 
 
 class LocalAgreement:

@@ -34,9 +34,18 @@ class EventTooLong(Exception):
 class BodyParser:
     """``feed`` bytes, take whole events; ``finish`` gives what the peer did not end."""
 
-    __slots__ = ("_ended_with_cr", "_event", "_event_bytes", "_is_value", "_line", "skipped_lines")
+    __slots__ = (
+        "_ended_with_cr",
+        "_event",
+        "_event_bytes",
+        "_is_value",
+        "_line",
+        "_max_event_bytes",
+        "skipped_lines",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._max_event_bytes = max_event_bytes
         self._line = bytearray()  # the beginning of a line
         self._ended_with_cr = False
         self._event: list[bytes] = []
@@ -54,7 +63,8 @@ class BodyParser:
         for line in lines:
             yield from self._take_line(bytes(self._line).strip())
             self._line[:] = line
-        limit = MAX_VALUE_BYTES if self._is_value or self._line.startswith((b"{", b"[")) else MAX_EVENT_BYTES
+        is_value = self._is_value or self._line.startswith((b"{", b"["))
+        limit = MAX_VALUE_BYTES if is_value else self._max_event_bytes
         if len(self._line) + self._event_bytes > limit:
             raise EventTooLong
 

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from voiceserver.pool.chat.body import MAX_VALUE_BYTES
 
 from voiceserver.pool.chat.attempts import Attempts
-from voiceserver.pool.chat.body import MAX_VALUE_BYTES
 from voiceserver.pool.chat.chunks import read_event
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.remote_pool import RemoteFailure

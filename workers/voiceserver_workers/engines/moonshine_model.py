@@ -35,8 +35,8 @@ _MIN_SAMPLES = RATE_HZ // 10
 _BLOCK_SAMPLES = RATE_HZ * 50 // 1000
 # More behind: many words end in a fricative, which is no louder than noise.
 _BEFORE_SAMPLES, _BEHIND_SAMPLES = RATE_HZ * 60 // 1000, RATE_HZ * 150 // 1000
-# Of the loudest block, for speech without noise. The quietest tenth of an utterance is noise; what is so much louder, or as loud as
-# speech, is sound.
+# Of the loudest block, for speech without noise. The quietest tenth of an utterance is noise; what is so much louder, or as loud
+# as speech, is sound.
 _SOUND_DB, _SPEECH_DB = -40.0, -20.0
 _NOISE_SHARE, _OVER_NOISE_DB, _NOISE_STEP_DB, _LEAST_NOISE = 0.1, 12.0, 6.0, 1e-9
 # Nobody speaks faster: tokens a second, and some for the beginning.

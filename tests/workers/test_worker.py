@@ -114,6 +114,7 @@ def test_hello_tells_what_the_pool_must_know(benches: list[Bench]) -> None:
         "max_streams": 7,
         "options": ["voice"],
         "voices": [],
+        "languages": [],
     }
 
 

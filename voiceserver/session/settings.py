@@ -110,7 +110,9 @@ class SessionSettings(msgspec.Struct, frozen=True):
 
     def speaks(self, create: ReplyCreate, options: SessionOptions) -> bool:
         """Whether the reply that ``create`` asks for has sound."""
-        return (options.speaks if create.speaks is None else create.speaks) and self.can_speak
+        # Not ``can_speak``: one call less for each reply.
+        can_speak = "tts" in self.stages or self.audio_stage == "reply"
+        return (options.speaks if create.speaks is None else create.speaks) and can_speak
 
     @property
     def can_hear(self) -> bool:

@@ -125,7 +125,9 @@ class Speakable:
         is_open = self._fence or self._is_in_address or (self._is_line_start and piece.lstrip()[:1] == "-")
         if piece and not is_open and _is_prose(piece):
             self._is_line_start = False
-            return self._numbers(piece.strip()) if _has_words(piece) else ""
+            if not _has_words(piece):
+                return ""
+            return self._numbers(piece.strip()) if has_digit(piece) else piece.strip()
         return self._numbers(" ".join(filter(None, map(self._line, piece.splitlines(keepends=True)))))
 
     def _numbers(self, prose: str) -> str:

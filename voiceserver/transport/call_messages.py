@@ -20,6 +20,7 @@ from voiceserver.events.events import (
     ServerReady,
     SessionUpdate,
 )
+from voiceserver.events.json_values import FEW_BYTES
 from voiceserver.session.session import Session
 from voiceserver.session.speech_output import SCRIPT_UNSUPPORTED
 from voiceserver.transport.replay_buffer import ASK_BYTES, ReplayBuffer
@@ -179,7 +180,9 @@ class CallMessages:
             except ProtocolError as error:
                 self._complain(error)
         try:
-            self._receive_items(read_text(codec, payload))
+            # A short message is not counted, which saves a call for each.
+            is_short = len(payload) <= FEW_BYTES
+            self._receive_items(codec.receive_text(payload) if is_short else read_text(codec, payload))
         except ProtocolError as error:
             error.event_id = error.event_id or event_id_of(payload)
             self._complain(error)

@@ -83,7 +83,8 @@ def test_silence_around_the_sound_is_cut() -> None:
 
 def test_it_is_understood_by_the_recogniser() -> None:
     pytest.importorskip("moonshine_cpp", reason="pip install 'voiceserver[moonshine]'")
-    from tests.workers.engines.test_moonshine import plain, transcribe
+    from tests.recordings import plain
+    from tests.workers.engines.test_moonshine import transcribe
 
     voice, recogniser = make("hibari", {}), make("moonshine", {"cache": moonshine_cache()})
     for text in SENTENCES:

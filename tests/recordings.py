@@ -5,6 +5,7 @@ The name tells which: made speech is called ``made-…``, so that every test rep
 
 from __future__ import annotations
 
+import difflib
 import re
 from functools import cache
 from pathlib import Path
@@ -49,6 +50,14 @@ def plain(text: str) -> str:
     """The words of ``text`` as in ``WORDS``, whatever punctuation, capitals and spelling the recogniser chose."""
     known = {"metres": "meters", "10": "ten"}
     return " ".join(known.get(word, word) for word in re.sub(r"[^\w' ]", " ", text.lower()).split())
+
+
+def likeness(heard: str, said: str) -> float:
+    """How much of what was said is among the words that were heard, in order: 1.0 for all of it. A recogniser may take one
+    word for another when the audio was cut up in another way."""
+    words, expected = plain(heard).split(), plain(said).split()
+    matcher = difflib.SequenceMatcher(None, words, expected, autojunk=False)
+    return sum(block.size for block in matcher.get_matching_blocks()) / len(expected)
 
 
 def names() -> list[str]:

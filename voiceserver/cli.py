@@ -9,12 +9,13 @@ import errno
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
@@ -65,14 +66,75 @@ def _before(
     pass
 
 
+class Flag(NamedTuple):
+    """A flag that stands for settings: their keys and values, ``{}`` for what is given."""
+
+    help: str
+    metavar: str
+    settings: Mapping[str, str]
+
+
+FLAGS: Final = {
+    "host": Flag("Address to listen on.", "TEXT", {"server.host": "{}"}),
+    "port": Flag("Port to listen on.", "INTEGER", {"server.port": "{}"}),
+    "processes": Flag("Server processes on the one port.", "INTEGER", {"server.processes": "{}"}),
+    "llm": Flag(
+        "Language model: address of an API like OpenAI's, such as http://localhost:11434/v1.",
+        "URL",
+        {"stages.reply.engine": "chat", "stages.reply.params.base_url": "{}"},
+    ),
+    "stt": Flag(
+        "Transcripts: address of such an API with /audio/transcriptions.",
+        "URL",
+        {"stages.stt.engine": "transcription", "stages.stt.params.base_url": "{}"},
+    ),
+    "tts": Flag(
+        "Speech: address of such an API with /audio/speech.",
+        "URL",
+        {"stages.tts.engine": "speech", "stages.tts.params.base_url": "{}"},
+    ),
+}
+
+
+def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with an option for each of ``FLAGS``, given as keywords."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[str | None, typer.Option(help=flag.help, metavar=flag.metavar)],
+        )
+        for name, flag in FLAGS.items()
+    ]
+
+    @functools.wraps(command)
+    def called(**given: object) -> None:
+        command(**given)
+
+    del called.__wrapped__  # its signature is another one
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in own]
+    called.__signature__ = signature.replace(parameters=[*parameters, *options])  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in (*parameters, *options)}
+    return called
+
+
+def settings_of(flags: Mapping[str, str | None]) -> list[tuple[str, str, str]]:
+    """``(key, text, flag)`` of each setting that ``flags`` stand for."""
+    return [
+        (key, value.replace("{}", text), f"--{name}")
+        for name, text in flags.items()
+        if text is not None
+        for key, value in FLAGS[name].settings.items()
+    ]
+
+
 @app.command()
+@_with_flags
 def serve(
     config: ConfigFile = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[str | None, typer.Option(help="Port to listen on.", metavar="INTEGER")] = None,
-    processes: Annotated[
-        str | None, typer.Option(help="Server processes on the one port.", metavar="INTEGER")
-    ] = None,
     tls: Annotated[
         str | None,
         typer.Option(
@@ -81,14 +143,10 @@ def serve(
         ),
     ] = None,
     settings: Settings = None,
+    **flags: str | None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, which drains; a second signal ends at once. SIGHUP reloads what can be reloaded."""
-    flags = [
-        ("server.host", host, "--host"),
-        ("server.port", port, "--port"),
-        ("server.processes", processes, "--processes"),
-    ]
-    given = [(key, text, flag) for key, text, flag in flags if text is not None]
+    given = settings_of(flags)
     loaded = _load(config, settings, given)
     from voiceserver.doctor import machine
     from voiceserver.server.run import serve as serve_until_signal

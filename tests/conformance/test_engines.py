@@ -11,6 +11,7 @@ import pytest
 from tests import recordings
 from tests.engines_for_tests import Echo
 from tests.neural_cases import NEURAL_CASES
+from tests.workers.engines import test_speech, test_transcription
 from voiceserver.testing.engine_suite import (
     EngineCase,
     EngineSuite,
@@ -52,6 +53,9 @@ def _load(name: str) -> Any:
 
     return make
 
+
+# Engines that ask an endpoint are held to the suite beside their own tests, which serve one.
+ASKING = {"speech": test_speech.TestConformance, "transcription": test_transcription.TestConformance}
 
 CASES = (
     EngineCase(
@@ -122,9 +126,15 @@ class TestEngine(EngineSuite):
             engine.close(stream)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in registry.known_names() if not registry.resolve(name).is_remote]
-)
+@pytest.mark.parametrize("name", [name for name in registry.known_names() if registry.computes(name)])
 def test_every_known_engine_is_held_to_the_suite(name: str) -> None:
     assert name in [case.name for case in CASES]
     assert _engine(name).info.stage in registry.resolve(name).stages
+
+
+def test_those_that_ask_an_endpoint_are_held_to_it_too() -> None:
+    assert set(ASKING) == {name for name in registry.known_names() if registry.resolve(name).asks}
+    for name, suite in ASKING.items():
+        assert issubclass(suite, EngineSuite)
+        engine = registry.load(name)({"base_url": "http://127.0.0.1:9/v1"})
+        assert engine.info.stage in registry.resolve(name).stages

@@ -254,7 +254,7 @@ class SessionUnderAnything(RuleBasedStateMachine):
             del self.streams[stage]
             self._forget_stage(stage, 0)
             signals = self.said.signals
-            was_needed = self.session.needs(stage)
+            was_needed = self.session.demand().get(stage, False)
             self.session.lose_stream(stage, reason, self.now_ms)
             self.hear_events()
             assert self.said.signals > signals or not was_needed, "a loss is told at once"
@@ -350,7 +350,11 @@ class SessionUnderAnything(RuleBasedStateMachine):
         boxes = [("vad", session.audio_input.outbox), ("stt", session.audio_input.capture)]
         for stage, outbox in boxes:
             oldest_ms = outbox.oldest_at_ms
-            if oldest_ms is not None and session.needs(stage) and self.now_ms - oldest_ms > limit_ms:
+            if (
+                oldest_ms is not None
+                and session.demand().get(stage, False)
+                and self.now_ms - oldest_ms > limit_ms
+            ):
                 assert session.busy_monitor is not None
                 assert session.busy_monitor.is_busy, f"{stage} waits since {oldest_ms}, now {self.now_ms}"
 

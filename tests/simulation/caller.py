@@ -88,7 +88,7 @@ class Caller:
     def on_stream_lost(self, stage: str, reason: LossReason) -> None:
         assert self.session is not None
         self.streams.pop(stage)
-        needed, signals = self.session.needs(stage), self.audit.signals
+        needed, signals = self.session.demand().get(stage, False), self.audit.signals
         was_closed = self.session.is_closed
         self.session.lose_stream(stage, reason, self.world.now_ms)
         self.hear()
@@ -309,7 +309,9 @@ class Caller:
         if reply is not None and not session.is_output_held:
             boxes.append(("tts", reply.say))
         since += [
-            box.oldest_at_ms for name, box in boxes if session.needs(name) and box.oldest_at_ms is not None
+            box.oldest_at_ms
+            for name, box in boxes
+            if session.demand().get(name, False) and box.oldest_at_ms is not None
         ]
         return min(since)
 

@@ -16,17 +16,16 @@ import msgspec
 from voiceserver.events import events as ev
 from voiceserver.session import filler
 from voiceserver.session.busy import BusyMonitor, StageDelay
-from voiceserver.session.stage import Stage
 from voiceserver.session.stage_streams import Degradation, StageStreams, StreamLoss
+from voiceserver.session.state import REPLY, STT, TTS, VAD
 
 if TYPE_CHECKING:
     from voiceserver.session.audio_input import AudioInput
     from voiceserver.session.reply import Reply
+    from voiceserver.session.settings import FillerAudio
     from voiceserver.session.speech_output import SpeechOutput
     from voiceserver.session.state import DueName, SessionState
     from voiceserver.session.transcripts import Transcripts
-
-VAD, STT, REPLY, TTS = Stage.VAD, Stage.STT, Stage.REPLY, Stage.TTS
 
 
 def delays(session: SessionState) -> list[StageDelay]:
@@ -35,8 +34,9 @@ def delays(session: SessionState) -> list[StageDelay]:
     if place is not None:
         return [place._replace(lag_ms=session.audio_input.lag_ms if session.audio_input is not None else 0.0)]
     found = []
+    demand = session.demand()
     for stage in session.settings.stages:
-        if session.needs(stage) and not (stage == TTS and session.is_output_held):
+        if demand.get(stage) and not (stage == TTS and session.is_output_held):
             delay = _delay(session, stage)
             if delay is not None:
                 found.append(delay)
@@ -119,9 +119,12 @@ def exact(session: SessionState) -> dict[DueName, float]:
         "quiet": quiet_due_ms(audio_input, settings.audio_grace_ms, is_output_held=is_held),
         "idle": idle_due_ms(session.options.turn_detection, session.idle_from_ms, is_open=is_open),
         "resume": cut.settles_ms if cut is not None else math.inf,
-        "filler": filler_due_ms(session),
+        "filler": math.inf,
         "close": session.deadlines.get("close", math.inf),
     }
+    if speech_output is not None and settings.fillers is not None:
+        is_unwanted = session.is_filler_unwanted
+        found["filler"] = filler_due_ms(speech_output.reply, settings.fillers, is_unwanted=is_unwanted)
     return {name: due_ms for name, due_ms in found.items() if due_ms < math.inf}
 
 
@@ -183,19 +186,11 @@ def hearing_due_ms(audio_input: AudioInput | None, hear_until_ms: float) -> floa
     return hear_until_ms if is_limited else math.inf
 
 
-def filler_due_ms(session: SessionState) -> float:
+def filler_due_ms(reply: Reply | None, fillers: FillerAudio, *, is_unwanted: bool) -> float:
     """When the caller should hear the next filler."""
-    reply, fillers, busy_monitor = session.reply, session.settings.fillers, session.busy_monitor
-    if reply is None or fillers is None or not filler.is_wanted(reply):
+    if reply is None or is_unwanted or not filler.is_wanted(reply):
         return math.inf
-    is_taken = (
-        session.place is not None
-        or session.is_output_held
-        or (session.audio_input is not None and session.audio_input.capturing_turn > 0)
-        # Who is told aloud that the server is busy need not hear the same in other words.
-        or (session.options.audible_busy and busy_monitor is not None and busy_monitor.is_busy)
-    )
-    return math.inf if is_taken else filler.due_ms(reply, fillers)
+    return filler.due_ms(reply, fillers)
 
 
 def idle_due_ms(detection: ev.TurnDetection | None, idle_from_ms: float, *, is_open: bool) -> float:

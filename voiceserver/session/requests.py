@@ -12,6 +12,7 @@ from voiceserver.events import events as ev
 from voiceserver.session import deadlines, turns
 from voiceserver.session.history import History, check_key
 from voiceserver.session.option_changes import changed, with_tools
+from voiceserver.session.turn_table import check_event
 
 if TYPE_CHECKING:
     from voiceserver.session.state import SessionState
@@ -58,7 +59,7 @@ def _commit(session: SessionState, event: ev.InputCommit, now_ms: float) -> None
 def _clear(session: SessionState, event: ev.InputClear, now_ms: float) -> None:
     audio_input, transcripts = session.audio_input, session.transcripts
     if audio_input is not None and transcripts is not None and audio_input.capturing_turn:
-        turns.allow(session, "cancel")
+        check_event(session.stage_of_turn, "cancel")
         transcripts.forget(audio_input.capturing_turn)
         audio_input.capture.discard_turn(audio_input.capturing_turn)
         session.the_stage_streams.reset(session.settings.audio_stage)

@@ -346,8 +346,10 @@ class Session(SessionState):
             refreshes = True
         elif self.stage_streams is not None and not self.stage_streams.is_well:
             refreshes = True
-        if self.settings.fillers is not None:
-            self.lower_deadline("filler", deadlines.filler_due_ms(self))
+        if self.settings.fillers is not None and speech_output is not None:
+            reply, is_unwanted = speech_output.reply, self.is_filler_unwanted
+            due_ms = deadlines.filler_due_ms(reply, self.settings.fillers, is_unwanted=is_unwanted)
+            self.lower_deadline("filler", due_ms)
         if self.phase is Phase.DRAINING:
             self._close_when_done(now_ms)
         if refreshes and not self.is_closed:
@@ -441,7 +443,7 @@ class Session(SessionState):
             return
         if self.preemptive_reply is not None and stage in (REPLY, TTS):
             turns.drop_preemptive(self)
-        if self.needs(stage):
+        if self.demand().get(stage):
             deadlines.lose(self, stage, reason, now_ms)
             self._after(now_ms, refreshes=True)
 
@@ -496,7 +498,9 @@ class Session(SessionState):
             if failed is not None:
                 turns.abandon(self, failed)
         reply, fillers = speech_output.reply, self.settings.fillers
-        if reply is not None and fillers is not None and now_ms >= deadlines.filler_due_ms(self):
+        if reply is None or fillers is None:
+            return
+        if now_ms >= deadlines.filler_due_ms(reply, fillers, is_unwanted=self.is_filler_unwanted):
             text, pcm = fillers.audio(reply.fillers, reply.output_rate_hz, self.options.language)
             speech_output.fill(reply, text, pcm, now_ms)
 

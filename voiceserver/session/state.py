@@ -214,9 +214,17 @@ class SessionState:
                 found[TTS] = False
         return found
 
-    def needs(self, stage: str) -> bool:
-        """Whether the caller waits for the stage."""
-        return self.demand().get(stage, False)
+    @property
+    def is_filler_unwanted(self) -> bool:
+        """The caller speaks, takes no audio now, or hears already why it waits."""
+        audio_input, busy_monitor = self.audio_input, self.busy_monitor
+        return (
+            self.place is not None
+            or self.is_output_held
+            or (audio_input is not None and audio_input.capturing_turn > 0)
+            # Who is told aloud that the server is busy need not hear the same in other words.
+            or (self.options.audible_busy and busy_monitor is not None and busy_monitor.is_busy)
+        )
 
     @property
     def is_well(self) -> bool:  # hot

@@ -54,10 +54,11 @@ TURN: Final[Mapping[TurnState, Mapping[TurnEvent, frozenset[TurnState]]]] = {
 }
 
 
-def check_event(state: TurnState, event: TurnEvent) -> None:
-    """Raises IllegalTransition if ``event`` cannot happen in ``state``."""
+def check_event(state: TurnState, event: TurnEvent) -> TurnState:
+    """``state``. Raises IllegalTransition if ``event`` cannot happen in it."""
     if event not in TURN[state]:
         raise IllegalTransition(f"{event} cannot happen while a session is {state}")
+    return state
 
 
 def check_move(state: TurnState, event: TurnEvent, after: TurnState) -> None:

@@ -28,7 +28,7 @@ from voiceserver.session.preemptive import (
 from voiceserver.session.reply import Interrupted, Reply, ReplyQueue
 from voiceserver.session.reply_request import encode_again, encode_request, request_fields
 from voiceserver.session.transcripts import Transcripts, Utterance
-from voiceserver.session.turn_table import TURN, TurnEvent, TurnState, check_event, check_move
+from voiceserver.session.turn_table import TurnState, check_event, check_move
 from voiceserver_workers.ipc.messages import Record, ResultKind
 
 if TYPE_CHECKING:
@@ -47,26 +47,14 @@ _PARTIAL: Final = frozenset({int(ResultKind.TEXT), int(ResultKind.CONSUMED)})
 # ------------------------------------------------------------------------------------------------------- the table
 
 
-def allow(session: SessionState, event: TurnEvent) -> TurnState:
-    """The state in which ``event`` happens. Raises IllegalTransition, before anything has changed."""
-    state = session.stage_of_turn
-    if event not in TURN[state]:
-        check_event(state, event)
-    return state
-
-
-def _moved(session: SessionState, before: TurnState, event: TurnEvent) -> None:
-    if session.settings.check_laws:
-        check_move(before, event, session.stage_of_turn)
-
-
 def reply_done(session: SessionState, reply: Reply) -> None:
     """``reply`` has come to its end by itself."""
     before: TurnState = "speaking" if reply.samples_sent else "thinking"
     if session.audio_input is not None and session.audio_input.capturing_turn:
         before = "listening"
     check_event(before, "reply_done")
-    _moved(session, before, "reply_done")
+    if session.settings.check_laws:
+        check_move(before, "reply_done", session.stage_of_turn)
 
 
 # ------------------------------------------------------------------------------------------------------ utterances
@@ -75,7 +63,7 @@ def reply_done(session: SessionState, reply: Reply) -> None:
 def begin_turn(
     session: SessionState, audio_input: AudioInput, from_ms: float, decided_ms: float, now_ms: float
 ) -> float:
-    before = allow(session, "start")
+    before = check_event(session.stage_of_turn, "start")
     session.turn += 1
     session.last_speech_turn = session.turn
     if session.transcripts is None:
@@ -90,7 +78,8 @@ def begin_turn(
     session.lower_deadline("quiet", now_ms + session.settings.audio_grace_ms)
     if session.hear_until_ms > -math.inf:
         session.lower_deadline("hear", session.hear_until_ms)
-    _moved(session, before, "start")
+    if session.settings.check_laws:
+        check_move(before, "start", session.stage_of_turn)
     return begun_ms
 
 
@@ -201,7 +190,7 @@ def end_speech(
 ) -> Utterance | None:
     transcripts, detection = session.transcripts, session.options.turn_detection
     assert transcripts is not None
-    before = allow(session, "stop")
+    before = check_event(session.stage_of_turn, "stop")
     if creates_reply is None:
         creates_reply = detection is not None and detection.creates_reply
     hears_itself = session.settings.can_hear and session.settings.audio_stage == "reply"
@@ -228,10 +217,12 @@ def end_speech(
     elif hears_itself and creates_reply and session.options.replies:
         start_reply(session, ev.ReplyCreate(), now_ms, utterance)
     elif hears_itself:
-        _drop_turn(session, turn)
+        _drop_turn(audio_input, transcripts, turn)
+        session.the_stage_streams.reset("reply")
     else:
         _give_up_oldest(session, audio_input, transcripts, now_ms)
-    _moved(session, before, "stop")
+    if session.settings.check_laws:
+        check_move(before, "stop", session.stage_of_turn)
     return utterance
 
 
@@ -273,19 +264,17 @@ def answer_held(session: SessionState, create: ev.ReplyCreate, now_ms: float) ->
 
 def drop_held(session: SessionState) -> None:
     """The client did not ask for an answer to what was said, and now it is too late."""
-    transcripts = session.transcripts
-    if transcripts is not None and transcripts.held_turn:
+    audio_input, transcripts = session.audio_input, session.transcripts
+    if audio_input is not None and transcripts is not None and transcripts.held_turn:
         turn, transcripts.held_turn = transcripts.held_turn, 0
-        _drop_turn(session, turn)
+        _drop_turn(audio_input, transcripts, turn)
+        session.the_stage_streams.reset("reply")
 
 
-def _drop_turn(session: SessionState, turn: int) -> None:
+def _drop_turn(audio_input: AudioInput, transcripts: Transcripts, turn: int) -> None:
     """Nobody wants the answer that the engine would give."""
-    assert session.audio_input is not None
-    assert session.transcripts is not None
-    session.audio_input.capture.commit_turn(turn)
-    session.transcripts.forget(turn)
-    session.the_stage_streams.reset("reply")
+    audio_input.capture.commit_turn(turn)
+    transcripts.forget(turn)
 
 
 def give_up_transcripts(session: SessionState, now_ms: float) -> None:
@@ -328,10 +317,10 @@ def receive_hearing(
         session.speech_output.receive_reply(record, now_ms)
         return
     utterance = transcripts.find(turn) if is_last else None
-    before = allow(session, "final") if utterance is not None else None
+    before = check_event(session.stage_of_turn, "final") if utterance is not None else None
     text = transcripts.receive(record)
-    if before is not None:
-        _moved(session, before, "final")
+    if before is not None and session.settings.check_laws:
+        check_move(before, "final", session.stage_of_turn)
     _receive_text(session, audio_input, record, now_ms)
     if utterance is not None:
         _finish_utterance(session, utterance, text, now_ms)
@@ -378,7 +367,7 @@ def announce(session: SessionState, cue: Literal["no_answer", "not_understood", 
 
 def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"], now_ms: float) -> int:
     """End the reply in progress (or the playing of the last); its turn, 0 for none."""
-    reply, before = session.reply, allow(session, "cancel")
+    reply, before = session.reply, check_event(session.stage_of_turn, "cancel")
     turn = session.speech_output.stop(reason, now_ms)
     session.queue, ended = drop_queue(session.queue, reason)
     for done in ended:
@@ -387,7 +376,8 @@ def stop_reply(session: SessionState, reason: Literal["interrupted", "cancelled"
         abandon(session, reply)
     if reason == "cancelled":
         session.interrupted = None
-    _moved(session, before, "cancel")
+    if session.settings.check_laws:
+        check_move(before, "cancel", session.stage_of_turn)
     return turn
 
 
@@ -421,14 +411,14 @@ def start_reply(
     session: SessionState, create: ev.ReplyCreate, now_ms: float, utterance: Utterance | None = None
 ) -> None:
     settings = session.settings
-    before = allow(session, "reply_started")
+    before = check_event(session.stage_of_turn, "reply_started")
     if utterance is not None:
         turn = utterance.turn
     elif create.is_out_of_band:  # what the caller said is still to be answered
         session.turn += 1
         turn = session.turn
     else:
-        turn = _next_turn(session)
+        session.turn = turn = _next_turn(session.turn, session.replied_turn, session.transcripts)
     session.replied_turn = max(session.replied_turn, turn)
     speaks = session.settings.speaks(create, session.options)
     hears, speech_output = settings.audio_stage == "reply", session.speech_output
@@ -449,7 +439,7 @@ def start_reply(
     session.interrupted = None
     wait_for_answer(session, now_ms)
     if settings.check_laws:
-        _moved(session, before, "reply_started")
+        check_move(before, "reply_started", session.stage_of_turn)
     if hears:
         reply.needs_tts = False
         reply.ask.mark_sent()
@@ -468,13 +458,10 @@ def wait_for_answer(session: SessionState, now_ms: float) -> None:
     session.lower_deadline("answer", now_ms + session.settings.reply_timeout_ms)
 
 
-def _next_turn(session: SessionState) -> int:
-    """The turn of a reply that is not the answer to an utterance: one that no utterance can still be answered in."""
-    transcripts = session.transcripts
-    is_taken = transcripts is not None and transcripts.find(session.turn) is not None
-    if session.turn <= session.replied_turn or is_taken:
-        session.turn += 1
-    return session.turn
+def _next_turn(turn: int, replied_turn: int, transcripts: Transcripts | None) -> int:
+    """The turn of a reply that is not the answer to an utterance: ``turn``, or the next if that has a reply or may get one."""
+    is_taken = transcripts is not None and transcripts.find(turn) is not None
+    return turn + 1 if turn <= replied_turn or is_taken else turn
 
 
 # ---------------------------------------------------------------------------------------------- preemptive replies
@@ -572,7 +559,7 @@ def go_on(session: SessionState, cut: Interrupted, now_ms: float) -> None:
     old = cut.reply
     texts = old.unheard_texts(cut.played_ms)
     if texts or (old.texts_received and not old.is_finished_asking):
-        turn = _next_turn(session)
+        session.turn = turn = _next_turn(session.turn, session.replied_turn, session.transcripts)
         session.replied_turn = max(session.replied_turn, turn)
         request = b"" if old.is_finished_asking else encode_again(old.request, turn)
         cut.resumed = session.speech_output.resume(turn, old, texts, request, now_ms)

@@ -10,6 +10,9 @@ from tests.voiceserver.session_bench import Bench
 from voiceserver.errors import IllegalTransition
 from voiceserver.events import events as ev
 from voiceserver.session import turns
+from voiceserver.session.audio_input import AudioInput
+from voiceserver.session.endpointing import Stop
+from voiceserver.session.transcripts import Transcripts
 from voiceserver.session.turn_table import TURN, TurnEvent, TurnState, check_event, check_move
 
 STATES: tuple[TurnState, ...] = ("idle", "listening", "thinking", "speaking")
@@ -51,8 +54,10 @@ def test_only_a_caller_who_speaks_can_stop_and_the_session_is_unchanged(state: T
         bench.do(ev.InputCommit())
         assert session.stage_of_turn == "thinking"
         return
+    unused = AudioInput(16_000, None, 1_000)
+    session.transcripts = session.transcripts or Transcripts(session.outgoing)
     with pytest.raises(IllegalTransition, match="stop"):
-        turns.allow(session, "stop")
+        turns.end_speech(session, audio_input or unused, Stop(0.0, 0.0, "commit"), bench.now_ms)
     assert (session.turn, bench.events, session.audio_input) == (turn, events, audio_input)
 
 

@@ -73,7 +73,7 @@ OVER: Final[dict[str, int]] = {
     "parameters voiceserver_clients.load.load": 13,
     "parameters voiceserver_clients.talk.talk": 10,
     "session voiceserver.capacity.outage": 1,
-    "session voiceserver.session.deadlines": 10,
+    "session voiceserver.session.deadlines": 9,
     "session voiceserver.session.requests": 8,
     "session voiceserver.session.turns": 24,
     "session voiceserver.transport.call": 1,

@@ -30,21 +30,39 @@ if TYPE_CHECKING:
 
 def delays(session: SessionState) -> list[StageDelay]:
     """What is not getting on. A caller in the waiting room waits for a place and nothing else."""
-    place = session.place
+    place, audio_input = session.place, session.audio_input
     if place is not None:
-        return [place._replace(lag_ms=session.audio_input.lag_ms if session.audio_input is not None else 0.0)]
+        return [place._replace(lag_ms=audio_input.lag_ms if audio_input is not None else 0.0)]
     found = []
-    demand = session.demand()
-    for stage in session.settings.stages:
-        if demand.get(stage) and not (stage == TTS and session.is_output_held):
-            delay = _delay(session, stage)
-            if delay is not None:
-                found.append(delay)
-    if session.stage_streams is not None:
-        found += [
-            _degradation(stage, degradation, session.turn)
-            for stage, degradation in session.stage_streams.degradations.items()
-        ]
+    demand, settings = session.demand(), session.settings
+    stage_streams, turn = session.stage_streams, session.turn
+    for stage in settings.stages:
+        is_needed = demand.get(stage) and not (stage == TTS and session.is_output_held)
+        outbox = session.outbox_of(stage) if is_needed else None
+        if outbox is None:
+            continue
+        hears = stage in (VAD, settings.audio_stage)
+        lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
+        patience_ms = float(settings.backpressure.busy_after_ms)
+        refusal = stage_streams.refusal(stage) if stage_streams is not None else None
+        stream_loss = stage_streams.stream_loss(stage) if stage_streams is not None else None
+        if stream_loss is not None:
+            retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
+            found.append(_lost(stage, stream_loss, lag_ms, retry_ms, turn))
+            continue
+        since_ms = outbox.oldest_at_ms
+        if since_ms is None:
+            speech_output = session.speech_output if session.has_speech_output else None
+            since_ms = _silent_since_ms(stage, session.transcripts, speech_output)
+            lag_ms, patience_ms = None, settings.reply_slow_ms
+        elif stage == REPLY and not hears and not outbox.has_unsent():
+            patience_ms = settings.reply_slow_ms
+        if since_ms is not None:
+            reason, retry_ms = ("slow", 0.0) if refusal is None else (refusal.reason, refusal.retry_after_ms)
+            found.append(StageDelay(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, turn))
+    if stage_streams is not None:
+        degradations = stage_streams.degradations
+        found += [_degradation(stage, degradation, turn) for stage, degradation in degradations.items()]
     return found
 
 
@@ -54,33 +72,9 @@ def _degradation(stage: str, degradation: Degradation, turn: int) -> StageDelay:
     return StageDelay(stage, reason, degradation.since_ms, 0.0, None, turn=turn, step="degraded")
 
 
-def _delay(session: SessionState, stage: str) -> StageDelay | None:
-    audio_input, stage_streams, settings = session.audio_input, session.stage_streams, session.settings
-    outbox = session.outbox_of(stage)
-    if outbox is None:
-        return None
-    hears = stage in (VAD, settings.audio_stage)
-    lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
-    patience_ms = float(settings.backpressure.busy_after_ms)
-    stream_loss = stage_streams.stream_loss(stage) if stage_streams is not None else None
-    refusal = stage_streams.refusal(stage) if stage_streams is not None else None
-    if stream_loss is not None:
-        retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
-        return StageDelay(
-            stage, stream_loss.reason, stream_loss.since_ms, 0.0, lag_ms, retry_ms, session.turn, step="lost"
-        )
-    since_ms = outbox.oldest_at_ms
-    if since_ms is None:
-        speech_output = session.speech_output if session.has_speech_output else None
-        since_ms = _silent_since_ms(stage, session.transcripts, speech_output)
-        lag_ms, patience_ms = None, settings.reply_slow_ms
-    elif stage == REPLY and not hears and not outbox.has_unsent():
-        patience_ms = settings.reply_slow_ms
-    if since_ms is None:
-        return None
-    reason = "slow" if refusal is None else refusal.reason
-    retry_ms = 0.0 if refusal is None else refusal.retry_after_ms
-    return StageDelay(stage, reason, since_ms, patience_ms, lag_ms, retry_ms, session.turn)
+def _lost(stage: str, loss: StreamLoss, lag_ms: float | None, retry_ms: float, turn: int) -> StageDelay:
+    """The wait for a stage that lost its worker: the caller hears of it at once."""
+    return StageDelay(stage, loss.reason, loss.since_ms, 0.0, lag_ms, retry_ms, turn, step="lost")
 
 
 def _silent_since_ms(
@@ -298,10 +292,14 @@ def lose(session: SessionState, stage: str, reason: str, now_ms: float) -> None:
     if reason == "moved":
         return
     until_seq = outbox.consumed_seq if outbox is not None and hears else 0
-    session.the_stage_streams.lose(stage, StreamLoss(reason, now_ms, until_seq))
-    delay = _delay(session, stage)
-    if delay is not None:
-        announce(session, delay, now_ms)
+    stage_streams, audio_input = session.the_stage_streams, session.audio_input
+    stage_streams.lose(stage, StreamLoss(reason, now_ms, until_seq))
+    stream_loss, refusal = stage_streams.stream_loss(stage), stage_streams.refusal(stage)
+    if outbox is not None and stream_loss is not None:
+        lag_ms = audio_input.ms(outbox.backlog) if hears and audio_input is not None else None
+        patience_ms = float(session.settings.backpressure.busy_after_ms)
+        retry_ms = patience_ms if refusal is None else refusal.retry_after_ms
+        announce(session, _lost(stage, stream_loss, lag_ms, retry_ms, session.turn), now_ms)
 
 
 def bound(session: SessionState, audio_input: AudioInput, now_ms: float) -> None:

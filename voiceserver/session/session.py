@@ -409,7 +409,8 @@ class Session(SessionState):
             self._after(now_ms)
 
     def stream_closed(self, stage: str) -> None:
-        if self.the_stage_streams.closed(stage) and self.phase is not CLOSED:
+        stage_streams = self.stage_streams or self.the_stage_streams
+        if stage_streams.closed(stage) and self.phase is not CLOSED:
             self.lower_deadline("busy", 0.0)  # served in full again: say so at the next timer
         outbox = self.outbox_of(stage)
         if outbox is not None:

@@ -21,7 +21,7 @@ WIRES = {
     "native": ("/v1/stream", {"type": "reply.create"}),
 }
 # Wire: a reply that is asked for; a drain with its text and its end; a drain with its audio and the end of that.
-MOST = {"realtime": (132, 132, 167), "native": (108, 86, 94)}
+MOST = {"realtime": (132, 132, 165), "native": (108, 86, 92)}
 
 
 def product_calls(run: Callable[[], object]) -> int:

@@ -28,15 +28,14 @@ HERE = Path(__file__).parent
 SERVERS = ("e2e", "faults", "benchmarks", "clients", "test_wheel.py")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """A temporary folder for each process of tests (``pytest -n 2``), so that what one test leaves is not blamed on another."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker:
-        tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"tests-{worker}-")
+# A temporary folder for each process of tests (``pytest -n 2``), so that what one test leaves is not blamed on another. It is set
+# before any module of tests copies the environment for the servers that it starts.
+if WORKER := os.environ.get("PYTEST_XDIST_WORKER"):
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"tests-{WORKER}-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if os.environ.get("PYTEST_XDIST_WORKER"):
+    if WORKER:
         shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
 
 

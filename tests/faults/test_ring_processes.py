@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.serving import ENVIRONMENT
 from voiceserver_workers.ipc.channel import ChannelConfig, FlightState, ServerEnd
 from voiceserver_workers.ipc.messages import Record, RequestKind, ResultKind
 from voiceserver_workers.ipc.platform import PORTABLE, Platform, choose_platform
@@ -50,7 +51,7 @@ def running_peer(platform: Platform) -> Iterator[Peer]:
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("ring_peer.py")), platform.name, *map(str, fds)],
         pass_fds=fds,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
     )
     server.close_worker_fds()
     theirs.close()

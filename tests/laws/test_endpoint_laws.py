@@ -13,13 +13,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from voiceserver.pool.chat.body import MAX_VALUE_BYTES
 
 from voiceserver.pool.chat.attempts import Attempts
 from voiceserver.pool.chat.chunks import read_event
 from voiceserver.pool.chat.config import ChatConfig
 from voiceserver.pool.remote_pool import RemoteFailure
 from voiceserver.session import sentences
+from voiceserver_workers.http.body import MAX_VALUE_BYTES
 
 CALL_S = 0.25e-6  # of a machine of today
 # 2 ms of work are 8,000 calls; what was begun within them is brought to its end.

@@ -1,8 +1,8 @@
 """The head of an answer, bounded before the HTTP library reads it.
 
 An endpoint may send any number of interim answers (100, 103) before the one that counts, and the library reads all that came at
-once without giving the loop back: 64 KiB of them take 0.2 s, and there is no end to them. Rule: an answer has at most MAX_INTERIM
-interim ones, and they and its own head MAX_HEAD_BYTES together.
+once without giving the loop back: 64 KiB of them take some 70 ms, and there is no end to them. Rule: an answer has at most
+MAX_INTERIM interim ones, and they and its own head MAX_HEAD_BYTES together.
 
 ``HeadLimit`` is pure; the backend and its streams ask it about what comes from the network.
 """

@@ -34,6 +34,13 @@ if WORKER := os.environ.get("PYTEST_XDIST_WORKER"):
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"tests-{WORKER}-")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist declares its marker by itself, where it is installed."""
+    config.addinivalue_line(
+        "markers", "xdist_group(name): tests of one group run in one process, in their order"
+    )
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if WORKER:
         shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)

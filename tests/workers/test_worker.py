@@ -12,7 +12,7 @@ from voiceserver_workers.batcher import BatchLimits
 from voiceserver_workers.engine import Audio, EngineError, EngineInfo, Item, Output, Piece, Stage
 from voiceserver_workers.ipc.channel import ChannelConfig, ServerEnd, WorkerEnd
 from voiceserver_workers.ipc.messages import CONTROL_STREAM, Record, RequestKind, ResultKind, StreamParams
-from voiceserver_workers.worker import Worker, merge_bytes
+from voiceserver_workers.worker import OPTIONAL_BURST_MS, OPTIONAL_SHARE, Worker, merge_bytes
 
 
 class Recorder:
@@ -397,3 +397,31 @@ def test_a_stream_whose_partials_nobody_reads_is_worked_for_its_final_transcript
     bench.run()
     asked = [(item.stream, item.is_final_only) for batch in bench.engine.batches for item in batch]
     assert asked == [(1, False), (2, True), (1, True)]
+
+
+def test_partials_of_all_streams_together_have_a_share_of_the_time_and_no_more(benches: list[Bench]) -> None:
+    class Partials(Recorder):
+        """Takes 40 ms for a partial of each item that may have one."""
+
+        def step(self, batch: Sequence[Item]) -> list[Output]:
+            outputs = list(super().step(batch))
+            wanted = [not item.is_final_only for item in batch]
+            bench.now_ms += 40.0 * sum(wanted)
+            for output in outputs:
+                output.is_optional = any(wanted)
+            return outputs
+
+    bench = make(benches, Partials())
+    bench.worker = Worker(bench.engine, bench.end, BatchLimits(1, 0.0, 0), clock_ms=lambda: bench.now_ms)
+    bench.open(1, 2, 3, 4)
+    began_ms = bench.now_ms
+    for seq in range(160, 160 * 200, 160):
+        for stream in (1, 2, 3, 4):
+            bench.send(RequestKind.DATA, stream, seq=seq, payload=bytes(320))
+        bench.run()
+        bench.now_ms += 100.0
+    assert bench.server.flight().items == 4 + 4 * 199, "opened, and each chunk stepped"
+    asked = [item.is_final_only for batch in bench.engine.batches for item in batch]
+    partial_ms = 40.0 * asked.count(False)
+    allowed_ms = OPTIONAL_SHARE * (bench.now_ms - began_ms) + OPTIONAL_BURST_MS + 40.0
+    assert 0.9 * allowed_ms - OPTIONAL_BURST_MS < partial_ms <= allowed_ms

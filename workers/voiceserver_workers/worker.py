@@ -43,6 +43,9 @@ MAX_PENDING = (
     256  # requests held outside the ring: enough for batching, few enough that a full ring still tells
 )
 MERGE_BYTES = 32_000
+# Of a worker's time; one caller alone takes 0.1 with moonshine.
+OPTIONAL_SHARE = 0.25
+OPTIONAL_BURST_MS = 500.0
 ENGINE_FAILED = EngineError("engine_failed", "The engine failed on this input.")
 
 # As plain ints: looking a member up costs more than comparing it.
@@ -88,6 +91,28 @@ class _Stream:
     is_final_only: bool = False
 
 
+class OptionalBudget:
+    """The time that all streams of a worker together may take for what is left out under pressure (``Output.is_optional``): a
+    token bucket (Turner, "New Directions in Communications", 1986) that fills with ``OPTIONAL_SHARE`` of the time. So partial
+    transcripts get rarer as more people speak, before anybody waits."""
+
+    __slots__ = ("_left_ms", "_seen_ms")
+
+    def __init__(self) -> None:
+        self._left_ms = OPTIONAL_BURST_MS
+        self._seen_ms: float | None = None
+
+    def is_spent(self, now_ms: float) -> bool:
+        if self._seen_ms is not None:
+            gained_ms = max(now_ms - self._seen_ms, 0.0) * OPTIONAL_SHARE
+            self._left_ms = min(self._left_ms + gained_ms, OPTIONAL_BURST_MS)
+        self._seen_ms = now_ms
+        return self._left_ms < 0
+
+    def spend(self, took_ms: float) -> None:
+        self._left_ms -= took_ms
+
+
 class Worker:
     """``engine`` is used from the thread that calls ``poll`` only.
 
@@ -113,6 +138,8 @@ class Worker:
         self._has_sent = False
         self._is_audio_in = engine.info.hears
         self._has_partials = engine.info.stage == "stt"
+        self._budget = OptionalBudget() if self._has_partials and clock_ms is not None else None
+        self._is_final_only = False
         self._announces_done = engine.info.stage in ("reply", "tts")
         self.is_stopping = False
 
@@ -257,6 +284,7 @@ class Worker:
     def _step(self, batch: list[Work], now_ms: float) -> None:  # hot
         works: list[Work] = []
         items: list[Item] = []
+        self._is_final_only = self._budget is not None and self._budget.is_spent(now_ms)
         for work, audio in zip(batch, self._decode(batch), strict=True):
             try:
                 item = self._item(work, audio)
@@ -319,7 +347,7 @@ class Worker:
                 work.is_flush,
                 work.is_continued,
                 work.is_pause,
-                state.is_final_only,
+                state.is_final_only or self._is_final_only,
             ),
         )
 
@@ -335,6 +363,7 @@ class Worker:
 
     def _call(self, items: list[Item], now_ms: float) -> Sequence[Output]:
         self._channel.record_step([item.stream for item in items], self._deadline_ns(now_ms))
+        began_ms = self._clock_ms() if self._budget is not None and self._clock_ms is not None else now_ms
         try:
             outputs = self._engine.step(items)
         except MemoryError:
@@ -344,6 +373,8 @@ class Worker:
             raise
         is_optional = self._has_partials and any(output.is_optional for output in outputs)
         self._channel.record_idle(is_optional=is_optional)
+        if is_optional and self._budget is not None and self._clock_ms is not None:
+            self._budget.spend(self._clock_ms() - began_ms)
         if len(outputs) != len(items):
             raise RuntimeError(f"engine gave {len(outputs)} outputs for {len(items)} items")
         return outputs

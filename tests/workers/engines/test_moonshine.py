@@ -81,15 +81,6 @@ def test_partials_are_rarer_the_longer_the_utterance_is() -> None:
     assert schedule.interval_samples(10 * RATE_HZ) == RATE_HZ * 1400 // 1000
 
 
-def test_all_streams_of_a_worker_share_what_is_spent_on_partials() -> None:
-    from voiceserver_workers.engines.windows import Schedule
-
-    own, shared = Schedule(400, 0.1, 1, 1, -55.0), Schedule(400, 0.1, 1, 1, -55.0, is_shared=True)
-    assert shared.interval_samples(RATE_HZ) == own.interval_samples(RATE_HZ)
-    assert shared.interval_samples(RATE_HZ, streams=8) == 8 * own.interval_samples(RATE_HZ)
-    assert own.interval_samples(RATE_HZ, streams=8) == own.interval_samples(RATE_HZ)
-
-
 def _hum() -> Audio:
     return (0.2 * np.sin(2 * np.pi * 100 * np.arange(3 * RATE_HZ) / RATE_HZ)).astype(np.float32)
 

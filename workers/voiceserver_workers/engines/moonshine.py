@@ -66,7 +66,6 @@ class Moonshine(WindowEngine):
             beam_size=1,
             silence_db=settings.silence_db,
             settle_ms=_SETTLE_MS,
-            is_shared=True,
         )
         info = EngineInfo("moonshine", "stt", RATE_HZ, works_ahead=True, options=("language",))
         super().__init__(info, settings.load(), schedule)

@@ -87,8 +87,6 @@ class Schedule:
     silence_db: RMS level, in dB of full scale, below which nobody speaks.
     settle_ms: an utterance that is as long at a pause is settled there, and what follows is heard apart, because a shorter
         window costs less; 0: never.
-    is_shared: the interval is multiplied by the number of open streams, so that all their partials together cost what those of
-        one would; for a model that hears one window after the other.
     """
 
     interval_ms: int
@@ -97,11 +95,9 @@ class Schedule:
     beam_size: int
     silence_db: float
     settle_ms: int = 0
-    is_shared: bool = False
 
-    def interval_samples(self, heard_samples: int, streams: int = 1) -> int:
-        one = self.interval_ms * RATE_HZ // 1000 + int(self.interval_share * heard_samples)
-        return one * streams if self.is_shared else one
+    def interval_samples(self, heard_samples: int) -> int:
+        return self.interval_ms * RATE_HZ // 1000 + int(self.interval_share * heard_samples)
 
     def is_silent(self, audio: Audio) -> bool:
         return is_silent(audio, self.silence_db)
@@ -267,13 +263,10 @@ class WindowEngine(ABC):
             state.want = "final"
         elif state.is_pausing and not self._is_ready(state):
             state.want = "ahead"
-        elif not is_final_only and heard - state.decoded_samples >= self._interval_samples(heard):
+        elif heard - state.decoded_samples >= self._schedule.interval_samples(heard) and not is_final_only:
             state.want = "partial"
         if was == "nothing":
             state.wanted_step = self._steps
-
-    def _interval_samples(self, heard: int) -> int:
-        return self._schedule.interval_samples(heard, len(self._streams))
 
     def _decode(self, states: Sequence[_Stream], outputs: Sequence[Output], beam_size: int) -> None:
         """One call of the model for what ``states`` want."""

@@ -27,6 +27,7 @@ from voiceserver.testing import ManualClock
 from voiceserver.transport.http import Response, Router, Routes, json_response
 from voiceserver.transport.server_state import ServerState
 from voiceserver.transport.ticks import Ticks
+from voiceserver.wire.registry import WIRES
 
 ROOT = Path(__file__).resolve().parents[3]
 WEB = ROOT / "voiceserver" / "web"
@@ -112,7 +113,7 @@ def observed() -> Metrics:
         now_ms=0.0,
     )
     metrics.observe_admission(admission, controller, list)
-    metrics.observe_state(lambda: False)
+    metrics.observe_state(lambda: False, [wire.name for wire in WIRES])
     metrics.count_opened("native")
     metrics.count_closed("native", 1000, Accounting(100.0, 80.0, 20.0, 0.0))
     metrics.count_refused("at_capacity")
